@@ -1,0 +1,67 @@
+# Everything a fresh machine with git, make and Python 3.11 or later needs to run and test this project.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+# A folder of wheels that pip is configured with (a CPU build of torch, say) serves uv as well; most machines have none.
+FIND_LINKS := $(firstword $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+PACKAGES := api store agent trainer operator cli
+OUT ?= runs/quickstart
+FAULT ?= kill:worker=1,step=250
+
+.PHONY: help install quickstart test lint format generate lock clean bench-recovery bench-overhead
+
+help: ## These lines
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+install: $(VENV)/.installed ## The environment in .venv: hash-locked packages, torch, this workspace
+
+$(VENV)/.installed: requirements/dev.txt $(PACKAGES:%=%/pyproject.toml)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 …")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check uv 2>/dev/null || $(BIN)/pip install uv
+	$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements/dev.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode $(TORCH) $(if $(FIND_LINKS),--find-links "$(FIND_LINKS)")
+	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation $(PACKAGES:%=-e %)
+	touch $@
+
+# Without compiled bytecode every process of a run would compile torch's and our modules again.
+compile: install
+	@$(BIN)/python -m compileall -q $(PACKAGES:%=%/src)
+
+.PHONY: compile
+
+quickstart: compile ## Train a small GPT on real text with three workers, one of which is killed on the way
+	$(BIN)/python -m pretrain_cli.corpus examples/data
+	rm -rf "$(OUT)"
+	$(BIN)/pretrain run examples/quickstart.yaml --out "$(OUT)" --fault $(FAULT)
+
+test: compile ## Unit, trainer, local-process and API-server tests
+	$(BIN)/pytest
+
+lint: install ## Style, types, import rules, drift of generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pretrain_cli.crd --check
+
+format: install ## Mend the style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+generate: install ## Write the generated files: CRD
+	$(BIN)/python -m pretrain_cli.crd
+
+bench-recovery: compile ## Kill-to-next-step beside plain torchrun
+	$(BIN)/python benchmarks/recovery/run.py
+
+bench-overhead: compile ## Step time under the agent beside plain torchrun
+	$(BIN)/python benchmarks/overhead/run.py
+
+lock: install ## Renew the locked requirements
+	for name in dev runtime; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-annotate --no-emit-index-url --no-emit-find-links requirements/$$name.in -o requirements/$$name.txt || exit 1; done
+
+clean: ## Remove the environment, runs and caches
+	rm -rf $(VENV) runs examples/data .pytest_cache .ruff_cache .hypothesis

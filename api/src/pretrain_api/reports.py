@@ -1,0 +1,169 @@
+"""What ranks say to their agent, and through it to the coordinator: the bodies of reports.
+
+Ranks send them as JSON lines over the agent's Unix socket (see `pretrain_agent.client`); the agent adds number,
+generation and time and forwards them. Losses are in nats per token, seconds are wall-clock.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from pretrain_api.base import Wire
+
+
+class Started(Wire):
+    """A rank's process runs. The first message of each rank; the agent answers it with the Generation."""
+
+    kind: Literal["started"] = "started"
+    rank: int
+    local_rank: int
+    pid: int
+
+
+class Restored(Wire):
+    """A rank's state stands: restored from a checkpoint, or initialised. Sent by global rank 0."""
+
+    kind: Literal["restored"] = "restored"
+    step: int = Field(description="Completed steps of the restored state; 0 for a fresh start")
+    checkpoint: str | None = Field(default=None, description="Key of the manifest it came from")
+    parameters: int = Field(default=0, description="Number of parameters of the model")
+    unigram_loss: float | None = Field(
+        default=None, description="Loss of the unigram model of the same mix: what knowing only token frequencies gives"
+    )
+    seconds: dict[str, float] = Field(
+        default_factory=dict[str, float], description="Time by stage: list, verify, load…"
+    )
+
+
+class StepDone(Wire):
+    """One optimizer update, reported by global rank 0. The same fields become a line of `metrics.jsonl`."""
+
+    kind: Literal["step"] = "step"
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int = Field(description="Tokens trained on so far, this step included")
+    tokens_per_second: float
+    seconds: float = Field(description="Duration of this step")
+    stall_seconds: float = Field(default=0.0, description="Of which blocked by a checkpoint's copy")
+    data_seconds: float = Field(default=0.0, description="Of which waiting for data")
+
+
+class Progress(Wire):
+    """A rank other than 0 completed a step: evidence of life, kept only as the newest."""
+
+    kind: Literal["progress"] = "progress"
+    step: int
+
+
+class Saved(Wire):
+    """A checkpoint's manifest was put: it is verified and in force. Sent by global rank 0."""
+
+    kind: Literal["saved"] = "saved"
+    step: int
+    checkpoint: str = Field(description="Key of the manifest")
+    bytes: int
+    stall_seconds: float = Field(description="How long the step loop waited for the copy")
+    seconds: float = Field(description="From the step boundary to the manifest")
+
+
+class SaveFailed(Wire):
+    """A save did not come to a manifest; the one before stays in force and the next interval tries again."""
+
+    kind: Literal["save_failed"] = "save_failed"
+    step: int
+    message: str
+
+
+class Held(Wire):
+    """On a command: a checkpoint of this step is in force and the ranks wait. Every rank sends it."""
+
+    kind: Literal["held"] = "held"
+    command_id: str
+    step: int
+    checkpoint: str
+
+
+class Resumed(Wire):
+    """The hold's time was over, nothing came, and the ranks went on. Every rank sends it."""
+
+    kind: Literal["resumed"] = "resumed"
+    command_id: str
+    step: int
+
+
+class Evaluated(Wire):
+    """Validation losses after this step, by source."""
+
+    kind: Literal["evaluated"] = "evaluated"
+    step: int
+    losses: dict[str, float]
+    seconds: float
+
+
+class Sampled(Wire):
+    """A text that the model wrote."""
+
+    kind: Literal["sampled"] = "sampled"
+    step: int
+    prompt: str
+    text: str
+
+
+class CheckpointRejected(Wire):
+    """The newest checkpoint could not be used (digest mismatch, missing object): the ranks want a generation whose
+    `rejected` names it. The ranks exit after this."""
+
+    kind: Literal["checkpoint_rejected"] = "checkpoint_rejected"
+    checkpoint: str
+    message: str
+
+
+class NumberTaken(Wire):
+    """The lineage has this generation's number already, put by somebody else: a number above `highest` is needed."""
+
+    kind: Literal["number_taken"] = "number_taken"
+    highest: int
+
+
+class Finished(Wire):
+    """The last step is done and its checkpoint in force. Sent by global rank 0 before it exits with 0."""
+
+    kind: Literal["finished"] = "finished"
+    step: int
+    tokens: int
+    checkpoint: str
+
+
+class Failed(Wire):
+    """A rank cannot go on, said by itself before it exits, or by its agent when it exited without a word."""
+
+    kind: Literal["failed"] = "failed"
+    rank: int
+    exit_code: int = Field(default=1, description="Negative: killed by that signal")
+    reason: str = Field(description="CamelCase, for conditions: `CollectiveError`, `ConfigInvalid`, `Killed`, …")
+    message: str = ""
+    retryable: bool = True
+
+
+ReportBody = Annotated[
+    Started
+    | Restored
+    | StepDone
+    | Progress
+    | Saved
+    | SaveFailed
+    | Held
+    | Resumed
+    | Evaluated
+    | Sampled
+    | CheckpointRejected
+    | NumberTaken
+    | Finished
+    | Failed,
+    Field(discriminator="kind"),
+]
+REPORT_BODY: TypeAdapter[ReportBody] = TypeAdapter(ReportBody)

@@ -1,0 +1,140 @@
+"""What a run leaves for people and programs: `metrics.jsonl`, `status.json` and `report.json`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pretrain_api.base import Frozen
+
+GoodputState = Literal[
+    "queued", "starting", "restoring", "training", "evaluating", "saving", "recovering", "redoing", "holding",
+    "suspended",
+]  # fmt: skip
+Phase = Literal["Pending", "Starting", "Training", "Recovering", "Holding", "Suspended", "Succeeded", "Failed"]
+
+
+class StepRecord(Frozen):
+    """A line of `metrics.jsonl`. A step done again appears again with a higher generation; the last one counts."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    tokens_per_second: float
+    generation: int
+    workers: int
+    time: float = Field(description="Unix seconds")
+
+
+class GenerationSummary(Frozen):
+    """A generation that trained."""
+
+    number: int
+    workers: int
+    started_at_step: int
+    reason: str
+
+
+class Incident(Frozen):
+    """A fault and how it was overcome. All seconds count from the fault; null: that point was not reached."""
+
+    cause: str = Field(description="`WorkerLost`, `RankFailed`, `WorkerSilent`, `CheckpointCorrupt`, `Hang`, …")
+    worker: int | None = None
+    node: str = ""
+    step: int = Field(description="Steps done when it happened")
+    time: float = Field(default=0.0, description="Unix seconds of the fault")
+    detected_seconds: float | None = None
+    reformed_seconds: float | None = None
+    restarted_seconds: float | None = None
+    restored_seconds: float | None = None
+    resumed_seconds: float | None = None
+    steps_lost: int | None = None
+    action: str = Field(default="", description="What was done: `Reformed`, `Restarted`, `Failed`, …")
+    message: str = ""
+
+
+class Goodput(Frozen):
+    """Where the time went. `ratio` is training over all but suspended and queued."""
+
+    ratio: float
+    seconds: dict[GoodputState, float]
+
+
+class CheckpointSummary(Frozen):
+    """Checkpoints of the run."""
+
+    saved: int = 0
+    latest_step: int | None = None
+    stall_seconds: float = 0.0
+
+
+class Condition(Frozen):
+    """metav1.Condition."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str = ""
+    observed_generation: int | None = None
+    last_transition_time: str = ""
+
+
+class WorkerStatus(Frozen):
+    """One worker, for people."""
+
+    slot: int
+    attempt: int
+    state: str = Field(description="`Starting`, `Joined`, `Training`, `Leaving`, `Lost`")
+    rank: int | None = None
+    node: str = ""
+    pids: dict[int, int] = Field(default_factory=dict[int, int], description="Global rank -> process id on its node")
+
+
+class JobStatus(Frozen):
+    """The job's status: the resource's `.status`, and `status.json` of a local run."""
+
+    phase: Phase = "Pending"
+    reason: str = ""
+    message: str = ""
+    job_uid: str = ""
+    generation: int = Field(default=0, description="Highest generation number known")
+    replicas: int = 0
+    workers: tuple[WorkerStatus, ...] = ()
+    selector: str = ""
+    step: int = 0
+    total_steps: int = 0
+    tokens: int = 0
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    latest_checkpoint: str | None = None
+    parameters: int | None = None
+    unigram_loss: float | None = None
+    validation_loss: dict[str, float] = Field(default_factory=dict[str, float])
+    sample: str = ""
+    goodput: Goodput | None = None
+    checkpoints: CheckpointSummary = CheckpointSummary()
+    generations: tuple[GenerationSummary, ...] = ()
+    incidents: tuple[Incident, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+
+
+class RunReport(Frozen):
+    """`report.json`. Losses are in nats per token, unrounded."""
+
+    job: str
+    result: Literal["Succeeded", "Failed", "Stopped"]
+    reason: str
+    steps: int
+    tokens: int
+    final_loss: float | None = Field(description="Mean of the last 20 steps")
+    unigram_loss: float | None
+    validation_loss: dict[str, float]
+    tokens_per_second: float | None
+    wall_seconds: float
+    goodput: Goodput
+    generations: tuple[GenerationSummary, ...]
+    incidents: tuple[Incident, ...]
+    checkpoints: CheckpointSummary
