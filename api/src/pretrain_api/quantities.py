@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
 
 DURATION_PATTERN = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$"
 TOKENS_PATTERN = r"^[0-9]+(\.[0-9]+)?[KMBT]?$"
+MAX_LENGTH = 32
+"""Characters of a quantity: bounds the work of whoever checks it."""
+MAX_DURATION = timedelta(days=3650)
+MAX_TOKENS = 10**18
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
-_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNIT_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _TOKEN_FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def parse_duration(value: Any) -> timedelta:
-    """`1h30m` -> timedelta. Raises ValueError that says what is allowed."""
+    """`1h30m` -> timedelta, in whole milliseconds. Raises ValueError that says what is allowed."""
     if isinstance(value, timedelta):
         return value
-    if not isinstance(value, str) or not re.fullmatch(DURATION_PATTERN, value):
+    if not isinstance(value, str) or len(value) > MAX_LENGTH or not re.fullmatch(DURATION_PATTERN, value, re.ASCII):
         raise ValueError(f"a duration such as 90s, 10m or 1h30m (units ms, s, m, h, d) is wanted, not {value!r}")
-    return timedelta(seconds=sum(float(n) * _UNIT_SECONDS[unit] for n, unit in _DURATION_PART.findall(value)))
+    milliseconds = round(sum(Decimal(n) * _UNIT_MILLISECONDS[unit] for n, unit in _DURATION_PART.findall(value)))
+    if milliseconds > MAX_DURATION / timedelta(milliseconds=1):
+        raise ValueError(f"a duration of at most {format_duration(MAX_DURATION)} is wanted, not {value!r}")
+    return timedelta(milliseconds=milliseconds)
 
 
 def format_duration(value: timedelta) -> str:
     """The shortest text that `parse_duration` reads back: `90s` -> `1m30s`."""
-    milliseconds = round(value.total_seconds() * 1000)
+    milliseconds = round(value / timedelta(milliseconds=1))
     text = ""
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
-        count, milliseconds = divmod(milliseconds, size)
+    for unit in ("d", "h", "m", "s", "ms"):
+        count, milliseconds = divmod(milliseconds, _UNIT_MILLISECONDS[unit])
         text += f"{count}{unit}" if count else ""
     return text or "0s"
 
@@ -38,20 +46,53 @@ def parse_tokens(value: Any) -> int:
     """`10B` -> 10_000_000_000. Raises ValueError that says what is allowed."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if not isinstance(value, str) or not re.fullmatch(TOKENS_PATTERN, value):
+    if isinstance(value, float) and value.is_integer():  # YAML reads 1e9 as a float
+        return int(value)
+    if not isinstance(value, str) or len(value) > MAX_LENGTH or not re.fullmatch(TOKENS_PATTERN, value, re.ASCII):
         raise ValueError(f"a number of tokens such as 500M or 10B (K, M, B, T) is wanted, not {value!r}")
     factor = _TOKEN_FACTORS[value[-1] if value[-1] in "KMBT" else ""]
-    return round(float(value.rstrip("KMBT")) * factor)
+    return round(Decimal(value.rstrip("KMBT")) * factor)
 
+
+def _positive(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError("a duration greater than 0s is wanted")
+    return value
+
+
+_DURATION_SCHEMA = {"type": "string", "pattern": DURATION_PATTERN, "maxLength": MAX_LENGTH}
 
 Duration = Annotated[
     timedelta,
     BeforeValidator(parse_duration),
     PlainSerializer(format_duration, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN}),
+    WithJsonSchema(_DURATION_SCHEMA),
+]
+PositiveDuration = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration),
+    AfterValidator(_positive),
+    PlainSerializer(format_duration, return_type=str),
+    WithJsonSchema(
+        _DURATION_SCHEMA
+        | {"x-kubernetes-validations": [{"rule": "self.matches('[1-9]')", "message": "must be greater than 0s"}]}
+    ),
 ]
 TokenCount = Annotated[
     int,
     BeforeValidator(parse_tokens),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "pattern": TOKENS_PATTERN}]}),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "pattern": TOKENS_PATTERN,
+            "maxLength": MAX_LENGTH,
+            "x-kubernetes-validations": [
+                {
+                    "rule": "type(self) == int ? self >= 1 : string(self).matches('[1-9]')",
+                    "message": "must be at least 1",
+                }
+            ],
+        }
+    ),
 ]

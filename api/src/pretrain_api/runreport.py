@@ -87,10 +87,36 @@ class WorkerStatus(Frozen):
 
     slot: int
     attempt: int
-    state: str = Field(description="`Starting`, `Joined`, `Training`, `Leaving`, `Lost`")
+    state: str = Field(description="`Starting`, `Joined`, `Training`, `Leaving`, `Ended`, `Lost`")
     rank: int | None = None
     node: str = ""
     pids: dict[int, int] = Field(default_factory=dict[int, int], description="Global rank -> process id on its node")
+
+
+class SlotMemory(Frozen):
+    """What is known of the pods that a slot ever had."""
+
+    slot: int
+    attempt: int = Field(description="Highest attempt ever created: none is used again")
+    joined: bool = Field(default=False, description="That attempt has joined")
+    counted: bool = Field(default=False, description="That attempt ended before it joined, which was counted")
+    failures: int = Field(default=0, description="Attempts in a row that ended before they joined")
+    failed_at: float = Field(default=0.0, description="Unix seconds of the last of them")
+
+
+class Bookkeeping(Frozen):
+    """What an operator that starts anew must know to go on counting; not meant for people."""
+
+    state: GoodputState = "queued"
+    counted_until: float | None = Field(default=None, description="Unix seconds up to which goodput is complete")
+    highest_step: int = Field(default=0, description="Steps above it are trained for the first time")
+    checkpoint_step: int = Field(default=0, description="A checkpoint of a later step is progress")
+    restarts: tuple[float, ...] = Field(
+        default=(), description="Unix seconds of the failures since the last progress that count"
+    )
+    program_failures: int = Field(default=0, description="Of which failures of the training program itself")
+    last_failure: str = ""
+    slots: tuple[SlotMemory, ...] = ()
 
 
 class JobStatus(Frozen):
@@ -119,6 +145,7 @@ class JobStatus(Frozen):
     generations: tuple[GenerationSummary, ...] = ()
     incidents: tuple[Incident, ...] = ()
     conditions: tuple[Condition, ...] = ()
+    bookkeeping: Bookkeeping = Bookkeeping()
 
 
 class RunReport(Frozen):

@@ -1,0 +1,145 @@
+"""The cross-field rules as CEL, so that the API server refuses what `pretrain_api.job` refuses.
+
+Each rule is the twin of a validator in `job`, `training` or `presets`. Two of those have none, for CEL cannot say them:
+that `onLog` compiles as a Python regular expression, and that a duration is at most ten years.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from pretrain_api import job
+from pretrain_api.presets import PRESETS
+
+
+class CelRule(NamedTuple):
+    """An entry of `x-kubernetes-validations`: `rule` holds, or `message` is the answer."""
+
+    rule: str
+    message: str
+
+
+def _field(model: str, name: str, presets: Mapping[str, object]) -> str:
+    """CEL for a model's field, or the preset's when it is absent."""
+    table = ", ".join(f"'{preset}': {value!r}" for preset, value in presets.items())
+    return f"(has({model}.{name}) ? {model}.{name} : {{{table}}}[{model}.preset])"
+
+
+def _number(model: str, name: str) -> str:
+    return _field(model, name, {preset: getattr(shape, name) for preset, shape in PRESETS.items()})
+
+
+def _known(model: str, *names: str) -> str:
+    """CEL for: the preset or the user gives all these fields."""
+    own = " && ".join(f"has({model}.{name})" for name in names)
+    return f"(has({model}.preset) || ({own}))"
+
+
+_HEADS, _WIDTH = _number("self", "heads"), _number("self", "width")
+_IS_LLAMA = (
+    f"(has(self.family) || has(self.preset)) && "
+    f"{_field('self', 'family', {name: shape.family for name, shape in PRESETS.items()})} == 'llama'"
+)
+_KV_HEADS = f"(has(self.model.kvHeads) ? self.model.kvHeads : {_number('self.model', 'heads')})"
+# `10B` -> `10e9`, which CEL reads as a double.
+_TOKENS = "double(string(self.tokens).replace('K', 'e3').replace('M', 'e6').replace('B', 'e9').replace('T', 'e12'))"
+_TOKENS_PER_STEP = f"double(self.batch.sequences * {_number('self.model', 'context')})"
+_DECAY = "(has(self.schedule.decaySteps) ? self.schedule.decaySteps : 0)"
+
+_MODEL_RULES = (
+    CelRule(
+        _known("self", "layers", "heads", "width", "context"),
+        "give a preset, or all of layers, heads, width and context",
+    ),
+    CelRule(
+        f"!{_known('self', 'heads', 'width')} || {_WIDTH} % {_HEADS} == 0",
+        "heads does not divide width: choose a divisor",
+    ),
+    CelRule(
+        f"!has(self.kvHeads) || !{_known('self', 'heads')} || {_HEADS} % self.kvHeads == 0",
+        "kvHeads does not divide heads: choose a divisor",
+    ),
+    CelRule(
+        f"!has(self.kvHeads) || !{_known('self', 'heads')} || self.kvHeads == {_HEADS} || ({_IS_LLAMA})",
+        "kvHeads is for family llama: leave it out, or set family to llama",
+    ),
+    CelRule(
+        f"!has(self.bias) || !self.bias || !({_IS_LLAMA})",
+        "bias is for family gpt2: leave it out, or set family to gpt2",
+    ),
+    CelRule(
+        f"!{_known('self', 'heads', 'width')} || !({_IS_LLAMA}) || {_WIDTH} / {_HEADS} % 2 == 0",
+        "width / heads is odd, which rotary positions of family llama cannot use: change width or heads",
+    ),
+)
+_TRAINING_RULES = (
+    CelRule("has(self.steps) != has(self.tokens)", "give exactly one of steps and tokens"),
+    CelRule(
+        f"!has(self.steps) || self.schedule.warmupSteps + {_DECAY} <= self.steps",
+        "schedule.warmupSteps and schedule.decaySteps are more than all steps: lower one of them, or train longer",
+    ),
+    CelRule(
+        f"!has(self.tokens) || !{_known('self.model', 'context')} || "
+        f"double(self.schedule.warmupSteps + {_DECAY} - 1) * {_TOKENS_PER_STEP} < {_TOKENS}",
+        "schedule.warmupSteps and schedule.decaySteps are more than all tokens: lower one of them, or train longer",
+    ),
+    CelRule(
+        f"!{_known('self.model', 'heads')} || ({_number('self.model', 'heads')} % self.parallelism.tensor == 0 && "
+        f"{_KV_HEADS} % self.parallelism.tensor == 0)",
+        "parallelism.tensor does not divide the model's heads or kvHeads: choose a divisor",
+    ),
+    CelRule(
+        f"!{_known('self.model', 'layers')} || {_number('self.model', 'layers')} % self.parallelism.pipeline == 0",
+        "parallelism.pipeline does not divide the model's layers: choose a divisor",
+    ),
+)
+
+RULES: Mapping[type[BaseModel], tuple[CelRule, ...]] = MappingProxyType(
+    {
+        job.Elastic: (
+            CelRule(
+                "!has(self.max) || self.min <= self.max",
+                "min is greater than max: lower min or raise max",
+            ),
+        ),
+        job.Workers: (
+            CelRule(
+                "self.replicas >= self.elastic.min",
+                "replicas is less than elastic.min: raise replicas or lower elastic.min",
+            ),
+            CelRule(
+                "!has(self.elastic.max) || self.replicas <= self.elastic.max",
+                "replicas is greater than elastic.max: lower replicas or raise elastic.max",
+            ),
+        ),
+        job.Model: _MODEL_RULES,
+        job.Batch: (
+            CelRule("self.sequences % self.microBatch == 0", "microBatch does not divide sequences: choose a divisor"),
+        ),
+        job.Schedule: (
+            CelRule(
+                "!has(self.decaySteps) || self.kind == 'wsd'",
+                "decaySteps is for kind wsd: leave it out, or set kind to wsd",
+            ),
+        ),
+        job.Training: _TRAINING_RULES,
+        job.Storage: (CelRule("has(self.s3) != has(self.path)", "give exactly one of s3 and path"),),
+        job.Interval: (CelRule("has(self.steps) != has(self.duration)", "give exactly one of steps and duration"),),
+        job.Rule: (
+            CelRule(
+                "[has(self.onExitCodes), has(self.onReason), has(self.onLog)].exists_one(given, given)",
+                "give exactly one of onExitCodes, onReason and onLog",
+            ),
+        ),
+    }
+)
+ROOT_RULES = (
+    CelRule(
+        "self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+        "metadata.name must have at most 40 lower-case letters, digits and hyphens and begin with a letter",
+    ),
+)

@@ -1,0 +1,67 @@
+"""What this version acts on: fields whose value is part of the format but not, or not yet, of the program."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pretrain_api.job import Divergence, PretrainJobSpec, Suspects
+from pretrain_api.presets import resolve
+from pretrain_api.training import Training
+
+
+class Finding(NamedTuple):
+    """A value that does not do what it says. `error`: the job is refused; `warning`: it runs as if it were absent."""
+
+    severity: Literal["error", "warning"]
+    path: str
+    """As users write it, for example `spec.training.precision`."""
+    message: str
+
+
+def unsupported(spec: PretrainJobSpec) -> tuple[Finding, ...]:
+    """Every value of the spec that this version does not act on; errors first."""
+    return (*_training_errors(spec.training), *_checkpoint_errors(spec), *_recovery_warnings(spec))
+
+
+def _training_errors(training: Training) -> tuple[Finding, ...]:
+    at = "spec.training"
+    parallelism = training.parallelism
+    found = (
+        (resolve(training.model).family == "llama", f"{at}.model.family", "llama is not there yet: use gpt2"),
+        (training.precision == "fp8", f"{at}.precision", "fp8 is not there yet: use bf16 or fp32"),
+        (training.optimizer.kind == "sgd", f"{at}.optimizer.kind", "sgd is not there yet: use adamw"),
+        (
+            training.schedule.kind == "wsd",
+            f"{at}.schedule.kind",
+            "wsd is not there yet: use cosine, linear or constant",
+        ),
+        (parallelism.tensor > 1, f"{at}.parallelism.tensor", "tensor parallelism is not there yet: leave it at 1"),
+        (parallelism.pipeline > 1, f"{at}.parallelism.pipeline", "pipelines are not there yet: leave it at 1"),
+        (parallelism.shard == "hybrid", f"{at}.parallelism.shard", "hybrid is not there yet: use full or none"),
+        (
+            training.exact and parallelism.shard != "none",
+            f"{at}.exact",
+            "exact sums are not there yet for sharded models: set parallelism.shard to none, or exact to false",
+        ),
+    )
+    return tuple(Finding("error", path, message) for holds, path, message in found if holds)
+
+
+def _checkpoint_errors(spec: PretrainJobSpec) -> tuple[Finding, ...]:
+    if spec.checkpoint.memory is None:
+        return ()
+    return (Finding("error", "spec.checkpoint.memory", "checkpoints in memory are not there yet: leave it out"),)
+
+
+def _recovery_warnings(spec: PretrainJobSpec) -> tuple[Finding, ...]:
+    recovery = spec.recovery
+    found = (
+        (recovery.rules != (), "rules", "failure rules are not applied yet: every failure follows recovery.budget"),
+        (
+            recovery.divergence != Divergence(),
+            "divergence",
+            "divergence is not watched yet: the loss may spike unnoticed",
+        ),
+        (recovery.suspects != Suspects(), "suspects", "nodes are not suspected yet: failures exclude no node"),
+    )
+    return tuple(Finding("warning", f"spec.recovery.{field}", message) for holds, field, message in found if holds)

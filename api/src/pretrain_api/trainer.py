@@ -1,0 +1,40 @@
+"""The trainer's configuration: what the training program is started with, one JSON file for the whole job."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from pydantic import Field
+
+from pretrain_api.base import Frozen
+from pretrain_api.job import Checkpoint, Divergence, Training
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the training program that the operator knows. Anything else is an unknown failure."""
+
+    DONE = 0
+    FAILED = 1
+    INVALID = 2
+    """Bad input: the user mends it; a restart cannot help."""
+    OUT_OF_MEMORY = 70
+    CHECKPOINT_REJECTED = 71
+    """The newest checkpoint is corrupt: a new generation names an older one."""
+    NUMBER_TAKEN = 72
+    SUPERSEDED = 73
+    """Another job took over the prefix: stop."""
+    NO_USABLE_CHECKPOINT = 74
+    """Checkpoints exist, none can be used: stop, for fear of starting from nothing."""
+    COLLECTIVE = 75
+    """A peer went away in the middle of a collective."""
+
+
+class TrainerConfig(Frozen):
+    """Everything is resolved: URIs are absolute paths or s3:// URIs, `checkpoint.storage.path` is absolute."""
+
+    job_name: str
+    job_uid: str
+    training: Training
+    checkpoint: Checkpoint
+    divergence: Divergence = Divergence()
+    threads: int = Field(default=1, ge=1, description="CPU threads of each process: pinned, since it changes bits")

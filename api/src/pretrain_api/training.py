@@ -1,0 +1,262 @@
+"""`spec.training`: what is trained, on what, how long and how; every field with its unit, default and bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+from pretrain_api.base import Frozen
+from pretrain_api.presets import PRESETS, resolve
+from pretrain_api.quantities import MAX_TOKENS, TokenCount
+
+NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+MAX_STEPS = 10**9
+MAX_SOURCES = 64
+Beta = Annotated[float, Field(ge=0, lt=1)]
+_LIST_BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+
+
+class Spec(Frozen):
+    """What a user writes. As strict as the API server: no text for a number, no infinity.
+
+    Lists become tuples, so fields that are tuples opt out of strictness for themselves, not for their items.
+    """
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Model(Spec):
+    """A decoder-only transformer: a preset, fields of your own, or a preset with some fields changed."""
+
+    preset: str | None = Field(
+        default=None, description="Name of a known shape", json_schema_extra={"enum": list(PRESETS)}
+    )
+    family: Literal["gpt2", "llama"] | None = Field(
+        default=None, description="Architecture; absent: the preset's, or gpt2"
+    )
+    layers: int | None = Field(default=None, ge=1, le=1000, description="Transformer blocks")
+    heads: int | None = Field(default=None, ge=1, le=1024, description="Attention heads; divides `width`")
+    kv_heads: int | None = Field(
+        default=None, ge=1, le=1024, description="Key and value heads (llama); divides `heads`; absent: `heads`"
+    )
+    width: int | None = Field(default=None, ge=1, le=131_072, description="Size of the residual stream")
+    context: int | None = Field(default=None, ge=1, le=2**24, description="Tokens in a training sequence")
+    vocabulary: int | None = Field(
+        default=None,
+        ge=2,
+        le=2**31,
+        description="Rows of the embedding; absent: the tokeniser's size, rounded up to 64",
+    )
+    tied_head: bool | None = Field(
+        default=None, description="The output head shares the token embedding's weights; absent: true for gpt2 only"
+    )
+    bias: bool | None = Field(
+        default=None, description="Linear layers and LayerNorms have biases (gpt2); absent: true for gpt2 only"
+    )
+    dropout: float | None = Field(default=None, ge=0, lt=1, description="Probability; absent: 0")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        resolve(self)
+        return self
+
+
+class Source(Spec):
+    """A tokenised data source."""
+
+    name: str = Field(pattern=NAME_PATTERN, max_length=63, description="Its name in reports; unique in its list")
+    uri: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="Folder with dataset.json: s3://…, file://…, or a path relative to the job file",
+    )
+    weight: float = Field(
+        default=1.0, gt=0, le=1e6, description="Share of the sequences, relative to the other weights"
+    )
+
+
+class Data(Spec):
+    """The training mix."""
+
+    tokenizer: str = Field(min_length=1, max_length=4096, description="URI of tokenizer.json (Hugging Face tokenizers)")
+    sources: tuple[Source, ...] = Field(
+        strict=False,
+        min_length=1,
+        max_length=MAX_SOURCES,
+        description="A weighted mix",
+        json_schema_extra=_LIST_BY_NAME,
+    )
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        _refuse_duplicates(self.sources)
+        return self
+
+
+class Batch(Spec):
+    """The global batch: the same at any number of workers."""
+
+    sequences: int = Field(default=64, ge=1, le=10**7, description="Sequences in a step, over all workers")
+    micro_batch: int = Field(
+        default=8, ge=1, le=10**7, description="Sequences computed together; never split, so it fixes the numerics"
+    )
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.sequences % self.micro_batch:
+            raise ValueError(
+                f"microBatch ({self.micro_batch}) does not divide sequences ({self.sequences}): choose a divisor"
+            )
+        return self
+
+
+class Optimizer(Spec):
+    """The optimizer. Weight decay is decoupled and applies to matrices only."""
+
+    kind: Literal["adamw", "sgd"] = Field(default="adamw", description="Update rule")
+    learning_rate: float = Field(default=6e-4, gt=0, description="Peak learning rate")
+    weight_decay: float = Field(default=0.1, ge=0, description="Decoupled: multiplied by the learning rate")
+    betas: tuple[Beta, Beta] = Field(
+        default=(0.9, 0.95),
+        strict=False,
+        description="Decay of the two moments, each in [0, 1); sgd uses the first as momentum",
+    )
+    epsilon: float = Field(default=1e-8, gt=0, description="Added to adamw's denominator")
+    clip: float | None = Field(default=1.0, gt=0, description="Global gradient norm; null: no clipping")
+
+
+class Schedule(Spec):
+    """Learning rate by step: linear warm-up, then the kind's decay to `minRatio` of the peak at the last step."""
+
+    kind: Literal["cosine", "linear", "wsd", "constant"] = Field(default="cosine", description="Form of the decay")
+    warmup_steps: int = Field(default=0, ge=0, le=MAX_STEPS, description="Steps of linear warm-up from zero")
+    min_ratio: float = Field(default=0.1, ge=0, le=1, description="The last learning rate over the peak")
+    decay_steps: int | None = Field(
+        default=None, ge=1, le=MAX_STEPS, description="wsd: length of the last decay; absent: a tenth of all steps"
+    )
+
+    @model_validator(mode="after")
+    def _decay(self) -> Self:
+        if self.decay_steps is not None and self.kind != "wsd":
+            raise ValueError(f"decaySteps is for kind wsd, not {self.kind}: leave it out, or set kind to wsd")
+        return self
+
+
+class Parallelism(Spec):
+    """How the model and its state are laid over the processes."""
+
+    shard: Literal["none", "full", "hybrid"] = Field(
+        default="none",
+        description="none: plain data parallel; full: FSDP2; hybrid: FSDP2 within, replicas between workers",
+    )
+    tensor: int = Field(default=1, ge=1, le=1024, description="Processes that share each matrix; divides heads")
+    pipeline: int = Field(default=1, ge=1, le=1000, description="Pipeline stages; divides layers")
+
+
+class Evaluation(Spec):
+    """Validation during training, the same at any number of workers."""
+
+    every: int = Field(
+        default=500, ge=1, le=MAX_STEPS, description="Steps between evaluations; there is one at the end as well"
+    )
+    sequences: int = Field(
+        default=64, ge=1, le=10**7, description="Sequences of each source that are evaluated, the first ones"
+    )
+    sources: tuple[Source, ...] = Field(
+        strict=False,
+        min_length=1,
+        max_length=MAX_SOURCES,
+        description="Held-out sources; their weights are not used",
+        json_schema_extra=_LIST_BY_NAME,
+    )
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        _refuse_duplicates(self.sources)
+        return self
+
+
+class Sampling(Spec):
+    """A text that the trained model writes at the end."""
+
+    prompt: str = Field(default="", max_length=10_000, description="Beginning of the text")
+    tokens: int = Field(default=120, ge=1, le=100_000, description="Tokens to add")
+    temperature: float = Field(default=0.8, gt=0, le=100, description="1: as trained; lower: safer")
+
+
+class Training(Spec):
+    """What is trained, on what, how long and how."""
+
+    model: Model = Field(description="The network")
+    data: Data = Field(description="What it learns from")
+    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="Optimizer updates")
+    tokens: TokenCount | None = Field(
+        default=None, ge=1, le=MAX_TOKENS, description="Or tokens, for example 10B; rounded up to steps"
+    )
+    batch: Batch = Batch()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    precision: Literal["bf16", "fp32", "fp8"] = Field(
+        default="bf16", description="Of matrix products; parameters and optimizer state are fp32"
+    )
+    parallelism: Parallelism = Parallelism()
+    evaluation: Evaluation | None = Field(default=None, description="Absent: none")
+    sampling: Sampling | None = Field(default=None, description="Absent: none")
+    seed: int = Field(default=1, ge=0, lt=2**31, description="Of initialisation, data order and dropout")
+    exact: bool = Field(
+        default=False, description="Bit-equal at any number of workers, for 1.3 to 1.6 times the step time"
+    )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer update sees, at any number of workers."""
+        return self.batch.sequences * resolve(self.model).context
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer updates until the end, from `steps` or `tokens`."""
+        return self.steps if self.steps is not None else -(-(self.tokens or 0) // self.tokens_per_step)
+
+    @model_validator(mode="after")
+    def _length(self) -> Self:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("give exactly one of steps and tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        schedule, steps = self.schedule, self.total_steps
+        if schedule.warmup_steps > steps:
+            raise ValueError(
+                f"schedule.warmupSteps ({schedule.warmup_steps}) is more than all steps ({steps}): "
+                "lower it, or train longer"
+            )
+        if schedule.warmup_steps + (schedule.decay_steps or 0) > steps:
+            raise ValueError(
+                f"schedule.warmupSteps + schedule.decaySteps ({schedule.warmup_steps} + {schedule.decay_steps}) "
+                f"is more than all steps ({steps}): lower one of them, or train longer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        model, tensor, pipeline = resolve(self.model), self.parallelism.tensor, self.parallelism.pipeline
+        for name, number in (("heads", model.heads), ("kvHeads", model.kv_heads)):
+            if number % tensor:
+                raise ValueError(
+                    f"parallelism.tensor ({tensor}) does not divide model.{name} ({number}): choose a divisor"
+                )
+        if model.layers % pipeline:
+            raise ValueError(
+                f"parallelism.pipeline ({pipeline}) does not divide model.layers ({model.layers}): choose a divisor"
+            )
+        return self
+
+
+def _refuse_duplicates(sources: tuple[Source, ...]) -> None:
+    names = [source.name for source in sources]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"sources: the name {twice[0]!r} is there twice; give each source a name of its own")

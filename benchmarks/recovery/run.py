@@ -1,0 +1,164 @@
+"""Kill-to-next-step: this project beside plain torchrun, same model, same trainer, same machine, one run.
+
+    python benchmarks/recovery/run.py [--kills 3] [--spacing 150] [--patience 150]
+
+Three workers train the quickstart's model. Ours: a whole worker (agent and rank) is killed `--kills` times where it
+holds rank 0 and as often where it does not, and a rank's process alone; times are those of the run's own report, which
+counts from the signal. Plain torchrun: `--rdzv-backend=c10d`, defaults, three launchers, one killed with its rank; the
+time is from the signal to the next step that a survivor prints, given up after `--patience` seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import itertools
+
+from harness import Torchrun, machine, prepare_corpus, pretrain_run, trainer_config
+
+PHASES = ("detected", "reformed", "restarted", "restored", "resumed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=3, help="kills of each kind")
+    parser.add_argument("--spacing", type=int, default=150, help="steps between kills")
+    parser.add_argument("--patience", type=float, default=150, help="seconds to wait for plain torchrun")
+    arguments = parser.parse_args()
+    console = Console(stderr=True)
+    prepare_corpus()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        with console.status("this project"):
+            ours, growing = measure_ours(folder / "ours", arguments.kills, arguments.spacing)
+        peers = {}
+        for victim, name in ((2, "another rank's launcher"), (0, "rank 0's launcher")):
+            with console.status(f"plain torchrun, {name} is killed: up to {arguments.patience:.0f} s"):
+                config = trainer_config(
+                    folder / f"peer-{victim}", folder / "ours" / "trainer.json", interval={"steps": 50}, steps=100_000
+                )
+                peers[name] = measure_torchrun(config, victim, arguments.patience)
+    show(ours, growing, peers)
+
+
+def measure_ours(out: Path, kills: int, spacing: int) -> tuple[dict[str, list[dict]], list[float]]:
+    """(incidents by what was killed, seconds without a step of each growth)."""
+    # Survivors keep their order and a newcomer is the last: so killing slots 0, 1, 2, 0, … always kills rank 0's,
+    # and killing the newest again and again never does.
+    targets = [("rank 0's worker", f"kill:worker={n % 3}") for n in range(kills)]
+    targets += [("another worker", f"kill:worker={(kills - 1) % 3}")] * kills
+    targets += [("a rank's process", "kill:rank=1")] * kills
+    faults = [f"--fault={what},step={spacing * (n + 1)}" for n, (_, what) in enumerate(targets)]
+    steps = spacing * (len(targets) + 1)
+    report, records = pretrain_run(out, "--workers=3", f"--set=training.steps={steps}", *faults)
+    if len(report["incidents"]) != len(targets):
+        sys.exit(f"{len(targets)} faults made {len(report['incidents'])} incidents: {report['incidents']}")
+    ours: dict[str, list[dict]] = {}
+    for (name, _), incident in zip(targets, report["incidents"], strict=True):
+        ours.setdefault(name, []).append(incident)
+    grown = {generation["number"] for generation in report["generations"] if generation["reason"] == "WorkerJoined"}
+    growing = [
+        after["time"] - before["time"]
+        for before, after in itertools.pairwise(records)
+        if after["generation"] != before["generation"] and after["generation"] in grown
+    ]
+    return ours, growing
+
+
+def measure_torchrun(config: Path, victim: int, patience: float) -> float | None:
+    """Seconds from the kill of one of three launchers to the next step of the others; None: none came."""
+    steps: list[tuple[float, int]] = []
+    stepped = threading.Condition()
+
+    def on_step(at: float, step: dict) -> None:
+        with stepped:
+            steps.append((at, step["step"]))
+            stepped.notify_all()
+
+    options = (
+        "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=benchmark", "--nnodes=1:3",
+        "--max-restarts=100",
+    )  # fmt: skip
+    launchers = []
+    try:
+        for _ in range(3):
+            launchers.append(Torchrun(config, options, on_step))
+            time.sleep(2)  # The first to come hosts the store: it is the one to be killed as rank 0's.
+        with stepped:
+            if not stepped.wait_for(lambda: len(steps) > 60, timeout=180):
+                sys.exit("plain torchrun did not begin to train within 180 s")
+        launchers[victim].kill()
+        killed = time.time()
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and any(launcher.running for launcher in launchers):
+            with stepped:
+                stepped.wait(timeout=1)
+                # Lines in the pipe at the moment of the kill are not steps after it.
+                if later := [at for at, _ in steps if at > killed + 1]:
+                    return later[0] - killed
+        return None
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+
+
+def free_port() -> int:
+    """A TCP port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def show(ours: dict[str, list[dict]], growing: list[float], peers: dict[str, float | None]) -> None:
+    """The table for people, then one line of JSON."""
+    medians = {
+        name: {phase: statistics.median(incident[f"{phase}Seconds"] for incident in incidents) for phase in PHASES}
+        for name, incidents in ours.items()
+    }
+    table = Table(title="Seconds from the kill (medians; each phase ends at the time given)")
+    for column in ("killed", "n", "detect", "re-form", "restart", "restore", "first step", "worst", "steps lost"):
+        table.add_column(column, justify="left" if column == "killed" else "right")
+    for name, phases in medians.items():
+        incidents = ours[name]
+        worst = max(incident["resumedSeconds"] for incident in incidents)
+        lost = statistics.median(incident["stepsLost"] for incident in incidents)
+        table.add_row(
+            name, str(len(incidents)), *(f"{phases[phase]:.3f}" for phase in PHASES), f"{worst:.3f}", f"{lost:.0f}"
+        )
+    if growing:
+        table.add_row(
+            "(growing back: no step for)", str(len(growing)), *[""] * 4, f"{statistics.median(growing):.3f}",
+            f"{max(growing):.3f}", "0",
+        )  # fmt: skip
+    for name, seconds in peers.items():
+        table.add_row(
+            f"plain torchrun: {name}", "1", *[""] * 4, "never" if seconds is None else f"{seconds:.3f}", "", ""
+        )
+    Console(width=120).print(table)
+    print(
+        json.dumps(
+            {
+                "benchmark": "recovery",
+                "medians": medians,
+                "growing": growing,
+                "torchrun": peers,
+                "machine": machine(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

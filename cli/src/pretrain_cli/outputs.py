@@ -1,0 +1,77 @@
+"""What a run leaves to look at: `report.json`, `loss.png` and a `report.html` that fetches nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
+
+import jinja2
+
+from pretrain_api.job import PretrainJob
+from pretrain_api.runreport import Goodput, JobStatus, RunReport, StepRecord
+from pretrain_cli.figure import draw_png, draw_svg
+
+FINAL_STEPS = 20
+
+Result = Literal["Succeeded", "Failed", "Stopped"]
+
+
+def write_outputs(
+    out: Path, job: PretrainJob, status: JobStatus, wall_seconds: float, result: Result, reason: str
+) -> RunReport:
+    """Write the three files into `out` from its `metrics.jsonl` and the last status; the report is returned too."""
+    records = read_metrics(out / "metrics.jsonl")
+    final = final_history(records)
+    report = RunReport(
+        job=job.metadata.name,
+        result=result,
+        reason=reason,
+        steps=status.step,
+        tokens=status.tokens,
+        final_loss=fmean(record.loss for record in final[-FINAL_STEPS:]) if final else None,
+        unigram_loss=status.unigram_loss,
+        validation_loss=status.validation_loss,
+        tokens_per_second=status.tokens_per_second,
+        wall_seconds=wall_seconds,
+        goodput=status.goodput or Goodput(ratio=0.0, seconds={}),
+        generations=status.generations,
+        incidents=status.incidents,
+        checkpoints=status.checkpoints,
+    )
+    (out / "report.json").write_text(report.model_dump_json(indent=1) + "\n")
+    draw_png(out / "loss.png", report, records)
+    (out / "report.html").write_text(render_html(report, records, status), encoding="utf-8")
+    return report
+
+
+def read_metrics(path: Path) -> tuple[StepRecord, ...]:
+    """The lines of `metrics.jsonl`; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return ()
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return tuple(StepRecord.from_json(line) for line in lines if line.endswith("\n"))
+
+
+def final_history(records: tuple[StepRecord, ...]) -> tuple[StepRecord, ...]:
+    """One record a step, in order: of a step that was done again the last one counts."""
+    last = {record.step: record for record in records}
+    return tuple(last[step] for step in sorted(last))
+
+
+def render_html(report: RunReport, records: tuple[StepRecord, ...], status: JobStatus) -> str:
+    """The page: numbers, curve, incidents, generations, goodput and the sample, all inline."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pretrain_cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["seconds"] = lambda value: "–" if value is None else f"{value:.2f} s"
+    environment.filters["loss"] = lambda value: "–" if value is None else f"{value:.3f}"
+    total = sum(report.goodput.seconds.values()) or 1.0
+    shares = [
+        (state, seconds, seconds / total)
+        for state, seconds in sorted(report.goodput.seconds.items(), key=lambda item: -item[1])
+        if seconds > 0
+    ]
+    return environment.get_template("report.html.j2").render(
+        report=report, status=status, figure=draw_svg(report, records), shares=shares
+    )

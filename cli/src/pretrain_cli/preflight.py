@@ -1,0 +1,187 @@
+"""All that can be checked of a job before anything is started: its URIs, its data, its storage."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from pydantic import ValidationError
+
+from pretrain_api.dataset import Dataset
+from pretrain_api.identity import differences, job_identity
+from pretrain_api.job import Data, Evaluation, PretrainJob, Storage, Training
+from pretrain_api.lineage import IDENTITY_KEY, JobIdentity
+from pretrain_api.presets import ResolvedModel, resolve
+from pretrain_api.support import Finding, unsupported
+from pretrain_api.training import Source
+from pretrain_cli.problems import InvalidJob, Problem
+from pretrain_cli.sources import TokenizerFile, check_fit, check_shards, check_tokenizer, check_vocabulary, read_dataset
+from pretrain_store.errors import Missing, StoreError
+from pretrain_store.open import open_store, probe
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+_DATA = "spec.training.data"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A job that can be started, and what was learned of it."""
+
+    job: PretrainJob
+    model: ResolvedModel
+    datasets: tuple[Dataset, ...]
+    """Of `training.data.sources`, in that order."""
+    identity: JobIdentity
+    warnings: tuple[Finding, ...]
+    """What the job asks for and this version does not do."""
+
+
+def resolve_uris(job: PretrainJob, job_file: Path, out_dir: Path) -> PretrainJob:
+    """The job with absolute paths and s3:// URIs only. Raises InvalidJob for a URI of another kind.
+
+    Data URIs are relative to the job file's folder, `checkpoint.storage.path` to `out_dir`.
+    """
+    training, storage = job.spec.training, job.spec.checkpoint.storage
+    problems: list[Problem] = []
+
+    def absolute(uri: str, field: str) -> str:
+        found = _absolute(uri, field, job_file.parent)
+        if isinstance(found, Problem):
+            problems.append(found)
+            return uri
+        return found
+
+    def all_absolute(sources: Sequence[Source], field: str) -> tuple[Source, ...]:
+        return tuple(
+            source.model_copy(update={"uri": absolute(source.uri, f"{field}[{index}].uri")})
+            for index, source in enumerate(sources)
+        )
+
+    data = Data(
+        tokenizer=absolute(training.data.tokenizer, f"{_DATA}.tokenizer"),
+        sources=all_absolute(training.data.sources, f"{_DATA}.sources"),
+    )
+    evaluation = training.evaluation and training.evaluation.model_copy(
+        update={"sources": all_absolute(training.evaluation.sources, "spec.training.evaluation.sources")}
+    )
+    if problems:
+        raise InvalidJob(job.metadata.name, problems)
+    if storage.path is not None:
+        storage = Storage(path=os.path.abspath(out_dir / storage.path))
+    return _replaced(job, training, data, evaluation, storage)
+
+
+def check(job: PretrainJob, environ: Mapping[str, str] = os.environ) -> Resolved:
+    """Check a job whose URIs are absolute. Raises InvalidJob with all that is wrong; leaves nothing behind."""
+    training, model = job.spec.training, resolve(job.spec.training.model)
+    findings = unsupported(job.spec)
+    problems = [Problem(finding.path, finding.message) for finding in findings if finding.severity == "error"]
+    tokenizer = check_tokenizer(training.data.tokenizer, f"{_DATA}.tokenizer")
+    if isinstance(tokenizer, Problem):
+        problems.append(tokenizer)
+        tokenizer = None
+    else:
+        problems += check_vocabulary(tokenizer, model)
+    datasets = _check_sources(training, model, tokenizer, problems)
+    problems += _check_storage(job.spec.checkpoint.storage, environ)
+    if problems or tokenizer is None:
+        raise InvalidJob(job.metadata.name, problems)
+    identity = job_identity(training, model, datasets, tokenizer.digest)
+    if problem := _other_job(job.spec.checkpoint.storage, identity, environ):
+        raise InvalidJob(job.metadata.name, (problem,))
+    warnings = tuple(finding for finding in findings if finding.severity == "warning")
+    return Resolved(job, model, datasets, identity, warnings)
+
+
+def _absolute(uri: str, field: str, base_dir: Path) -> str | Problem:
+    match = _SCHEME.match(uri)
+    if match is None:
+        return os.path.abspath(base_dir / uri)
+    if match[1] == "s3":
+        return uri
+    parsed = urlparse(uri)
+    if parsed.scheme != "file":
+        return Problem(field, f"{match[1]}:// is not known: use s3://…, file:///… or a path relative to the job file")
+    if parsed.netloc not in ("", "localhost"):
+        return Problem(field, f"{uri} names a host: a folder of this machine has three slashes, file:///…")
+    return os.path.abspath(unquote(parsed.path))
+
+
+def _replaced(
+    job: PretrainJob, training: Training, data: Data, evaluation: Evaluation | None, storage: Storage
+) -> PretrainJob:
+    """The job with these parts; they were checked when they were made, so nothing is checked again."""
+    checkpoint = job.spec.checkpoint.model_copy(update={"storage": storage})
+    resolved = training.model_copy(update={"data": data, "evaluation": evaluation})
+    spec = job.spec.model_copy(update={"training": resolved, "checkpoint": checkpoint})
+    return job.model_copy(update={"spec": spec})
+
+
+def _check_sources(
+    training: Training, model: ResolvedModel, tokenizer: TokenizerFile | None, problems: list[Problem]
+) -> tuple[Dataset, ...]:
+    """The training sources' datasets; what is wrong with them and with the held-out ones goes to `problems`."""
+    held_out = training.evaluation.sources if training.evaluation else ()
+    fields = (
+        *((f"{_DATA}.sources[{index}]", source) for index, source in enumerate(training.data.sources)),
+        *((f"spec.training.evaluation.sources[{index}]", source) for index, source in enumerate(held_out)),
+    )
+    whole: list[tuple[str, str, Dataset]] = []
+    for field, source in fields:
+        dataset = read_dataset(source, field)
+        if isinstance(dataset, Problem):
+            problems.append(dataset)
+            continue
+        problems += check_fit(dataset, source.uri, field, tokenizer, model)
+        whole.append((field, source.uri, dataset))
+    problems += check_shards(whole)
+    return tuple(dataset for field, _, dataset in whole if field.startswith(_DATA))
+
+
+def _check_storage(storage: Storage, environ: Mapping[str, str]) -> Iterator[Problem]:
+    """A folder is tried where it will be, without making it; a bucket is tried as a whole, conditional puts too."""
+    if storage.path is not None:
+        said = _unwritable(Path(storage.path))
+        if said is not None:
+            yield Problem("spec.checkpoint.storage.path", f"{said}: choose a folder that can be written")
+        return
+    try:
+        probe(open_store(storage, environ))
+    except StoreError as error:
+        yield Problem("spec.checkpoint.storage.s3", str(error))
+
+
+def _unwritable(folder: Path) -> str | None:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        return f"{existing} is a file"
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return None
+    except OSError as error:
+        return f"nothing can be written in {existing} ({error.strerror})"
+
+
+def _other_job(storage: Storage, identity: JobIdentity, environ: Mapping[str, str]) -> Problem | None:
+    """The prefix holds another run's history."""
+    field = "spec.checkpoint.storage.path" if storage.path is not None else "spec.checkpoint.storage.s3"
+    store = open_store(storage, environ)
+    try:
+        found = JobIdentity.from_json(store.get(IDENTITY_KEY))
+    except Missing:
+        return None
+    except ValidationError:
+        said = f"{store.describe()}: {IDENTITY_KEY} there cannot be read: choose another place"
+        return Problem(field, said)
+    except StoreError as error:
+        return Problem(field, str(error))
+    differing = differences(found, identity)
+    if not differing:
+        return None
+    said = f"{store.describe()} belongs to another job, with another {' and '.join(differing)}"
+    return Problem(field, f"{said}: choose another place, or go on with what it was begun with")

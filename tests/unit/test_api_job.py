@@ -1,0 +1,216 @@
+"""Presets, quantities, identity, and what this version does not act on."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from bad_jobs import GOOD, with_changes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretrain_api.dataset import Dataset, Shard
+from pretrain_api.identity import differences, job_identity
+from pretrain_api.job import Model, PretrainJob
+from pretrain_api.presets import PRESETS, resolve
+from pretrain_api.quantities import format_duration, parse_duration, parse_tokens
+from pretrain_api.support import unsupported
+from pretrain_cli.validate import parameters
+
+
+def job(changes: dict[str, Any] | None = None) -> PretrainJob:
+    return PretrainJob.model_validate(with_changes(changes or {}), by_alias=True, by_name=False)
+
+
+@pytest.mark.parametrize(
+    ("preset", "published"),
+    [
+        ("gpt2-124m", 124_439_808),
+        ("gpt2-355m", 354_823_168),
+        ("gpt2-774m", 774_030_080),
+        ("gpt2-1.5b", 1_557_611_200),
+    ],
+)
+def test_a_preset_has_the_published_number_of_parameters(preset: str, published: int) -> None:
+    assert parameters(resolve(Model(preset=preset)), 50_257) == published
+
+
+def test_fields_change_a_preset() -> None:
+    resolved = resolve(Model(preset="gpt2-124m", layers=3, tied_head=False))
+
+    assert (resolved.layers, resolved.heads, resolved.tied_head) == (3, 12, False)
+
+
+def test_a_model_of_ones_own_has_its_familys_defaults() -> None:
+    gpt2 = resolve(Model(layers=2, heads=4, width=32, context=16))
+    llama = resolve(Model(family="llama", layers=2, heads=4, kv_heads=2, width=32, context=16))
+
+    assert (gpt2.family, gpt2.kv_heads, gpt2.tied_head, gpt2.bias) == ("gpt2", 4, True, True)
+    assert (llama.kv_heads, llama.tied_head, llama.bias) == (2, False, False)
+
+
+def test_an_unknown_preset_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(ValueError, match=r"gpt5") as refused:
+        Model(preset="gpt5")
+    assert all(name in str(refused.value) for name in PRESETS)
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(1, 64), (64, 64), (65, 128), (50_257, 50_304)])
+def test_the_embedding_is_the_tokenisers_rounded_up(vocabulary: int, rows: int) -> None:
+    assert resolve(Model(preset="gpt2-tiny")).embedding_rows(vocabulary) == rows
+
+
+def test_a_written_vocabulary_is_taken_as_it_is() -> None:
+    assert resolve(Model(preset="gpt2-tiny", vocabulary=301)).embedding_rows(300) == 301
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0s", 0), ("250ms", 0.25), ("1h30m", 5400), ("1.5h", 5400), ("2d", 172_800)]
+)
+def test_a_duration_is_read(text: str, seconds: float) -> None:
+    assert parse_duration(text).total_seconds() == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "-1s", "1 h", "1y", "9" * 33 + "s", "4000d", "١s", 5, None, True])
+def test_what_is_no_duration_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        parse_duration(text)
+
+
+@given(st.integers(0, 10**11))
+def test_a_written_duration_reads_back(milliseconds: int) -> None:
+    value = timedelta(milliseconds=milliseconds)
+
+    assert parse_duration(format_duration(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [(5, 5), (1e9, 10**9), ("10B", 10**10), ("1.5M", 1_500_000), ("7", 7), ("0.1K", 100)]
+)
+def test_a_number_of_tokens_is_read(text: object, tokens: int) -> None:
+    assert parse_tokens(text) == tokens
+
+
+@pytest.mark.parametrize("text", ["", "B", "1b", "1 M", "-1", 1.5, float("inf"), float("nan"), None, True, "9" * 40])
+def test_what_is_no_number_of_tokens_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="number of tokens"):
+        parse_tokens(text)
+
+
+def test_tokens_are_rounded_up_to_steps() -> None:
+    training = job({"spec.training.tokens": 2049, "spec.training.steps": None}).spec.training
+
+    assert (training.tokens_per_step, training.total_steps) == (2048, 2)
+
+
+DATASET = Dataset(
+    dtype="uint16",
+    vocabulary=300,
+    documents=1,
+    tokenizer_digest="t",
+    shards=(Shard(name="00000.bin", tokens=100, sha256="a"),),
+)
+
+
+def identity_of(changes: dict[str, Any] | None = None, dataset: Dataset = DATASET, tokenizer: str = "t") -> Any:
+    training = job(changes).spec.training
+    return job_identity(training, resolve(training.model), [dataset], tokenizer)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spec.training.data.sources": [{"name": "web", "uri": "elsewhere"}]},
+        {"spec.training.data.tokenizer": "elsewhere"},
+        {"spec.training.steps": 5},
+        {"spec.training.optimizer": {"learningRate": 1e-3}},
+        {"spec.training.batch": {"sequences": 64, "microBatch": 4}},
+        {"spec.training.model": {"preset": "gpt2-tiny", "vocabulary": 320}},
+        {"spec.training.model": {"layers": 2, "heads": 2, "width": 32, "context": 32}},
+    ],
+)
+def test_the_same_run_said_otherwise_has_the_same_identity(changes: dict[str, Any]) -> None:
+    assert identity_of(changes) == identity_of()
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"spec.training.data.sources": [{"name": "w", "uri": "data/web"}]}, ("training.data.sources",)),
+        ({"spec.training.data.sources": [{"name": "web", "uri": "u", "weight": 2}]}, ("training.data.sources",)),
+        ({"spec.training.seed": 2}, ("training.seed",)),
+        ({"spec.training.batch": {"sequences": 8}}, ("training.batch.sequences",)),
+        ({"spec.training.model": {"preset": "gpt2-tiny", "layers": 3}}, ("training.model",)),
+        ({"spec.training.model": {"preset": "gpt2-tiny", "context": 16}}, ("training.model", "training.model.context")),
+    ],
+)
+def test_another_run_has_another_identity(changes: dict[str, Any], differing: tuple[str, ...]) -> None:
+    assert differences(identity_of(changes), identity_of()) == differing
+
+
+def test_other_bytes_make_another_identity() -> None:
+    other = DATASET.model_copy(update={"shards": (Shard(name="00000.bin", tokens=100, sha256="b"),)})
+
+    assert differences(identity_of(dataset=other), identity_of()) == ("training.data.sources",)
+    assert differences(identity_of(tokenizer="u"), identity_of()) == ("training.data.tokenizer",)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("training.model.family", "llama"),
+        ("training.precision", "fp8"),
+        ("training.optimizer", {"kind": "sgd"}),
+        ("training.schedule", {"kind": "wsd"}),
+        ("training.parallelism", {"tensor": 2}),
+        ("training.parallelism", {"pipeline": 2}),
+        ("training.parallelism", {"shard": "hybrid"}),
+        ("checkpoint.memory", {}),
+    ],
+)
+def test_what_is_not_there_yet_is_refused_by_name(path: str, value: object) -> None:
+    (finding,) = unsupported(job({f"spec.{path}": value}).spec)
+
+    assert finding.severity == "error"
+    assert finding.path.startswith(f"spec.{path}")
+    assert "not there yet" in finding.message
+
+
+def test_exact_sums_of_sharded_models_are_refused() -> None:
+    exact = {"spec.training.exact": True}
+
+    assert unsupported(job(exact).spec) == ()
+    assert [f.path for f in unsupported(job({**exact, "spec.training.parallelism": {"shard": "full"}}).spec)] == [
+        "spec.training.exact"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("divergence", {"maxRollbacks": 5}),
+        ("rules", [{"onReason": "OutOfMemory", "action": "Fail"}]),
+        ("suspects", {"failures": 3}),
+    ],
+)
+def test_what_is_not_applied_yet_is_a_warning(field: str, value: object) -> None:
+    (finding,) = unsupported(job({f"spec.recovery.{field}": value}).spec)
+
+    assert (finding.severity, finding.path) == ("warning", f"spec.recovery.{field}")
+
+
+def test_defaults_written_out_are_no_warning() -> None:
+    assert unsupported(job().spec) == unsupported(PretrainJob.from_json(job().to_json()).spec) == ()
+
+
+def test_a_regular_expression_must_be_one() -> None:
+    with pytest.raises(ValueError, match="is no regular expression"):
+        job({"spec.recovery.rules": [{"onLog": "(", "action": "Fail"}]})
+
+
+def test_a_job_of_the_api_server_is_read_with_what_it_added() -> None:
+    added = {"creationTimestamp": "2026-01-01T00:00:00Z", "uid": "u", "resourceVersion": "1", "managedFields": []}
+    document = {**GOOD, "metadata": {**GOOD["metadata"], **added}, "status": {"phase": "Training"}}
+
+    assert PretrainJob.model_validate(document).metadata.uid == "u"

@@ -1,0 +1,246 @@
+"""What is wrong with data or storage is said before anything starts, with the field and the remedy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bad_jobs import with_changes
+
+from pretrain_api.dataset import DATASET_FILE
+from pretrain_api.job import PretrainJob
+from pretrain_cli.preflight import Resolved, check, resolve_uris
+from pretrain_cli.problems import InvalidJob
+from pretrain_cli.sources import check_shards
+from pretrain_cli.tokenised import train_tokenizer, write_dataset
+from pretrain_store.history import claim_identity
+from pretrain_store.open import open_store
+
+TEXTS = [f"the quick brown fox number {number} jumps over the lazy dog" for number in range(40)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/tokenizer.json and a source in data/web; not to be changed."""
+    folder = tmp_path_factory.mktemp("corpus")
+    file = folder / "data" / "tokenizer.json"
+    tokenizer = train_tokenizer(TEXTS, 300, file)
+    write_dataset(TEXTS, tokenizer, folder / "data" / "web", file)
+    return folder
+
+
+@pytest.fixture
+def data(corpus: Path, tmp_path: Path) -> Path:
+    """A copy of the corpus that a test may spoil; the job file would be beside `data`."""
+    for path in sorted(corpus.rglob("*")):
+        copy = tmp_path / path.relative_to(corpus)
+        copy.mkdir() if path.is_dir() else copy.write_bytes(path.read_bytes())
+    return tmp_path / "data"
+
+
+def checked(data: Path, changes: dict[str, Any] | None = None) -> Resolved:
+    job = PretrainJob.model_validate(with_changes(changes or {}))
+    return check(resolve_uris(job, data.parent / "job.yaml", data.parent / "out"), {})
+
+
+def refused(data: Path, changes: dict[str, Any] | None = None) -> dict[str, str]:
+    with pytest.raises(InvalidJob) as refusal:
+        checked(data, changes)
+    return {problem.path: problem.message for problem in refusal.value.problems}
+
+
+def describe(data: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Rewrite the source's dataset.json."""
+    file = data / "web" / DATASET_FILE
+    description = json.loads(file.read_text())
+    change(description)
+    file.write_text(json.dumps(description))
+
+
+def replace_in_description(**fields: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda description: description.update(fields)
+
+
+URI = "spec.training.data.sources[0].uri"
+
+
+def test_good_data_is_resolved_to_absolute_paths(data: Path) -> None:
+    resolved = checked(data)
+
+    training = resolved.job.spec.training.data
+    assert training.tokenizer == str(data / "tokenizer.json")
+    assert training.sources[0].uri == str(data / "web")
+    assert resolved.job.spec.checkpoint.storage.path == str(data.parent / "out" / "checkpoints")
+    assert resolved.datasets[0].tokens > 33
+    assert resolved.warnings == ()
+
+
+def test_a_resolved_job_is_a_job(data: Path) -> None:
+    job = checked(data, {"spec.training.evaluation": {"sources": [{"name": "a", "uri": "data/web"}]}}).job
+
+    assert PretrainJob.from_json(job.to_json()) == job
+
+
+def test_nothing_is_left_behind(data: Path) -> None:
+    before = sorted(data.parent.rglob("*"))
+
+    checked(data)
+
+    assert sorted(data.parent.rglob("*")) == before
+
+
+def test_file_uris_are_paths(data: Path) -> None:
+    assert checked(data, {"spec.training.data.tokenizer": f"file://{data}/tokenizer.json"})
+
+
+@pytest.mark.parametrize(("uri", "message"), [("http://a/b", "http:// is not known"), ("file://data/web", "file:///")])
+def test_a_uri_of_another_kind_is_refused(data: Path, uri: str, message: str) -> None:
+    assert message in refused(data, {"spec.training.data.tokenizer": uri})["spec.training.data.tokenizer"]
+
+
+def test_data_in_s3_is_refused_for_local_runs(data: Path) -> None:
+    found = refused(
+        data,
+        {"spec.training.data": {"tokenizer": "s3://a/t.json", "sources": [{"name": "web", "uri": "s3://a/web"}]}},
+    )
+
+    assert set(found) == {"spec.training.data.tokenizer", URI}
+    assert "copy it to a folder" in found[URI]
+
+
+def test_everything_missing_is_said_at_once(tmp_path: Path) -> None:
+    found = refused(tmp_path / "data", {"spec.training.precision": "fp8"})
+
+    assert set(found) == {"spec.training.precision", "spec.training.data.tokenizer", URI}
+    assert "cannot be read (No such file" in found["spec.training.data.tokenizer"]
+    assert f"there is no folder {tmp_path / 'data' / 'web'}" in found[URI]
+
+
+@pytest.mark.parametrize("content", [b"{}", b"no json", b"\xff", b""])
+def test_a_file_that_is_no_tokeniser_is_refused(data: Path, content: bytes) -> None:
+    (data / "tokenizer.json").write_bytes(content)
+
+    assert "is no tokenizer.json" in refused(data)["spec.training.data.tokenizer"]
+
+
+def test_another_tokeniser_than_the_datas_is_refused(data: Path) -> None:
+    train_tokenizer(TEXTS, 290, data / "tokenizer.json")
+
+    assert "was made with another tokeniser" in refused(data)[URI]
+
+
+def test_a_folder_without_a_description_is_refused(data: Path) -> None:
+    (data / "web" / DATASET_FILE).unlink()
+
+    assert f"{DATASET_FILE} cannot be read (No such file" in refused(data)[URI]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"dtype": "float"}'])
+def test_a_description_that_is_none_is_refused(data: Path, content: str) -> None:
+    (data / "web" / DATASET_FILE).write_text(content)
+
+    assert "is no dataset description" in refused(data)[URI]
+
+
+def test_an_empty_source_is_refused(data: Path) -> None:
+    describe(data, replace_in_description(shards=[]))
+
+    assert "is empty: give it data" in refused(data)[URI]
+
+
+def test_a_truncated_shard_is_refused(data: Path) -> None:
+    shard = data / "web" / "00000.bin"
+    shard.write_bytes(shard.read_bytes()[:-2])
+
+    assert "is truncated" in refused(data)[URI]
+
+
+def test_a_shard_that_is_too_long_is_refused(data: Path) -> None:
+    shard = data / "web" / "00000.bin"
+    shard.write_bytes(shard.read_bytes() + b"aa")
+
+    assert "is too long" in refused(data)[URI]
+
+
+def test_a_missing_shard_is_refused(data: Path) -> None:
+    (data / "web" / "00000.bin").unlink()
+
+    assert "00000.bin cannot be read" in refused(data)[URI]
+
+
+def test_a_changed_byte_is_found(data: Path) -> None:
+    shard = data / "web" / "00000.bin"
+    shard.write_bytes(b"\x01" + shard.read_bytes()[1:])
+
+    assert "another sha256" in refused(data)[URI]
+
+
+def test_big_data_is_not_hashed(data: Path) -> None:
+    dataset = checked(data).datasets[0]
+    shard = data / "web" / "00000.bin"
+    shard.write_bytes(b"\x01" + shard.read_bytes()[1:])
+    sources = [("field", str(data / "web"), dataset)]
+
+    assert list(check_shards(sources, hash_limit=2 * dataset.tokens - 1)) == []
+    assert len(list(check_shards(sources, hash_limit=2 * dataset.tokens))) == 1
+
+
+def test_a_vocabulary_below_the_tokenisers_is_refused(data: Path) -> None:
+    model = {"preset": "gpt2-tiny", "vocabulary": 299}
+
+    found = refused(data, {"spec.training.model": model})["spec.training.model.vocabulary"]
+    assert found.startswith("299 is smaller than the tokeniser's vocabulary of 300")
+
+
+def test_a_vocabulary_of_the_tokenisers_size_is_enough(data: Path) -> None:
+    assert checked(data, {"spec.training.model": {"preset": "gpt2-tiny", "vocabulary": 300}})
+
+
+def test_a_vocabulary_that_the_data_cannot_hold_is_refused(data: Path) -> None:
+    describe(data, replace_in_description(vocabulary=65_537))
+
+    assert "uint16 cannot hold" in refused(data)[URI]
+
+
+def test_a_context_longer_than_every_shard_is_refused(data: Path) -> None:
+    tokens = checked(data).datasets[0].tokens
+
+    found = refused(data, {"spec.training.model": {"preset": "gpt2-tiny", "context": tokens}})
+    assert f"the longest of {data / 'web'} has {tokens}" in found["spec.training.model.context"]
+    assert checked(data, {"spec.training.model": {"preset": "gpt2-tiny", "context": tokens - 1}})
+
+
+def test_held_out_sources_are_checked_too(data: Path) -> None:
+    found = refused(data, {"spec.training.evaluation": {"sources": [{"name": "a", "uri": "nowhere"}]}})
+
+    assert set(found) == {"spec.training.evaluation.sources[0].uri"}
+
+
+def test_a_storage_below_a_file_is_refused(data: Path) -> None:
+    (data.parent / "out").write_text("")
+
+    assert "is a file: choose a folder" in refused(data)["spec.checkpoint.storage.path"]
+
+
+def test_a_storage_that_cannot_be_written_is_refused(data: Path) -> None:
+    found = refused(data, {"spec.checkpoint.storage": {"path": "/proc/1/pretrain"}})
+
+    assert "nothing can be written in /proc/1" in found["spec.checkpoint.storage.path"]
+
+
+def test_a_place_that_belongs_to_another_job_is_refused(data: Path) -> None:
+    resolved = checked(data)
+    claim_identity(open_store(resolved.job.spec.checkpoint.storage, {}), resolved.identity)
+
+    assert checked(data).identity == resolved.identity
+    found = refused(data, {"spec.training.seed": 2})["spec.checkpoint.storage.path"]
+    assert "belongs to another job, with another training.seed" in found
+
+
+def test_warnings_do_not_stop_a_job(data: Path) -> None:
+    resolved = checked(data, {"spec.recovery.suspects": {"failures": 5}})
+
+    assert [finding.path for finding in resolved.warnings] == ["spec.recovery.suspects"]
