@@ -1,0 +1,1 @@
+"""The worker pod's agent: torchrun under the coordinator's rendezvous."""

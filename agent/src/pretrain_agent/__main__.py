@@ -1,0 +1,22 @@
+"""`python -m pretrain_agent`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the agent and exit as it says."""
+    # Imported here, because a fork server may import this module in every rank.
+    from pretrain_agent.runner import run_agent
+    from pretrain_agent.settings import parse_settings
+
+    code = run_agent(parse_settings(sys.argv[1:]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # Python would first wait for every rank, and one stuck in the kernel is waited for for ever.
+
+
+if __name__ == "__main__":
+    main()
