@@ -1,0 +1,1 @@
+"""The coordinator, the reconciler and the clusters they act on."""

@@ -1,0 +1,93 @@
+"""The port to whatever runs the workers: Kubernetes, or local processes. `plan` cannot tell them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pretrain_api.job import PretrainJob
+from pretrain_api.runreport import JobStatus
+
+PodPhase = Literal["Pending", "Running", "Succeeded", "Failed"]
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A worker: a pod on Kubernetes, a process group on one machine. Identified by (slot, attempt)."""
+
+    slot: int
+    attempt: int
+    phase: PodPhase
+    node: str = ""
+    deleting: bool = False
+    created_at: float = 0.0
+    """Unix seconds."""
+    finished_at: float | None = None
+    exit_code: int | None = None
+    reason: str = ""
+    message: str = ""
+
+    @property
+    def alive(self) -> bool:
+        """Its processes may still run."""
+        return self.phase in ("Pending", "Running")
+
+
+@dataclass(frozen=True)
+class InjectedFault:
+    """A fault that somebody injected on purpose: incidents count their seconds from `time` (unix)."""
+
+    time: float
+    slot: int | None
+    description: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the cluster holds of one job at one moment."""
+
+    job: PretrainJob
+    status: JobStatus
+    """As last written: the only memory that outlives the operator."""
+    pods: tuple[Pod, ...]
+    faults: tuple[InjectedFault, ...] = ()
+    stopping: bool = False
+    """The user asked for the end (Ctrl-C locally, deletion on Kubernetes): checkpoint, then let all workers go."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A Kubernetes Event, or a line of the run's log."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+class Cluster(Protocol):
+    """One job's place in a cluster. Every call may raise OSError when the cluster does not answer: retry later."""
+
+    async def snapshot(self) -> Snapshot:
+        """The job, its last written status and its pods."""
+        ...
+
+    async def create_pod(self, slot: int, attempt: int) -> None:
+        """Start a worker under its deterministic identity; that it exists already is success."""
+        ...
+
+    async def delete_pod(self, pod: Pod, grace_seconds: float) -> None:
+        """End a worker: SIGTERM, then SIGKILL after the grace; 0: SIGKILL at once. That it is gone is success."""
+        ...
+
+    async def write_status(self, status: JobStatus) -> None:
+        """Replace the job's status."""
+        ...
+
+    async def emit(self, event: Event) -> None:
+        """Tell people what happened."""
+        ...
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        """Call `changed` whenever a later snapshot may differ."""
+        ...

@@ -1,0 +1,356 @@
+"""The facts of a run, in their order, as what people and programs read: progress, incidents, goodput, spending."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from pretrain_api.job import Recovery
+from pretrain_api.lineage import parse_manifest_key
+from pretrain_api.protocol import Generation
+from pretrain_api.reports import (
+    CheckpointRejected,
+    Evaluated,
+    Failed,
+    Finished,
+    Held,
+    Restored,
+    Resumed,
+    Sampled,
+    Saved,
+    SaveFailed,
+    Started,
+    StepDone,
+)
+from pretrain_api.runreport import GenerationSummary, GoodputState, JobStatus, StepRecord
+from pretrain_operator.budget import Spent, action_on, decisive, is_collective
+from pretrain_operator.cluster import Event, InjectedFault
+from pretrain_operator.coordinator.types import Announced, Ended, Fact, Reported
+from pretrain_operator.goodput import Timeline
+from pretrain_operator.incidents import IncidentLog
+
+MAX_GENERATIONS = 200
+"""Kept in the status, the newest ones."""
+PROGRAM_CAUSES = ("RankFailed", "Hang", "CheckpointRejected")
+STEPPING: tuple[GoodputState, ...] = ("training", "redoing")
+
+
+class Ledger:
+    """Pure book-keeping: no clock, no I/O. Made from the status as last written, it goes on where that ends.
+
+    While no operator runs nothing is counted; the reports that agents replay afterwards carry their own times, so the
+    outage counts as what they say. Facts taken in less than a status interval before a crash may be missing.
+    """
+
+    def __init__(self, status: JobStatus, on_step: Callable[[StepRecord], None]) -> None:
+        self._status = status
+        self._on_step = on_step
+        books = status.bookkeeping
+        seconds = status.goodput.seconds if status.goodput else {}
+        self._timeline = Timeline(books.state, books.counted_until, seconds)
+        self._incidents = IncidentLog(status.incidents)
+        self._closed = status.phase in ("Succeeded", "Failed")
+        self._generation: Generation | None = None
+        self._ran = status.generations[-1].number if status.generations else 0
+        self._saved_last = status.latest_checkpoint
+        self._held_step = -1
+        self._failures: list[Failed] = []
+        self._unexplained: Generation | None = None
+        self.spent = Spent(books.restarts, books.program_failures, books.last_failure)
+        self.fatal = ""
+        """A rule of the job says that the job ends: why."""
+
+    @property
+    def state(self) -> GoodputState:
+        """What the job does now."""
+        return self._timeline.state
+
+    @property
+    def recovering(self) -> str:
+        """The cause of the newest fault that is not overcome yet, or an empty text."""
+        return self._incidents.recovering
+
+    def status(self) -> JobStatus:
+        """The status given at first with all that the facts changed."""
+        books = self._status.bookkeeping.model_copy(
+            update={
+                "state": self._timeline.state,
+                "counted_until": self._timeline.counted_until,
+                "restarts": self.spent.restarts,
+                "program_failures": self.spent.program_failures,
+                "last_failure": self.spent.last_failure,
+            }
+        )
+        return self._status.model_copy(
+            update={
+                "goodput": self._timeline.goodput(),
+                "incidents": self._incidents.incidents(),
+                "bookkeeping": books,
+            }
+        )
+
+    def knows(self, generation: int) -> bool:
+        """Its members are known."""
+        return self._generation is not None and self._generation.number == generation
+
+    def adopt(self, generation: Generation) -> None:
+        """A generation that was announced before this ledger was made."""
+        self._generation = generation
+        self._incidents.adopt(generation)
+        self._set(generation=max(self._status.generation, generation.number))
+
+    def look(self, now: float, *, pods_run: bool, suspended: bool, faults: Iterable[InjectedFault] = ()) -> None:
+        """What no fact says: that pods run at last, that the job is suspended or not, which faults were injected."""
+        self._incidents.match(faults)
+        if self._closed:
+            return
+        if self._timeline.counted_until is None:
+            self._timeline.switch(self._timeline.state, now)
+        if suspended and self.state != "suspended":
+            self._timeline.switch("suspended", now)
+        elif not suspended and self.state == "suspended":
+            self._timeline.switch("queued", now)
+        if self.state == "queued" and pods_run:
+            self._timeline.switch("starting", now)
+
+    def pods_failed(self, count: int, time: float, message: str, recovery: Recovery) -> None:
+        """So many pods ended before they joined. Where steps are done all the same, it costs nothing: a replacement
+        that can't start must not end a job that trains."""
+        if self.state in STEPPING:
+            return
+        for _ in range(count):
+            self.spent = self.spent.failed(time, message, recovery.budget.window, program=False)
+
+    def close(self, now: float, *, failed: bool) -> None:
+        """The job ended: nothing counts any more."""
+        if self._closed:
+            return
+        self._timeline.switch(self.state, now)
+        self._closed = True
+        if failed:
+            self._incidents.failed()
+
+    def record(self, fact: Fact, recovery: Recovery) -> tuple[Event, ...]:
+        """Take in the next fact; returns what people should be told at once."""
+        if self._closed:
+            return ()
+        match fact:
+            case Announced():
+                return self._announced(fact)
+            case Ended():
+                return self._ended(fact, recovery)
+            case Reported():
+                return self._reported(fact, recovery)
+
+    def _announced(self, fact: Announced) -> tuple[Event, ...]:
+        if self._unexplained is not None and _agents(self._unexplained) <= _agents(fact.generation):
+            # Nobody was lost: the broken collective was the program's own failure.
+            self.spent = self.spent.blamed_on_program()
+        self._unexplained = None
+        self._failures = []
+        self._held_step = -1
+        self._generation = fact.generation
+        self._incidents.announced(fact)
+        if self.state in STEPPING:
+            self._timeline.switch("starting", fact.time)
+        self._set(generation=max(self._status.generation, fact.generation.number))
+        members = len(fact.generation.members)
+        text = f"generation {fact.generation.number} with {members} worker{'s' * (members != 1)}"
+        return (Event("Normal", "GenerationFormed", f"{text}: {fact.generation.reason}"),)
+
+    def _ended(self, fact: Ended, recovery: Recovery) -> tuple[Event, ...]:
+        if self.state == "suspended":
+            return ()
+        ran = self._ran == fact.number
+        step = max(fact.step, self._status.step) if ran else self._status.step
+        self._incidents.ended(fact, step, lost=None if ran else 0)
+        if fact.intended:
+            if self.state != "recovering":
+                self._timeline.switch("holding", fact.time)
+            return ()
+        self._timeline.switch("recovering", fact.fault_time)
+        self._charge(fact, recovery)
+        who = "" if fact.slot is None else f" (worker {fact.slot})"
+        text = f"generation {fact.number} ended at step {step}{who}"
+        return (Event("Warning", fact.cause, f"{text}: {fact.message}" if fact.message else text),)
+
+    def _charge(self, fact: Ended, recovery: Recovery) -> None:
+        """Count the failure against the budget, unless the job's rules ignore it."""
+        causes = decisive(self._failures)
+        if causes and all(action_on(failure, recovery.rules) == "Ignore" for failure in causes):
+            return
+        program = fact.cause in PROGRAM_CAUSES
+        if fact.cause == "RankFailed" and causes and all(map(is_collective, causes)):
+            program = False  # until the next generation shows whether a worker is gone
+            self._unexplained = self._generation
+        message = fact.message or (causes[0].message if causes else "")
+        text = f"{fact.cause}: {message}" if message else fact.cause
+        self.spent = self.spent.failed(fact.time, text, recovery.budget.window, program=program)
+
+    def _reported(self, fact: Reported, recovery: Recovery) -> tuple[Event, ...]:
+        if fact.generation < self._ran:
+            return ()
+        match body := fact.body:
+            case Started():
+                self._started(body, fact)
+            case Restored():
+                self._restored(body, fact)
+            case StepDone():
+                self._step_done(body, fact)
+            case Saved():
+                return self._saved(body)
+            case SaveFailed():
+                return (Event("Warning", "SaveFailed", f"no checkpoint of step {body.step}: {body.message}"),)
+            case Held():
+                self._held(body, fact)
+            case Resumed():
+                self._timeline.switch("training", fact.time)
+            case Evaluated():
+                self._busy(fact.time, {"evaluating": body.seconds})
+                self._set(validation_loss=body.losses)
+            case Sampled():
+                self._busy(fact.time, {"evaluating": float("inf")})
+                self._set(sample=body.prompt + body.text)
+            case CheckpointRejected():
+                return self._rejected(body, fact)
+            case Failed():
+                self._failed(body, recovery)
+            case Finished():
+                self._finished(body, fact)
+            case _:  # Progress, NumberTaken: the coordinator's business
+                pass
+        return ()
+
+    def _started(self, body: Started, fact: Reported) -> None:
+        if not self.knows(fact.generation):
+            return
+        everybody_runs = self._incidents.started(body.rank, fact.time)
+        if everybody_runs and self.state == "starting":
+            self._timeline.switch("restoring", fact.time)
+
+    def _restored(self, body: Restored, fact: Reported) -> None:
+        self._ran = fact.generation
+        self._summarize(fact.generation, body.step)
+        self._incidents.restored(body.step, fact.time)
+        if self.state not in ("holding", "suspended"):
+            self._timeline.switch(self._kind_of(body.step + 1), fact.time)
+        books = self._status.bookkeeping
+        self._set(
+            step=body.step,
+            latest_checkpoint=body.checkpoint,
+            checkpoints=self._status.checkpoints.model_copy(
+                update={"latest_step": body.step if body.checkpoint else None}
+            ),
+            parameters=body.parameters or self._status.parameters,
+            unigram_loss=self._status.unigram_loss if body.unigram_loss is None else body.unigram_loss,
+            bookkeeping=books.model_copy(update={"checkpoint_step": max(books.checkpoint_step, body.step)}),
+        )
+
+    def _step_done(self, body: StepDone, fact: Reported) -> None:
+        if fact.generation == self._ran and body.step <= self._status.step:
+            return
+        self._ran = fact.generation
+        self._summarize(fact.generation, body.step - 1)
+        self._incidents.resumed(fact.time)
+        kind = self._kind_of(body.step)
+        if body.step > self._held_step:
+            if self.state not in STEPPING:
+                self._timeline.switch(kind, fact.time - body.seconds)
+            self._timeline.spend(fact.time, {"saving": body.stall_seconds}, kind)
+            self._timeline.state = self._kind_of(body.step + 1)
+        books = self._status.bookkeeping
+        self._set(
+            step=body.step,
+            tokens=body.tokens,
+            loss=body.loss,
+            tokens_per_second=body.tokens_per_second,
+            bookkeeping=books.model_copy(update={"highest_step": max(books.highest_step, body.step)}),
+        )
+        self._on_step(
+            StepRecord(
+                step=body.step,
+                loss=body.loss,
+                grad_norm=body.grad_norm,
+                learning_rate=body.learning_rate,
+                tokens=body.tokens,
+                tokens_per_second=body.tokens_per_second,
+                generation=fact.generation,
+                workers=self._workers(fact.generation),
+                time=fact.time,
+            )
+        )
+
+    def _saved(self, body: Saved) -> tuple[Event, ...]:
+        if body.checkpoint == self._saved_last:
+            return ()
+        self._saved_last = body.checkpoint
+        before = self._status.checkpoints
+        self._checkpoint(body.step, body.checkpoint)
+        stall = before.stall_seconds + body.stall_seconds
+        self._set(
+            checkpoints=self._status.checkpoints.model_copy(update={"saved": before.saved + 1, "stall_seconds": stall})
+        )
+        return (Event("Normal", "CheckpointSaved", f"checkpoint of step {body.step} in {body.seconds:.2f} s"),)
+
+    def _held(self, body: Held, fact: Reported) -> None:
+        self._held_step = max(self._held_step, body.step)
+        self._checkpoint(body.step, body.checkpoint)
+        self._busy(fact.time, {"saving": float("inf")})
+        if self.state in STEPPING:
+            self._timeline.switch("holding", fact.time)
+
+    def _rejected(self, body: CheckpointRejected, fact: Reported) -> tuple[Event, ...]:
+        key = parse_manifest_key(body.checkpoint)
+        if not self._incidents.rejected(body.checkpoint, body.message, key[1] if key else self._status.step, fact.time):
+            return ()
+        return (Event("Warning", "CheckpointCorrupt", f"{body.checkpoint} can't be used: {body.message}"),)
+
+    def _failed(self, body: Failed, recovery: Recovery) -> None:
+        self._failures.append(body)
+        if action_on(body, recovery.rules) == "Fail":
+            self.fatal = f"rank {body.rank} failed with exit code {body.exit_code} ({body.reason}): {body.message}"
+
+    def _finished(self, body: Finished, fact: Reported) -> None:
+        self._checkpoint(body.step, body.checkpoint)
+        self._set(step=body.step, tokens=body.tokens)
+        self._busy(fact.time, {"saving": float("inf")})
+        self.close(fact.time, failed=False)
+
+    def _checkpoint(self, step: int, key: str) -> None:
+        """A checkpoint is in force. One of a later step than any before is progress: the budget is whole again."""
+        books = self._status.bookkeeping
+        if step > books.checkpoint_step:
+            self.spent = Spent()
+        self._set(
+            latest_checkpoint=key,
+            checkpoints=self._status.checkpoints.model_copy(update={"latest_step": step}),
+            bookkeeping=books.model_copy(update={"checkpoint_step": max(books.checkpoint_step, step)}),
+        )
+
+    def _busy(self, until: float, parts: dict[GoodputState, float]) -> None:
+        """Ranks between two steps did something else than training."""
+        if self.state in STEPPING:
+            self._timeline.spend(until, parts, self.state)
+
+    def _kind_of(self, step: int) -> GoodputState:
+        return "redoing" if step <= self._status.bookkeeping.highest_step else "training"
+
+    def _workers(self, generation: int) -> int:
+        if self._generation is not None and self._generation.number == generation:
+            return len(self._generation.members)
+        return next((item.workers for item in self._status.generations if item.number == generation), 0)
+
+    def _summarize(self, number: int, step: int) -> None:
+        """A generation trained: it is in the list from its first sign on."""
+        known = self._status.generations
+        if known and known[-1].number >= number:
+            return
+        reason = self._generation.reason if self._generation is not None and self.knows(number) else ""
+        summary = GenerationSummary(number=number, workers=self._workers(number), started_at_step=step, reason=reason)
+        self._set(generations=(*known, summary)[-MAX_GENERATIONS:])
+
+    def _set(self, **fields: object) -> None:
+        self._status = self._status.model_copy(update=fields)
+
+
+def _agents(generation: Generation) -> frozenset[str]:
+    return frozenset(member.agent_id for member in generation.members)
