@@ -1,0 +1,180 @@
+"""The file that a process saves: laid out by DCP once, then rewritten in place at every save.
+
+DCP's plan and its file (one `torch.save` archive for each tensor, so that any DCP reader opens it) depend on names,
+shapes and dtypes only, and those do not change while a job runs. Making both anew costs 0.2 ms of Python for each
+tensor, 55 ms a save for a small model, in a thread that takes its time from the step loop. So DCP makes them once; from
+then on a save copies each tensor to its place in the mapped file, which is staging buffer and upload in one. Checksums
+inside the archives go stale by that: torch does not read them, and every object has a sha256 in the manifest.
+"""
+
+from __future__ import annotations
+
+import mmap
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO, IOBase
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.utils import _create_file_view
+from torch.distributed.tensor import DTensor
+from torch.futures import Future
+
+METADATA = ".metadata"
+_ALIGNMENT = 64
+_SMALL = 1 << 20
+"""Archives up to this size are read whole to look into them: a view costs 25 calls of Python each."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a layout depends on: name, global shape and dtype of every tensor."""
+
+    tensors: tuple[tuple[str, torch.Size, torch.dtype], ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Signature:
+        """The signature of these tensors."""
+        return cls(tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of one process in `folder`, and for each tensor that it saves its place in the mapped file."""
+
+    signature: Signature
+    folder: Path
+    files: tuple[str, ...]
+    places: Mapping[str, Tensor]
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors to their places: all that a save makes the step loop wait for."""
+        copy([local(tensors[name]) for name in self.places], list(self.places.values()))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def copy(sources: list[Tensor], targets: list[Tensor]) -> None:
+    """Copy tensors over others of the same shapes and dtypes, at once: 5 us each instead of 15."""
+    if targets:
+        with torch.no_grad():
+            torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def staged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies of this process's parts in CPU memory, for the first save, when there is no layout yet."""
+    copies = {
+        name: torch.empty(local(tensor).shape, dtype=tensor.dtype, device="cpu") for name, tensor in tensors.items()
+    }
+    copy([local(tensor) for tensor in tensors.values()], list(copies.values()))
+    return copies
+
+
+def lay_out(
+    folder: Path, tensors: Mapping[str, Tensor], copies: Mapping[str, Tensor], group: dist.ProcessGroup | None
+) -> Layout:
+    """Have DCP write `copies`, whose geometry is that of `tensors`, to `folder`; map the file.
+
+    Collective over `group`, whose processes each write their shards; without one this process writes everything.
+    `tensors` may be in use meanwhile: only shapes are read.
+    """
+    warnings.filterwarnings("ignore", "torch.distributed is disabled")  # without a group that is what is meant
+    metadata = save(
+        {},  # the planner has them: DCP would wrap and log each
+        storage_writer=_Writer(folder),
+        planner=_Planner(tensors, copies),
+        process_group=group,
+        no_dist=group is None,
+    )
+    rank = dist.get_rank(group) if group is not None else 0
+    name = _file_name(f"__{rank}_")
+    stored: Mapping[MetadataIndex, _StorageInfo] = metadata.storage_data
+    mine = {index.fqn: info for index, info in stored.items() if info.relative_path == name}
+    places = _places(folder / name, mine, copies) if mine else {}
+    files = ((name,) if mine else ()) + ((METADATA,) if rank == 0 else ())
+    return Layout(Signature.of(tensors), folder, files, places)
+
+
+def data_offset(file: BinaryIO, info: _StorageInfo) -> int:
+    """Where in the file the bytes of the tensor in one of its `torch.save` archives begin. Nothing is unpickled."""
+    archive: Any = torch._C.PyTorchFileReader
+    view: object = _create_file_view(cast("IOBase", file), info.offset, info.length)
+    if info.length <= _SMALL:
+        file.seek(info.offset)
+        view = BytesIO(file.read(info.length))
+    return info.offset + archive(view).get_record_offset("data/0")
+
+
+class _Planner(DefaultSavePlanner):
+    """Plans by the live tensors, writes their copies."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._tensors = dict(tensors)
+        self._copies = copies
+
+    def set_up_planner(
+        self, state_dict: dict[str, Any], storage_meta: StorageMeta | None = None, is_coordinator: bool = False
+    ) -> None:
+        super().set_up_planner(self._tensors, storage_meta, is_coordinator)
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        return self._copies[index.fqn]
+
+
+class _Writer(FileSystemWriter):
+    """One file for each process, its archives aligned; the metadata names no folder of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, sync_files=False)
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta()
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        name = _file_name(plan.storage_data.prefix)
+        with (Path(self.path) / name).open("wb") as file:
+            results = [_write(file, name, item, planner) for item in plan.items]
+        written: Future[list[WriteResult]] = Future()
+        written.set_result(results)
+        return written
+
+
+def _write(file: BinaryIO, name: str, item: WriteItem, planner: SavePlanner) -> WriteResult:
+    file.write(bytes(-file.tell() % _ALIGNMENT))
+    start = file.tell()
+    torch.save(planner.resolve_data(item), file)
+    length = file.tell() - start
+    return WriteResult(item.index, length, _StorageInfo(name, start, length))
+
+
+def _file_name(prefix: str) -> str:
+    return f"{prefix}0{DEFAULT_SUFFIX}"
+
+
+def _places(path: Path, stored: Mapping[str, _StorageInfo], copies: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For each tensor in the file a view of its bytes there: writing to it changes the file."""
+    with path.open("r+b") as file:
+        content = torch.frombuffer(mmap.mmap(file.fileno(), 0), dtype=torch.uint8)
+        return {
+            name: _view(content, data_offset(file, info), copies[name])
+            for name, info in stored.items()
+            if copies[name].numel()
+        }
+
+
+def _view(content: Tensor, offset: int, like: Tensor) -> Tensor:
+    return content[offset : offset + like.nbytes].view(like.dtype).view(like.shape)

@@ -1,0 +1,80 @@
+"""The state that a checkpoint holds, as tensors under stable names.
+
+Names are `model.<name>` for parameters and persistent buffers, `optimizer.<parameter>.<entry>` for what the optimizer
+keeps of a parameter. Nothing else: step, tokens and skipped ranges are in the manifest, and hyperparameters are the
+job's configuration to decide. Tensors may be DTensors (FSDP2): DCP lays them out anew for any number of processes.
+
+This is a mapping of our own because restoring is part of a recovery whose whole budget is 0.3 s:
+`torch.distributed.checkpoint.state_dict` takes a trial step of the optimizer to make its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+"""What torch.compile and activation checkpointing put into names."""
+
+
+def tensors_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """All tensors of model and optimizer by name; they share memory with the live ones. A tied tensor appears once."""
+    tensors = {f"model.{name}": tensor.detach() for name, tensor in _of_model(model)}
+    for name, parameter in _parameters(model):
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{name}.{entry}"] = value
+    return tensors
+
+
+def optimizer_entries(names: Mapping[str, object], model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """What the optimizer keeps of each parameter, by the parameter's name, as found among the names of a checkpoint."""
+    found: dict[str, list[str]] = {name: [] for name, _ in _parameters(model)}
+    for name in names:
+        parameter, _, entry = name.removeprefix("optimizer.").rpartition(".")
+        if name.startswith("optimizer.") and parameter in found:
+            found[parameter].append(entry)
+    return {name: tuple(entries) for name, entries in found.items()}
+
+
+def make_optimizer_state(
+    model: nn.Module, optimizer: Optimizer, entries: Mapping[str, tuple[str, ...]], scalars: frozenset[str]
+) -> None:
+    """Give the optimizer uninitialised state to load into: scalars where `scalars` names them, else like the parameter.
+
+    Scalars live on the CPU unless the optimizer is fused or capturable, as torch's own optimizers have it.
+    """
+    settings = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in _parameters(model):
+        for entry in entries.get(name, ()):
+            if f"optimizer.{name}.{entry}" not in scalars:
+                optimizer.state[parameter][entry] = torch.empty_like(parameter, requires_grad=False)
+                continue
+            group = settings[parameter]
+            on_device = group.get("fused") or group.get("capturable")
+            device = parameter.device if on_device else torch.device("cpu")
+            optimizer.state[parameter][entry] = torch.empty((), dtype=torch.float32, device=device)
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, parameter in model.named_parameters():
+        yield _stable(name), parameter
+
+
+def _of_model(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    # state_dict() rather than named_parameters(): it leaves out buffers that are not persistent, and before it FSDP2
+    # puts parameters that an evaluation gathered back into shards.
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield _stable(name), tensor
+
+
+def _stable(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
