@@ -1,0 +1,99 @@
+"""The program as a process: what it prints, with which code it exits."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from builders_trainer import a_corpus, run_program, saving_run
+
+from pretrain_api.reports import REPORT_BODY, CheckpointRejected, Failed, NumberTaken, ReportBody
+from pretrain_api.trainer import ExitCode
+from pretrain_trainer.errors import (
+    CheckpointRejectedError,
+    CollectiveFailed,
+    InvalidInput,
+    NoUsableCheckpointError,
+    NumberTakenError,
+    SupersededError,
+)
+from pretrain_trainer.failures import ending
+
+
+def printed(output: str) -> list[ReportBody]:
+    return [REPORT_BODY.validate_json(line) for line in output.splitlines()]
+
+
+def test_it_trains_unattended_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    config, file = saving_run(a_corpus(tmp_path), tmp_path / "run", every=2), tmp_path / "config.json"
+    file.write_text(config.to_json())
+
+    first = run_program(tmp_path, file)
+    longer = config.training.model_copy(update={"steps": 8})
+    file.write_text(config.model_copy(update={"training": longer}).to_json())
+    second = run_program(tmp_path, file)
+
+    assert (first.exit_code, second.exit_code) == (0, 0), first.stderr + second.stderr
+    assert [report.step for report in printed(first.stdout) if report.kind == "step"] == [1, 2, 3, 4, 5, 6]
+    assert [report.step for report in printed(second.stdout) if report.kind == "step"] == [7, 8]
+    assert printed(second.stdout)[-1].kind == "finished"
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    config, file = saving_run(a_corpus(tmp_path), tmp_path / "run"), tmp_path / "config.json"
+    file.write_text(config.to_json())
+    (tmp_path / "code" / "dataset.json").unlink()
+
+    ended = run_program(tmp_path, file)
+
+    assert ended.exit_code == ExitCode.INVALID
+    assert ended.stderr.startswith("rank 0: training.data.sources[code].uri: ")
+    assert ended.stderr.count("\n") == 1
+    assert printed(ended.stdout)[-1].kind == "failed"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_configuration_with_an_unknown_field_is_bad_input(tmp_path: Path) -> None:
+    config, file = saving_run(a_corpus(tmp_path), tmp_path / "run"), tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(config.to_json()) | {"thread": 2}))
+
+    ended = run_program(tmp_path, file)
+
+    assert ended.exit_code == ExitCode.INVALID
+    assert "thread: " in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason", "retryable"),
+    [
+        (InvalidInput("x"), ExitCode.INVALID, "InvalidInput", False),
+        (CollectiveFailed("x"), ExitCode.COLLECTIVE, "CollectiveError", True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), 75, "CollectiveError", True),
+        (ConnectionError("the agent did not answer"), 75, "CollectiveError", True),
+        (SupersededError("x"), ExitCode.SUPERSEDED, "Superseded", False),
+        (NoUsableCheckpointError("x"), ExitCode.NO_USABLE_CHECKPOINT, "NoUsableCheckpoint", False),
+        (torch.OutOfMemoryError("CUDA out of memory"), ExitCode.OUT_OF_MEMORY, "OutOfMemory", True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 70, "OutOfMemory", True),
+        (ZeroDivisionError("division by zero"), ExitCode.FAILED, "ZeroDivisionError", True),
+        (RuntimeError("shapes do not fit"), ExitCode.FAILED, "RuntimeError", True),
+    ],
+)
+def test_errors_end_with_their_code_and_reason(error: Exception, code: int, reason: str, retryable: bool) -> None:
+    end = ending(error, rank=0)
+
+    assert end.exit_code == code
+    assert isinstance(end.report, Failed)
+    assert (end.report.reason, end.report.exit_code, end.report.retryable) == (reason, code, retryable)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_says_what_all_have_agreed_on(rank: int) -> None:
+    rejected, taken = ending(CheckpointRejectedError("key", "digest mismatch"), rank), ending(NumberTakenError(7), rank)
+
+    assert rejected.report == CheckpointRejected(checkpoint="key", message="digest mismatch")
+    assert (taken.report, taken.exit_code) == (NumberTaken(highest=7), ExitCode.NUMBER_TAKEN)
+
+
+def test_other_errors_are_reported_as_failures() -> None:
+    assert isinstance(ending(CollectiveFailed("x"), 3).report, Failed)
+    assert isinstance(ending(InvalidInput("x"), 3).report, Failed)

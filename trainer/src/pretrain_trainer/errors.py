@@ -1,0 +1,100 @@
+"""The trainer's errors: each says what the caller, the operator or the user should do.
+
+```
+TrainerError
+├── InvalidInput             the user mends the job or its data; a restart cannot help
+├── CollectiveFailed         a peer went away: a new generation goes on
+├── CheckpointRejectedError  the newest checkpoint is corrupt: a new generation names an older one
+├── NumberTakenError         the lineage has this generation's number: a higher one is needed
+├── SupersededError          another job took over the prefix: stop
+├── NoUsableCheckpointError  checkpoints exist and none can be used: stop
+├── LossNotFinite            the loss or a gradient is NaN or infinite: stop
+├── GradientOverflow         a gradient is too large for exact mode's fixed point: stop
+└── FinalSaveFailed          the last checkpoint could not be written: try again
+```
+"""
+
+from __future__ import annotations
+
+from pretrain_api.trainer import ExitCode
+
+
+class TrainerError(Exception):
+    """An end of the training program that the operator knows by its exit code and reason."""
+
+    exit_code: ExitCode = ExitCode.FAILED
+    retryable: bool = True
+
+    @property
+    def reason(self) -> str:
+        """CamelCase, for conditions."""
+        return type(self).__name__.removesuffix("Error")
+
+
+class InvalidInput(TrainerError):
+    """The job or its data cannot be used: one sentence that names the field and the remedy."""
+
+    exit_code = ExitCode.INVALID
+    retryable = False
+
+
+class CollectiveFailed(TrainerError):
+    """A collective operation did not complete because a peer or the network went away."""
+
+    exit_code = ExitCode.COLLECTIVE
+
+    @property
+    def reason(self) -> str:
+        """The reason by which the coordinator knows it."""
+        return "CollectiveError"
+
+
+class CheckpointRejectedError(TrainerError):
+    """The checkpoint of manifest `key` is corrupt. Raised on all ranks together, before anything was loaded."""
+
+    exit_code = ExitCode.CHECKPOINT_REJECTED
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f"checkpoint {key} was rejected: {message}")
+        self.key = key
+        self.message = message
+
+
+class NumberTakenError(TrainerError):
+    """The generation's number is in the lineage already; `highest` is the highest number found there."""
+
+    exit_code = ExitCode.NUMBER_TAKEN
+
+    def __init__(self, highest: int) -> None:
+        super().__init__(f"the generation's number is taken; the highest in the lineage is {highest}")
+        self.highest = highest
+
+
+class SupersededError(TrainerError):
+    """Another job took over the prefix: this one stops."""
+
+    exit_code = ExitCode.SUPERSEDED
+    retryable = False
+
+
+class NoUsableCheckpointError(TrainerError):
+    """Checkpoints exist and none can be used: stop, for fear of starting from nothing."""
+
+    exit_code = ExitCode.NO_USABLE_CHECKPOINT
+    retryable = False
+
+
+class LossNotFinite(TrainerError):
+    """The loss or the gradient norm of a step is NaN or infinite. Raised on all ranks together, before the update."""
+
+    retryable = False
+
+
+class GradientOverflow(TrainerError):
+    """A gradient does not fit exact mode's fixed point. Raised on all ranks together, before the update."""
+
+    retryable = False
+
+
+class FinalSaveFailed(TrainerError):
+    """The checkpoint of the last step could not be written, although tried more than once."""

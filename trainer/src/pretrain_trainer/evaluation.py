@@ -1,0 +1,73 @@
+"""Validation loss on held-out sources: the same value at any world size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pretrain_trainer.data import TokenSource
+from pretrain_trainer.errors import CollectiveFailed
+from pretrain_trainer.ranks import Ranks
+from pretrain_trainer.shares import largest_share, share
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The first windows of a source, cut into micro-batches (the last may be smaller)."""
+
+    name: str
+    micro_batches: tuple[Tensor, ...]
+
+    @property
+    def targets(self) -> int:
+        """Number of tokens predicted."""
+        return sum(batch.shape[0] * (batch.shape[1] - 1) for batch in self.micro_batches)
+
+
+def read_held_out(
+    sources: Sequence[TokenSource], sequences: int, micro_batch: int, context: int
+) -> tuple[HeldOut, ...]:
+    """The first `sequences` windows of each source, or all where there are fewer."""
+    held_out = []
+    for source in sources:
+        windows = np.empty((min(sequences, source.windows), context + 1), dtype=np.int64)
+        for number, row in enumerate(windows):
+            source.read(number, row)
+        held_out.append(HeldOut(source.name, torch.from_numpy(windows).split(micro_batch)))
+    return tuple(held_out)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loss: Callable[[nn.Module, Tensor], Tensor],
+    held_out: Sequence[HeldOut],
+    ranks: Ranks,
+    padded: bool,
+) -> dict[str, float]:
+    """Mean loss in nats per token by source. Collective.
+
+    Every micro-batch's loss has a place of its own in the reduced vector, which the other ranks leave zero, and the
+    places are added up in one order: so the world size does not change a bit. With `padded` all ranks run the model
+    equally often, as FSDP needs.
+    """
+    batches = [batch for source in held_out for batch in source.micro_batches]
+    losses = torch.zeros(len(batches), dtype=torch.float64, device=ranks.device)
+    mine = share(len(batches), ranks.rank, ranks.world_size)
+    model.eval()
+    for index in mine:
+        losses[index] = loss(model, batches[index].to(ranks.device)).double()
+    for _ in range(largest_share(len(batches), ranks.world_size) - len(mine) if padded else 0):
+        loss(model, batches[0].to(ranks.device))
+    model.train()
+    try:
+        dist.all_reduce(losses)
+    except RuntimeError as error:
+        raise CollectiveFailed(str(error)) from error
+    parts = iter(losses.tolist())
+    return {source.name: sum(next(parts) for _ in source.micro_batches) / source.targets for source in held_out}

@@ -1,0 +1,93 @@
+"""From an exception to how the process ends: what is reported, what is printed, with which code it exits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from pretrain_api.reports import CheckpointRejected, Failed, NumberTaken, ReportBody
+from pretrain_api.trainer import ExitCode
+from pretrain_trainer.errors import (
+    CheckpointRejectedError,
+    CollectiveFailed,
+    NumberTakenError,
+    TrainerError,
+)
+
+_COLLECTIVE_SIGNS = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "gloo/",
+    "gloo ",
+    "nccl",
+    "socket timeout",
+    "timed out waiting",
+)
+"""Parts of the messages of the plain RuntimeErrors that torch raises where a peer went away."""
+_MEMORY_SIGNS = ("defaultcpuallocator", "out of memory")
+MESSAGE_LENGTH = 2000
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the process ends. Ranks that raise the same error together each say so: a silent one would look killed."""
+
+    exit_code: ExitCode
+    message: str
+    report: ReportBody
+    expected: bool
+    """Whether the message says all: if not, a traceback helps."""
+
+
+def ending(error: BaseException, rank: int) -> Ending:
+    """The ending that this error asks for."""
+    known = _translate(error)
+    if known is None:
+        message = str(error)[:MESSAGE_LENGTH]
+        report = Failed(rank=rank, exit_code=ExitCode.FAILED, reason=type(error).__name__, message=message)
+        return Ending(ExitCode.FAILED, f"{type(error).__name__}: {message}", report, expected=False)
+    return Ending(known.exit_code, str(known), _report(known, rank), expected=True)
+
+
+class _OutOfMemory(TrainerError):
+    exit_code = ExitCode.OUT_OF_MEMORY
+
+    @property
+    def reason(self) -> str:
+        return "OutOfMemory"
+
+
+def _translate(error: BaseException) -> TrainerError | None:
+    if isinstance(error, TrainerError):
+        return error
+    text = str(error).lower()
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in text for sign in _MEMORY_SIGNS):
+        return _OutOfMemory(
+            f"out of memory: lower training.batch.microBatch, or set training.parallelism.shard to full "
+            f"({str(error)[:MESSAGE_LENGTH]})"
+        )
+    if isinstance(error, dist.DistError | ConnectionError):  # a ConnectionError is the agent's: it is gone
+        return CollectiveFailed(str(error))
+    if isinstance(error, RuntimeError) and any(sign in text for sign in _COLLECTIVE_SIGNS):
+        return CollectiveFailed(str(error))
+    return None
+
+
+def _report(error: TrainerError, rank: int) -> ReportBody:
+    match error:
+        case CheckpointRejectedError():
+            return CheckpointRejected(checkpoint=error.key, message=error.message)
+        case NumberTakenError():
+            return NumberTaken(highest=error.highest)
+        case _:
+            return Failed(
+                rank=rank,
+                exit_code=error.exit_code,
+                reason=error.reason,
+                message=str(error)[:MESSAGE_LENGTH],
+                retryable=error.retryable,
+            )

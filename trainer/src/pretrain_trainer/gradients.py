@@ -1,0 +1,208 @@
+"""Summing gradients over micro-batches and ranks, with the step's loss and signals carried in the same reduction.
+
+A step's loss is the sum over all its targets divided by their number, so every micro-batch's loss arrives divided by
+that and everything is a plain sum: over micro-batches, then over ranks. Ranks without micro-batches add zero.
+
+Three ways, one protocol: `FlatGradients` (plain data parallel), `ExactGradients` (the same, bit-equal at any world
+size), `ShardedGradients` (FSDP2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from pretrain_trainer.errors import CollectiveFailed, GradientOverflow
+
+FRACTION_BITS = 36
+"""Exact mode's fixed point: gradients in multiples of 2**-36 (measured to train like fp32)."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What ranks tell each other along with a step: true on any rank means true for all."""
+
+    command: bool = False
+    save: bool = False
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The outcome of a step's reduction, equal on all ranks. `norm` is that of the gradient before clipping."""
+
+    loss: float
+    norm: float
+    signals: Signals
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient are numbers."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+class Gradients(Protocol):
+    """A step's gradients: `begin`, then `add` for each micro-batch, then `reduce`; then they are in `.grad`."""
+
+    padded: bool
+    """Whether all ranks must add equally often: then those with fewer micro-batches add some of weight zero."""
+
+    def begin(self) -> None:
+        """Forget the last step."""
+        ...
+
+    def add(self, loss: Tensor, last: bool) -> None:
+        """Backward of one micro-batch's part of the loss; `last` on the step's last one of this rank."""
+        ...
+
+    def reduce(self, signals: Signals, clip: float | None) -> Reduced:
+        """Sum over the ranks and clip to a global norm of `clip`. Raises CollectiveFailed."""
+        ...
+
+
+class FlatGradients:
+    """Plain data parallel: one all-reduce of our own over one flat buffer that all `.grad` are views of.
+
+    torch's DDP rebuilds its buckets after the first step, so that a restart is not bit-equal; this is.
+    To be made after a restore: initialising the optimizer's state wants gradients that are None.
+    """
+
+    padded = False
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._flat, self._gradients, self._tail = _flat_buffer(list(parameters), tail=3)
+
+    def begin(self) -> None:
+        """Set all to zero."""
+        self._flat.zero_()
+
+    def add(self, loss: Tensor, last: bool) -> None:
+        """Accumulate into the buffer."""
+        loss.backward()
+        self._tail[0] += loss.detach()
+
+    def reduce(self, signals: Signals, clip: float | None) -> Reduced:
+        """One all-reduce; the only wait for the device is for its result."""
+        _signal(self._tail[1:], signals)
+        _all_reduce(self._flat)
+        norm = _clip(self._gradients, clip)
+        loss, command, save, norm = torch.cat((self._tail, norm.view(1))).tolist()
+        return Reduced(loss, norm, Signals(command > 0, save > 0))
+
+
+class ExactGradients:
+    """Plain data parallel whose sums are of integers, which are the same in any order and grouping.
+
+    Each micro-batch's gradient is rounded to fixed point. The sum of all cannot wrap, because one that could make it
+    do so is refused, by all ranks together.
+    """
+
+    padded = False
+
+    def __init__(self, parameters: Iterable[nn.Parameter], micro_batches: int) -> None:
+        self._flat, self._gradients, self._tail = _flat_buffer(list(parameters), tail=1)
+        self._sum = torch.zeros(self._flat.numel() + 4, dtype=torch.int64, device=self._flat.device)
+        self._limit = 2.0 ** (62 - FRACTION_BITS) / micro_batches
+
+    def begin(self) -> None:
+        """Set all to zero."""
+        self._flat.zero_()
+        self._sum.zero_()
+
+    def add(self, loss: Tensor, last: bool) -> None:
+        """Round this micro-batch's loss and gradient to integers and add those."""
+        loss.backward()
+        self._tail[0] = loss.detach()
+        not_finite, too_large = self._sum[-2:]
+        not_finite += (~self._flat.isfinite()).any()
+        too_large += (self._flat.abs() >= self._limit).any()
+        fixed = self._flat.double().mul_(2.0**FRACTION_BITS).round_()
+        self._sum[:-4] += fixed.nan_to_num_(0.0).clamp_(-(2.0**62), 2.0**62).to(torch.int64)
+        self._flat.zero_()
+
+    def reduce(self, signals: Signals, clip: float | None) -> Reduced:
+        """One all-reduce of integers, then back to fp32. Raises GradientOverflow on all ranks."""
+        _signal(self._sum[-4:-2], signals)
+        _all_reduce(self._sum)
+        self._flat.copy_(self._sum[:-4].double().mul_(2.0**-FRACTION_BITS))
+        norm = _clip(self._gradients, clip)
+        command, save, not_finite, too_large = self._sum[-4:].tolist()
+        if too_large and not not_finite:
+            raise GradientOverflow(
+                f"a gradient of {self._limit:g} or more does not fit training.exact's fixed point: "
+                "lower training.optimizer.learningRate, or set training.exact to false"
+            )
+        loss = math.nan if not_finite else float(self._tail)
+        return Reduced(loss, float(norm), Signals(command > 0, save > 0))
+
+
+class ShardedGradients:
+    """FSDP2: gradients are reduced in backward, each rank keeps its shard; loss and signals go in a small reduction."""
+
+    padded = True
+
+    def __init__(self, model: nn.Module) -> None:
+        self._root = cast(FSDPModule, model)
+        self._parameters = list(model.parameters())
+        self._tail = torch.zeros(3, device=self._parameters[0].device)
+
+    def begin(self) -> None:
+        """Drop the last step's gradients; `model.zero_grad` would miss the root's."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._tail.zero_()
+
+    def add(self, loss: Tensor, last: bool) -> None:
+        """Accumulate unreduced, and reduce with the last micro-batch."""
+        self._root.set_requires_gradient_sync(last)
+        loss.backward()
+        self._tail[0] += loss.detach()
+
+    def reduce(self, signals: Signals, clip: float | None) -> Reduced:
+        """Sum the loss and the signals, and clip."""
+        _signal(self._tail[1:], signals)
+        _all_reduce(self._tail)
+        limit = math.inf if clip is None else clip
+        norm = cast(DTensor, nn.utils.clip_grad_norm_(self._parameters, limit)).full_tensor()
+        loss, command, save = self._tail.tolist()
+        return Reduced(loss, float(norm), Signals(command > 0, save > 0))
+
+
+def _flat_buffer(parameters: list[nn.Parameter], tail: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(a buffer, its gradients, its last `tail` elements); each parameter's `.grad` becomes a view of the buffer."""
+    size = sum(parameter.numel() for parameter in parameters)
+    flat = torch.zeros(size + tail, device=parameters[0].device)
+    begin = 0
+    for parameter in parameters:
+        parameter.grad = flat[begin : begin + parameter.numel()].view_as(parameter)
+        begin += parameter.numel()
+    return flat, flat[:size], flat[size:]
+
+
+def _signal(tail: Tensor, signals: Signals) -> None:
+    if signals.command:
+        tail[0] = 1
+    if signals.save:
+        tail[1] = 1
+
+
+def _clip(gradients: Tensor, clip: float | None) -> Tensor:
+    """The norm, and the gradients scaled so that it is at most `clip`; no wait for the device."""
+    norm = torch.linalg.vector_norm(gradients)
+    if clip is not None:
+        gradients.mul_(torch.clamp(clip / (norm + 1e-6), max=1.0))
+    return norm
+
+
+def _all_reduce(tensor: Tensor) -> None:
+    try:
+        dist.all_reduce(tensor)
+    except RuntimeError as error:
+        raise CollectiveFailed(str(error)) from error

@@ -1,0 +1,191 @@
+"""Putting a run together: everything that the training loop works with, made from the configuration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from pretrain_agent.client import AgentLink
+from pretrain_api.identity import job_identity
+from pretrain_api.job import Training
+from pretrain_api.lineage import JobIdentity, manifest_key
+from pretrain_api.presets import ResolvedModel, resolve
+from pretrain_api.protocol import Generation
+from pretrain_api.reports import Restored
+from pretrain_api.trainer import TrainerConfig
+from pretrain_trainer.data import Batches, Corpus, open_corpus
+from pretrain_trainer.errors import InvalidInput
+from pretrain_trainer.evaluation import HeldOut, read_held_out
+from pretrain_trainer.gradients import ExactGradients, FlatGradients, Gradients, ShardedGradients
+from pretrain_trainer.model import Gpt, build, initialise, summed_loss
+from pretrain_trainer.optimizer import build_optimizer
+from pretrain_trainer.progress import Progress
+from pretrain_trainer.ranks import Ranks
+from pretrain_trainer.sampling import parse_tokenizer
+from pretrain_trainer.saving import Checkpointer, Saves
+from pretrain_trainer.schedule import total_steps
+from pretrain_trainer.sharding import shard_fully
+from pretrain_trainer.unigram import unigram_loss
+
+OpenCheckpointer = Callable[[TrainerConfig, JobIdentity, Generation | None, Ranks, Mapping[str, str]], Checkpointer]
+Loss = Callable[[nn.Module, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All parts of a run, ready to go on from `start`."""
+
+    training: Training
+    ranks: Ranks
+    link: AgentLink
+    steps: int
+    step_tokens: int
+    batches: Batches
+    held_out: tuple[HeldOut, ...]
+    tokenizer: Tokenizer
+    model: Gpt
+    loss: Loss
+    dropout: bool
+    optimizer: torch.optim.Optimizer
+    gradients: Gradients
+    checkpointer: Checkpointer
+    saves: Saves
+    start: Progress
+
+
+def prepare(
+    config: TrainerConfig,
+    link: AgentLink,
+    ranks: Ranks,
+    open_checkpointer: OpenCheckpointer,
+    environ: Mapping[str, str],
+) -> Run:
+    """Open the data, claim the generation, build the model, restore it, and say so. Collective."""
+    training, shape = config.training, resolve(config.training.model)
+    check_supported(training, shape)
+    stages = Stages()
+    torch.set_num_threads(config.threads)
+
+    corpus = open_corpus(training, shape)
+    tokenizer = parse_tokenizer(corpus.tokenizer)
+    stages.done("data")
+
+    datasets = [source.dataset for source in corpus.sources]
+    identity = job_identity(training, shape, datasets, corpus.tokenizer_digest)
+    checkpointer = open_checkpointer(config, identity, link.generation, ranks, environ)
+    stages.done("open")
+
+    model = build(shape, shape.embedding_rows(corpus.vocabulary), ranks.device)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if checkpointer.parent is None:
+        initialise(model, training.seed)
+    if training.parallelism.shard == "full":
+        shard_fully(model, ranks, training.precision == "bf16")
+    optimizer = build_optimizer(model, training.optimizer)
+    stages.done("model")
+
+    start = checkpointer.restore(model, optimizer)
+    stages.done("restore")
+
+    if ranks.first:
+        link.report(_restored(start, checkpointer, parameters, corpus, training, link, stages.seconds))
+    return Run(
+        training=training,
+        ranks=ranks,
+        link=link,
+        steps=total_steps(training, shape.context),
+        step_tokens=training.batch.sequences * shape.context,
+        batches=Batches(corpus, training, shape.context),
+        held_out=_held_out(corpus, training, shape.context),
+        tokenizer=tokenizer,
+        model=model,
+        loss=_loss(ranks, training),
+        dropout=shape.dropout > 0,
+        optimizer=optimizer,
+        gradients=_gradients(model, training),
+        checkpointer=checkpointer,
+        saves=Saves(checkpointer, model, optimizer, config.checkpoint.interval, time.monotonic),
+        start=start,
+    )
+
+
+def check_supported(training: Training, shape: ResolvedModel) -> None:
+    """Raise InvalidInput for what the API has and this trainer has not."""
+    parallelism = training.parallelism
+    refusals = (
+        (shape.family != "gpt2", "training.model.family: this trainer has gpt2 only; set it to gpt2"),
+        (training.precision == "fp8", "training.precision: this trainer has bf16 and fp32; set it to one of these"),
+        (parallelism.shard == "hybrid", "training.parallelism.shard: this trainer has none and full; set it to full"),
+        (parallelism.tensor > 1, "training.parallelism.tensor: this trainer has no tensor parallelism; set it to 1"),
+        (parallelism.pipeline > 1, "training.parallelism.pipeline: this trainer has no pipeline; set it to 1"),
+        (
+            training.exact and parallelism.shard != "none",
+            "training.exact needs plain data parallel: set training.parallelism.shard to none, or exact to false",
+        ),
+    )
+    for refused, message in refusals:
+        if refused:
+            raise InvalidInput(message)
+
+
+class Stages:
+    """Measures the seconds of one stage after the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def done(self, stage: str) -> None:
+        """The time since the last call was this stage's."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._since
+        self._since = now
+
+
+def _gradients(model: Gpt, training: Training) -> Gradients:
+    if training.parallelism.shard == "full":
+        return ShardedGradients(model)
+    if training.exact:
+        return ExactGradients(model.parameters(), training.batch.sequences // training.batch.micro_batch)
+    return FlatGradients(model.parameters())
+
+
+def _loss(ranks: Ranks, training: Training) -> Loss:
+    def loss(model: nn.Module, windows: Tensor) -> Tensor:
+        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+            return summed_loss(model, windows)
+
+    return loss
+
+
+def _held_out(corpus: Corpus, training: Training, context: int) -> tuple[HeldOut, ...]:
+    if training.evaluation is None:
+        return ()
+    return read_held_out(corpus.held_out, training.evaluation.sequences, training.batch.micro_batch, context)
+
+
+def _restored(
+    start: Progress,
+    checkpointer: Checkpointer,
+    parameters: int,
+    corpus: Corpus,
+    training: Training,
+    link: AgentLink,
+    seconds: dict[str, float],
+) -> Restored:
+    """The report of a run that stands. Only a first generation computes the unigram loss: others are in a hurry."""
+    first = start.step == 0 or link.generation is None or link.generation.may_take_over
+    weights = [source.weight for source in training.data.sources]
+    parent = checkpointer.parent
+    return Restored(
+        step=start.step,
+        checkpoint=manifest_key(parent.generation, parent.step) if parent else None,
+        parameters=parameters,
+        unigram_loss=unigram_loss(corpus.sources, weights, corpus.vocabulary) if first else None,
+        seconds=seconds,
+    )

@@ -1,0 +1,125 @@
+"""Training, from top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from pretrain_agent.client import AgentLink
+from pretrain_api import reports
+from pretrain_api.trainer import TrainerConfig
+from pretrain_trainer.control import Control
+from pretrain_trainer.errors import FinalSaveFailed
+from pretrain_trainer.evaluation import evaluate
+from pretrain_trainer.gradients import Reduced, Signals
+from pretrain_trainer.progress import Progress
+from pretrain_trainer.ranks import process_group
+from pretrain_trainer.sampling import sample
+from pretrain_trainer.setup import OpenCheckpointer, Run, prepare
+from pretrain_trainer.step import Pace, compute_gradients, update
+
+FINAL_ATTEMPTS = 3
+
+
+def train(
+    config: TrainerConfig, link: AgentLink, open_checkpointer: OpenCheckpointer, environ: Mapping[str, str]
+) -> None:
+    """Train to the last step, going on from the newest checkpoint. Collective; raises the errors of `errors`."""
+    with process_group(environ) as ranks:
+        run = prepare(config, link, ranks, open_checkpointer, environ)
+        control = Control(link, time.monotonic)
+        pace = Pace(run.step_tokens)
+        evaluation = config.training.evaluation
+        progress, evaluated = run.start, -1
+
+        while progress.step < run.steps:
+            pace.begin()
+            signals = Signals(control.pending(), ranks.first and run.saves.wanted(progress.step + 1))
+            reduced = compute_gradients(run, progress, signals, pace)
+            progress, rate = update(run, progress, reduced)
+            _report_step(run, progress, reduced, rate, pace)
+
+            if reduced.signals.save:
+                run.saves.begin(progress)
+            if reduced.signals.command:
+                _obey(run, control, progress)
+            if evaluation and progress.step % evaluation.every == 0:
+                _evaluate(run, progress)
+                evaluated = progress.step
+            _report_saves(run)
+
+        checkpoint = _settle_last(run, progress)
+        if evaluation and evaluated != progress.step:
+            _evaluate(run, progress)
+        _sample(run, progress)
+        if ranks.first:
+            link.report(reports.Finished(step=progress.step, tokens=progress.tokens, checkpoint=checkpoint))
+        run.checkpointer.close()
+
+
+def _report_step(run: Run, progress: Progress, reduced: Reduced, rate: float, pace: Pace) -> None:
+    stall = run.saves.take_stall()
+    seconds = pace.end(stall)
+    if not run.ranks.first:
+        run.link.report(reports.Progress(step=progress.step))
+        return
+    run.link.report(
+        reports.StepDone(
+            step=progress.step,
+            loss=reduced.loss,
+            grad_norm=reduced.norm,
+            learning_rate=rate,
+            tokens=progress.tokens,
+            tokens_per_second=pace.tokens_per_second,
+            seconds=seconds,
+            stall_seconds=stall,
+            data_seconds=pace.data_seconds,
+        )
+    )
+
+
+def _report_saves(run: Run) -> None:
+    for outcome in run.saves.outcomes():
+        run.link.report(outcome)
+
+
+def _obey(run: Run, control: Control, progress: Progress) -> None:
+    """Take a checkpoint of this step, and hold at it. A failed save is reported by rank 0, and training goes on."""
+    commands = control.agree(run.ranks.world_size)
+    if not commands:
+        return
+    checkpoint = run.saves.settle(progress)
+    _report_saves(run)
+    if checkpoint is not None:
+        control.hold(commands, progress.step, checkpoint)
+
+
+def _settle_last(run: Run, progress: Progress) -> str:
+    """The key of the last step's checkpoint, in force. Raises FinalSaveFailed, on all ranks."""
+    for _ in range(FINAL_ATTEMPTS):
+        checkpoint = run.saves.settle(progress)
+        _report_saves(run)
+        if checkpoint is not None:
+            return checkpoint
+    raise FinalSaveFailed(
+        f"the checkpoint of the last step ({progress.step}) could not be written in {FINAL_ATTEMPTS} attempts: "
+        "see the failed saves reported before this, and check that checkpoint.storage is writable and has space"
+    )
+
+
+def _evaluate(run: Run, progress: Progress) -> None:
+    began = time.perf_counter()
+    losses = evaluate(run.model, run.loss, run.held_out, run.ranks, run.gradients.padded)
+    if run.ranks.first:
+        seconds = time.perf_counter() - began
+        run.link.report(reports.Evaluated(step=progress.step, losses=losses, seconds=seconds))
+
+
+def _sample(run: Run, progress: Progress) -> None:
+    """Let the model write. A sharded model needs all ranks for it; they write the same."""
+    sampling = run.training.sampling
+    if sampling is None or not (run.ranks.first or run.gradients.padded):
+        return
+    text = sample(run.model, run.tokenizer, sampling, run.training.seed, run.ranks.device)
+    if run.ranks.first:
+        run.link.report(reports.Sampled(step=progress.step, prompt=sampling.prompt, text=text))
