@@ -1,0 +1,1 @@
+"""Who trains together: the coordinator, a state machine with sockets around it."""

@@ -1,0 +1,113 @@
+"""The local cluster as the operator process sees it: the `Cluster` port over the control channel."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Callable
+
+from pretrain_api.base import Wire
+from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_operator.cluster import Event, Pod, Snapshot
+from pretrain_operator.local.control import (
+    LINE_LIMIT,
+    SUPERVISOR_MESSAGE,
+    Answer,
+    CreatePod,
+    DeletePod,
+    Emit,
+    RecordStep,
+    View,
+    WriteStatus,
+    read_message,
+    write_message,
+)
+
+
+class LocalCluster:
+    """Processes of this machine in the place of pods. Made by `connect`; `run` must go on beside its use."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: View) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._view = first
+        self._status = first.status or JobStatus()
+        self._ids = itertools.count(1)
+        self._unanswered: dict[int, asyncio.Future[Answer]] = {}
+        self._subscribers: list[Callable[[], None]] = []
+        self._closed = False
+
+    @classmethod
+    async def connect(cls, channel: socket.socket) -> LocalCluster:
+        """Take up the channel to the supervisor; returns once its first view is here."""
+        reader, writer = await asyncio.open_unix_connection(sock=channel, limit=LINE_LIMIT)
+        first = await read_message(reader, SUPERVISOR_MESSAGE)
+        if not isinstance(first, View):
+            raise ConnectionError("the supervisor closed the control channel before its first view")
+        return cls(reader, writer, first)
+
+    async def run(self) -> None:
+        """Take in what the supervisor says until it closes the channel."""
+        while (message := await read_message(self._reader, SUPERVISOR_MESSAGE)) is not None:
+            match message:
+                case View():
+                    self._view = message
+                    for changed in self._subscribers:
+                        changed()
+                case Answer():
+                    if not (waiting := self._unanswered.pop(message.id)).done():
+                        waiting.set_result(message)
+        self._closed = True
+        for waiting in self._unanswered.values():
+            if not waiting.done():
+                waiting.set_exception(ConnectionError("the supervisor closed the control channel"))
+
+    async def snapshot(self) -> Snapshot:
+        """The newest view, with the status that this process wrote last."""
+        view = self._view
+        return Snapshot(view.job, self._status, view.pods, view.faults, view.stopping)
+
+    async def create_pod(self, slot: int, attempt: int) -> None:
+        """Start a worker; that it exists already is success."""
+        await self._ask(CreatePod(id=next(self._ids), slot=slot, attempt=attempt))
+
+    async def delete_pod(self, pod: Pod, grace_seconds: float) -> None:
+        """End a worker; that it is gone is success."""
+        request = DeletePod(id=next(self._ids), slot=pod.slot, attempt=pod.attempt, grace_seconds=grace_seconds)
+        await self._ask(request)
+
+    async def write_status(self, status: JobStatus) -> None:
+        """Replace the job's status."""
+        self._status = status
+        await self._say(WriteStatus(status=status))
+
+    async def emit(self, event: Event) -> None:
+        """Tell the user what happened."""
+        await self._say(Emit(type=event.type, reason=event.reason, message=event.message))
+
+    def record_step(self, record: StepRecord) -> None:
+        """Have a step appended to `metrics.jsonl` and shown."""
+        write_message(self._writer, RecordStep(record=record))
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        """Call `changed` on every new view."""
+        self._subscribers.append(changed)
+
+    async def close(self) -> None:
+        """Hand over all that was said and close the channel."""
+        self._writer.close()
+        await self._writer.wait_closed()
+
+    async def _say(self, message: Wire) -> None:
+        write_message(self._writer, message)
+        await self._writer.drain()
+
+    async def _ask(self, request: CreatePod | DeletePod) -> None:
+        if self._closed:
+            raise ConnectionError("the supervisor closed the control channel")
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._unanswered[request.id] = answer
+        await self._say(request)
+        if error := (await answer).error:
+            raise OSError(error)

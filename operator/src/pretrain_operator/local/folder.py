@@ -1,0 +1,90 @@
+"""The folder of a local run: what is kept there, and the lock that makes one run its only writer."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from pathlib import Path
+from typing import TextIO
+
+from pydantic import ValidationError
+
+from pretrain_api.runreport import JobStatus, StepRecord
+
+
+class FolderInUse(Exception):
+    """Another run holds the folder; the message says what to do."""
+
+
+class UnreadableStatus(Exception):
+    """`status.json` is no status; the message says what to do."""
+
+
+class RunFolder:
+    """`--out` of a run. A context manager: holds the lock between enter and exit."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.logs = path / "logs"
+        self.trainer_config = path / "trainer.json"
+        self.job = path / "job.yaml"
+        self.status = path / "status.json"
+        self.metrics = path / "metrics.jsonl"
+        self._lock: TextIO | None = None
+        self._last: tuple[int, int] = (0, 0)
+
+    def __enter__(self) -> RunFolder:
+        """Create the folder if need be and lock it. Raises FolderInUse."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        lock = (self.path / ".lock").open("w")
+        try:
+            # Not inherited by children: the lock is free the moment this process is gone.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise FolderInUse(
+                f"--out {self.path}: another `pretrain run` works in this folder; wait for its end, end it, "
+                "or choose another --out"
+            ) from None
+        self._lock = lock
+        self._cut_torn_line()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _cut_torn_line(self) -> None:
+        """Drop a last line of `metrics.jsonl` that a full disk cut short: the next one would continue it."""
+        if self.metrics.exists():
+            whole = self.metrics.read_bytes()
+            os.truncate(self.metrics, whole.rfind(b"\n") + 1)
+
+    def read_status(self) -> JobStatus:
+        """The status of the run so far, or that of a new one with a new uid. Raises UnreadableStatus."""
+        if not self.status.exists():
+            return JobStatus(job_uid=str(uuid.uuid4()))
+        try:
+            return JobStatus.from_json(self.status.read_bytes())
+        except ValidationError as error:
+            raise UnreadableStatus(
+                f"{self.status} can't be read ({error.error_count()} mistakes): move it away to start anew beside the "
+                "checkpoints, or choose another --out"
+            ) from error
+
+    def write_status(self, status: JobStatus) -> None:
+        """Replace `status.json` in one go: a reader sees the old one or the new one."""
+        draft = self.status.with_suffix(".json.new")
+        draft.write_text(status.model_dump_json(indent=2) + "\n")
+        os.replace(draft, self.status)
+
+    def append_step(self, record: StepRecord) -> bool:
+        """Append to `metrics.jsonl`; False: it was there already, said again by a restarted operator."""
+        if (record.generation, record.step) <= self._last:
+            return False
+        self._last = (record.generation, record.step)
+        with self.metrics.open("a") as file:
+            file.write(record.to_json() + "\n")
+        return True
