@@ -1,0 +1,1 @@
+"""Object stores, checkpoint lineage, manifests and retention."""

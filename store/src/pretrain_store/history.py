@@ -1,0 +1,237 @@
+"""Acts on a store by the rules of `lineage`: claims a prefix, puts records, commits, verifies, retires checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from pydantic import ValidationError
+
+from pretrain_api.lineage import (
+    IDENTITY_KEY,
+    JobIdentity,
+    LineageRecord,
+    Manifest,
+    manifest_key,
+    parse_manifest_key,
+    parse_record_key,
+    record_key,
+)
+from pretrain_store.errors import Corrupt, Exists, IdentityMismatch, Missing, NumberTaken
+from pretrain_store.lineage import Deletion, Listing, plausible
+from pretrain_store.port import ObjectInfo, ObjectStore
+
+_LINEAGE = "lineage/"
+_CHECKPOINTS = "checkpoints/"
+_FEW = 8
+"""So many records are read faster one after another than by threads that have to be started."""
+_BLOCK = 1 << 20
+
+
+def read_listing(store: ObjectStore, known: Listing | None = None) -> Listing:
+    """What the prefix holds now. Records never change: those of `known` are not read again.
+
+    Records come first and manifests after, so that every parent that a record names had been committed by then.
+    """
+    earlier: Mapping[int, LineageRecord] = known.records if known is not None else {}
+    numbers = _numbers(store)
+    found = _read_records(store, [number for number in numbers if number not in earlier])
+    records = {**{number: earlier[number] for number in numbers if number in earlier}, **found}
+    manifests = frozenset(item.key for item in store.list(_CHECKPOINTS) if parse_manifest_key(item.key) is not None)
+    return Listing(records, manifests, frozenset(numbers) - frozenset(records))
+
+
+def claim_identity(store: ObjectStore, identity: JobIdentity) -> None:
+    """Make the prefix this job's, or raise IdentityMismatch with what differs; then nothing was written."""
+    try:
+        store.put(IDENTITY_KEY, identity.to_json().encode(), if_absent=True)
+    except Exists:
+        _compare(store, identity)
+
+
+def put_record(store: ObjectStore, record: LineageRecord) -> None:
+    """Own the number of `record`, which is then the highest; raises NumberTaken otherwise.
+
+    Finding one's own record (same nonce) is success: an earlier answer was lost. So it may be retried as it is.
+    """
+    if not plausible(record.generation, record):
+        place = parse_manifest_key(record.parent or "")
+        if place is None:
+            raise ValueError(f"not a manifest's key: {record.parent}")
+        raise NumberTaken(place[0])
+    try:
+        store.put(record_key(record.generation), record.to_json().encode(), if_absent=True)
+    except Exists:
+        there = _read_record(store, record.generation)
+        if there is None or there.nonce != record.nonce:
+            raise NumberTaken(max(_numbers(store), default=record.generation)) from None
+    highest = max(_numbers(store), default=0)
+    if highest > record.generation:
+        raise NumberTaken(highest)
+
+
+def commit(store: ObjectStore, manifest: Manifest) -> str:
+    """Make the objects of `manifest`, which are all in the store, a checkpoint; returns its key.
+
+    Finding the same manifest is success: an earlier answer was lost. So it may be retried, and so may the whole save of
+    a step. Raises Corrupt when other bytes were committed there.
+    """
+    key = manifest_key(manifest.generation, manifest.step)
+    try:
+        store.put(key, manifest.to_json().encode(), if_absent=True)
+    except Exists:
+        there = read_manifest(store, key)
+        if there.model_copy(update={"created_at": manifest.created_at}) != manifest:
+            raise Corrupt(key, "a manifest of other objects is here already") from None
+    return key
+
+
+def read_manifest(store: ObjectStore, key: str) -> Manifest:
+    """The manifest under `key`; raises Corrupt when it is missing, unreadable, or names what it must not."""
+    try:
+        manifest = Manifest.from_json(store.get(key))
+    except Missing:
+        raise Corrupt(key, "the manifest is missing") from None
+    except ValidationError as error:
+        raise Corrupt(key, f"the manifest cannot be read ({error.error_count()} errors)") from None
+    if manifest_key(manifest.generation, manifest.step) != key:
+        raise Corrupt(key, f"the manifest is that of generation {manifest.generation}, step {manifest.step}")
+    for item in manifest.objects:
+        if not _inside(item.key):
+            raise Corrupt(key, f"the manifest names an object outside its folder: {item.key}")
+    return manifest
+
+
+def verify(manifest: Manifest, folder: Path) -> None:
+    """Check size and digest of every object of the checkpoint, fetched to `folder`; raises Corrupt."""
+    key = manifest_key(manifest.generation, manifest.step)
+    for item in manifest.objects:
+        if not _inside(item.key):
+            raise Corrupt(key, f"the manifest names an object outside its folder: {item.key}")
+        path = folder / item.key
+        if not path.is_file():
+            raise Corrupt(key, f"{item.key} is missing")
+        size = path.stat().st_size
+        if size != item.size:
+            raise Corrupt(key, f"{item.key} has {size} bytes instead of {item.size}")
+        if _digest(path) != item.sha256:
+            raise Corrupt(key, f"{item.key} has another sha256 than was saved")
+
+
+def retire(store: ObjectStore, plan: Deletion) -> tuple[str, ...]:
+    """Delete what the plan dooms, each manifest before its objects; returns the manifest keys that are gone.
+
+    Looks for a later record before each checkpoint and stops if there is one: a new holder may need what was doomed.
+    """
+    gone: list[str] = []
+    for key in plan.checkpoints:
+        if _superseded(store, plan.generation):
+            break
+        store.delete(key)
+        _delete_all(store, store.list(key.removesuffix("manifest.json")))
+        gone.append(key)
+    return tuple(gone)
+
+
+def sweep(store: ObjectStore, generation: int) -> tuple[str, ...]:
+    """Delete the folders of saves that came to no manifest, of generations below `generation`; returns the folders.
+
+    Its own and later ones are left alone: their saves may be under way.
+    """
+    folders: dict[str, list[ObjectInfo]] = {}
+    for item in store.list(_CHECKPOINTS):
+        folders.setdefault("/".join(item.key.split("/")[:3]), []).append(item)
+    orphans = [
+        folder
+        for folder, items in folders.items()
+        if (place := parse_manifest_key(f"{folder}/manifest.json")) is not None
+        and place[0] < generation
+        and all(item.key != f"{folder}/manifest.json" for item in items)
+    ]
+    if not orphans or _superseded(store, generation):
+        return ()
+    for folder in orphans:
+        _delete_all(store, tuple(folders[folder]))
+    return tuple(orphans)
+
+
+def _superseded(store: ObjectStore, generation: int) -> bool:
+    return max(_numbers(store), default=0) > generation
+
+
+def _delete_all(store: ObjectStore, items: tuple[ObjectInfo, ...]) -> None:
+    for item in items:
+        store.delete(item.key)
+
+
+def _numbers(store: ObjectStore) -> list[int]:
+    found = (parse_record_key(item.key) for item in store.list(_LINEAGE))
+    return sorted(number for number in found if number is not None)
+
+
+def _read_records(store: ObjectStore, numbers: list[int]) -> dict[int, LineageRecord]:
+    if len(numbers) <= _FEW:
+        found = [_read_record(store, number) for number in numbers]
+    else:
+        with ThreadPoolExecutor(max_workers=16) as threads:
+            found = list(threads.map(partial(_read_record, store), numbers))
+    return {record.generation: record for record in found if record is not None}
+
+
+def _read_record(store: ObjectStore, number: int) -> LineageRecord | None:
+    """The record of a number, or None when it cannot be read or cannot be a link of a chain."""
+    try:
+        record = LineageRecord.from_json(store.get(record_key(number)))
+    except (Missing, ValidationError):
+        return None
+    return record if plausible(number, record) else None
+
+
+_FIELDS = {
+    "version": "format version",
+    "model_digest": "model",
+    "data_digest": "data",
+    "tokenizer_digest": "tokeniser",
+    "seed": "seed",
+    "batch_sequences": "batch.sequences",
+    "context": "context",
+}
+
+
+def _compare(store: ObjectStore, identity: JobIdentity) -> None:
+    where = store.describe()
+    try:
+        there = JobIdentity.from_json(store.get(IDENTITY_KEY))
+    except ValidationError:
+        raise IdentityMismatch(
+            f"{where} belongs to another job: its {IDENTITY_KEY} cannot be read; "
+            "choose another prefix or path in checkpoint.storage"
+        ) from None
+    differing = [
+        f"{name} is {getattr(identity, field)} here and {getattr(there, field)} there"
+        if not field.endswith("_digest")
+        else f"{name} differs"
+        for field, name in _FIELDS.items()
+        if getattr(identity, field) != getattr(there, field)
+    ]
+    if differing:
+        raise IdentityMismatch(
+            f"{where} belongs to another job ({', '.join(differing)}): "
+            "choose another prefix or path in checkpoint.storage"
+        )
+
+
+def _inside(key: str) -> bool:
+    path = PurePosixPath(key)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

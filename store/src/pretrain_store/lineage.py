@@ -1,0 +1,199 @@
+"""The rules of lineage: pure decisions over a listing. `history` reads the listing and acts.
+
+The line is the chain from the highest-numbered record: that generation's own checkpoints, then its parent, then the
+parent's generation up to it, and so on. A record names its parent once and for all, so what a zombie commits later is
+on nobody's chain, and no clock is needed.
+
+A record that cannot be read still owns its number: somebody put it and may be training under it, so the next number
+must be higher, and its own checkpoints are the newest. Where it went on from is unknown: the chain ends there, and
+nothing before that point is deleted for being off the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from pretrain_api.job import Retain
+from pretrain_api.lineage import LineageRecord, parse_manifest_key
+from pretrain_store.errors import NoUsableCheckpoint, Superseded
+
+KEEP_AT_LEAST = 2
+"""The newest may turn out to be corrupt."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a prefix holds: the readable records by generation, the keys of all manifests, and the rest's numbers."""
+
+    records: Mapping[int, LineageRecord]
+    manifests: frozenset[str]
+    unreadable: frozenset[int] = frozenset()
+
+    @property
+    def highest(self) -> int:
+        """The highest number that a record owns, readable or not; 0: none."""
+        return max((*self.records, *self.unreadable), default=0)
+
+
+@dataclass(frozen=True)
+class Later:
+    """A record above one's own: stop. `job_uid` is None when the record cannot be read."""
+
+    generation: int
+    job_uid: str | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where a new generation goes on from, both for its record. A null parent: from nothing."""
+
+    parent: str | None
+    rejected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """Manifest keys of the checkpoints that the holder of `generation` may delete, oldest first."""
+
+    generation: int
+    checkpoints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Chain:
+    line: tuple[str, ...]
+    reached: int
+    """The lowest generation whose part is known; 0: all, down to a null parent."""
+
+
+def plausible(number: int, record: LineageRecord) -> bool:
+    """Whether `record`, found under the key of `number`, can be a link of a chain: parents have lower numbers."""
+    if record.generation != number:
+        return False
+    if record.parent is None:
+        return True
+    place = parse_manifest_key(record.parent)
+    return place is not None and place[0] < number
+
+
+def line(listing: Listing) -> tuple[str, ...]:
+    """The manifest keys of the one history, newest first, their steps strictly decreasing."""
+    return _chain(listing, listing.highest).line
+
+
+def choose_parent(listing: Listing, rejected: Collection[str]) -> Choice:
+    """The newest checkpoint of the line that nobody rejected; if it has none, the newest of any lower generation.
+
+    The parent is null only when the prefix has no manifest at all. Raises NoUsableCheckpoint when all are rejected.
+    """
+    refused = _rejected(listing) | frozenset(rejected)
+    named = tuple(sorted(refused & listing.manifests | frozenset(rejected)))
+    if not listing.manifests:
+        return Choice(parent=None, rejected=named)
+    for key in _candidates(listing):
+        if key not in refused:
+            return Choice(parent=key, rejected=named)
+    raise NoUsableCheckpoint(named)
+
+
+def refuse_foreign(listing: Listing, job_uid: str, *, may_take_over: bool) -> None:
+    """Raises Superseded when the history is another job's and this generation may not take it over.
+
+    Only a job's first generation may: the job that is taken over would otherwise take the prefix back.
+    """
+    if may_take_over or not listing.records:
+        return
+    newest = listing.records[max(listing.records)]
+    if newest.job_uid != job_uid:
+        raise Superseded(newest.generation, newest.job_uid)
+
+
+def superseded(listing: Listing, generation: int) -> Later | None:
+    """The highest record above `generation`, if there is one: its holder must stop."""
+    readable = max((number for number in listing.records if number > generation), default=0)
+    if readable:
+        return Later(readable, listing.records[readable].job_uid)
+    return Later(listing.highest, None) if listing.highest > generation else None
+
+
+def doomed(listing: Listing, generation: int, retain: Retain) -> Deletion:
+    """The checkpoints that the holder of `generation` may delete: none unless its record is the highest.
+
+    Of the line stay the newest `retain.last`, at least two, the multiples of `everySteps` and the parent of the highest
+    record. What is off the line or rejected goes if an earlier generation made it, but not before the line has two:
+    until then it may be the last resort.
+    """
+    if listing.highest != generation or generation not in listing.records:
+        return Deletion(generation, ())
+    chain = _chain(listing, generation)
+    refused = _rejected(listing)
+    usable = [key for key in chain.line if key not in refused]
+    if len(usable) < KEEP_AT_LEAST:
+        return Deletion(generation, ())
+    kept = {
+        *usable[: max(KEEP_AT_LEAST, retain.last)],
+        *(key for key in usable if retain.every_steps and _place(key)[1] % retain.every_steps == 0),
+        listing.records[generation].parent,
+    }
+    aside = {
+        key
+        for key in listing.manifests - set(usable)
+        if chain.reached <= _place(key)[0] < generation
+    }  # fmt: skip
+    return Deletion(generation, tuple(sorted((set(usable) | aside) - kept, key=_place)))
+
+
+def _chain(listing: Listing, generation: int) -> _Chain:
+    """The chain from the record of `generation`, whether or not that record or what it names is still there."""
+    steps = _steps(listing)
+    line: list[str] = []
+    up_to: int | None = None
+    while True:
+        record = listing.records.get(generation)
+        parent = _place(record.parent) if record is not None and record.parent is not None else None
+        line += _own(steps.get(generation, {}), above=parent[1] if parent else -1, up_to=up_to)
+        if record is None:
+            return _Chain(tuple(line), generation)
+        if parent is None:
+            return _Chain(tuple(line), 0)
+        # A generation may save the very step that it went on from, and its successor may name that: each step once.
+        generation, up_to = parent[0], parent[1] if up_to is None else min(parent[1], up_to - 1)
+
+
+def _own(steps: Mapping[int, str], *, above: int, up_to: int | None) -> list[str]:
+    """A generation's part of a chain, newest first: after the step it went on from, up to the one its successor named.
+
+    The one that was named belongs to it in any case.
+    """
+    chosen = [step for step in steps if step == up_to or (step > above and (up_to is None or step < up_to))]
+    return [steps[step] for step in sorted(chosen, reverse=True)]
+
+
+def _steps(listing: Listing) -> dict[int, dict[int, str]]:
+    """Generation -> step -> manifest key."""
+    steps: dict[int, dict[int, str]] = {}
+    for key in listing.manifests:
+        generation, step = _place(key)
+        steps.setdefault(generation, {})[step] = key
+    return steps
+
+
+def _candidates(listing: Listing) -> Iterator[str]:
+    """Every checkpoint, best first: the line, then what would be the line without the highest record, and so on."""
+    for number in sorted({*listing.records, *listing.unreadable}, reverse=True):
+        yield from _chain(listing, number).line
+    yield from sorted(listing.manifests, key=_place, reverse=True)
+
+
+def _rejected(listing: Listing) -> frozenset[str]:
+    """What any generation found corrupt stays rejected: nothing makes a checkpoint whole again."""
+    return frozenset(key for record in listing.records.values() for key in record.rejected)
+
+
+def _place(key: str) -> tuple[int, int]:
+    """(generation, step) of a manifest's key."""
+    place = parse_manifest_key(key)
+    if place is None:
+        raise ValueError(f"not a manifest's key: {key}")
+    return place

@@ -1,0 +1,56 @@
+"""The port to whatever keeps the checkpoints: a folder or a bucket, below one prefix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pretrain_api.lineage import StoredObject
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """An object in a listing; `size` in bytes."""
+
+    key: str
+    size: int
+
+
+class ObjectStore(Protocol):
+    """Objects under keys relative to one prefix, like `lineage/g000007.json`. Safe for threads and many processes.
+
+    An object appears whole or not at all, and every get and list that starts after the put returned sees it.
+    A key and the same key with `/…` after it exclude each other. Every method raises Unavailable or Refused.
+    """
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Keep `data` under `key`; with `if_absent` raises Exists when there is an object, and changes nothing.
+
+        After Unavailable it may have happened nevertheless, now or a little later.
+        """
+        ...
+
+    def put_file(self, key: str, path: Path) -> StoredObject:
+        """Stream a local file to `key`; returns key, size and sha256 of the very bytes that were sent."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes; raises Missing."""
+        ...
+
+    def fetch(self, key: str, path: Path) -> None:
+        """The object as a local file, which replaces one at `path` and is for reading only; raises Missing."""
+        ...
+
+    def list(self, prefix: str) -> tuple[ObjectInfo, ...]:
+        """All objects whose keys start with `prefix`, sorted by key."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; that there is none is success."""
+        ...
+
+    def describe(self) -> str:
+        """Where this is, for people."""
+        ...

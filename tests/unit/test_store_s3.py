@@ -1,0 +1,142 @@
+"""The S3 adapter against moto's server, and against a client that fails in chosen ways."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from moto.server import ThreadedMotoServer
+from store_contract import StoreContract, keys
+
+from pretrain_api.job import S3Storage, Storage
+from pretrain_store.errors import Exists, Missing, Refused, StoreError, Unavailable, Unsupported
+from pretrain_store.open import open_store, probe
+from pretrain_store.port import ObjectStore
+from pretrain_store.s3 import S3Store
+
+PREFIXES = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def environ() -> Iterator[dict[str, str]]:
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environ = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }
+    try:
+        import boto3
+
+        client: Any = boto3.client(
+            "s3",
+            endpoint_url=environ["AWS_ENDPOINT_URL"],
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+        client.create_bucket(Bucket="runs")
+        yield environ
+    finally:
+        server.stop()
+
+
+def in_bucket(environ: dict[str, str], prefix: str, bucket: str = "runs") -> ObjectStore:
+    return open_store(Storage(s3=S3Storage(bucket=bucket, prefix=prefix)), environ)
+
+
+@pytest.fixture
+def store(environ: dict[str, str]) -> ObjectStore:
+    return in_bucket(environ, f"some/prefix-{next(PREFIXES)}")
+
+
+class TestS3(StoreContract):
+    pass
+
+
+def test_prefixes_do_not_see_each_other(environ: dict[str, str]) -> None:
+    store, longer, whole = in_bucket(environ, "job"), in_bucket(environ, "job-2"), in_bucket(environ, "")
+    store.put("key", b"1")
+    longer.put("key", b"2")
+
+    assert keys(store) == keys(longer) == ["key"]
+    assert store.get("key") == b"1"
+    assert {"job/key", "job-2/key"} <= set(keys(whole))
+    assert (store.describe(), whole.describe()) == ("s3://runs/job", "s3://runs")
+
+
+def test_a_bucket_that_is_not_there_is_refused_by_name(environ: dict[str, str]) -> None:
+    with pytest.raises(Refused, match=r"checkpoint\.storage cannot be used: s3://absent/job: .*bucket"):
+        probe(in_bucket(environ, "job", bucket="absent"))
+
+
+class FailingClient:
+    """An S3 client whose puts fail in turn with these errors, then succeed; None: it happened, nothing is raised."""
+
+    def __init__(self, *errors: Exception | None) -> None:
+        self.errors = list(errors)
+        self.puts = 0
+
+    def put_object(self, **arguments: object) -> dict[str, Any]:
+        self.puts += 1
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None:
+            raise error
+        return {}
+
+
+def answered(status: int, code: str) -> ClientError:
+    response: Any = {"Error": {"Code": code, "Message": "why"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(response, "PutObject")
+
+
+def failing(*errors: Exception | None) -> tuple[S3Store, FailingClient, list[float]]:
+    client: Any = FailingClient(*errors)
+    slept: list[float] = []
+    return S3Store(client, "runs", "job", slept.append), client, slept
+
+
+def test_a_conflict_of_conditional_puts_is_tried_again_until_it_is_decided() -> None:
+    conflict = answered(409, "ConditionalRequestConflict")
+    store, client, slept = failing(conflict, conflict)
+    store.put("key", b"", if_absent=True)
+    assert (client.puts, len(slept)) == (3, 2)
+
+    lost, _, _ = failing(conflict, answered(412, "PreconditionFailed"))
+    with pytest.raises(Exists):
+        lost.put("key", b"", if_absent=True)
+
+    for_ever, _, slept = failing(*[conflict] * 100)
+    with pytest.raises(Unavailable, match="under way"):
+        for_ever.put("key", b"", if_absent=True)
+    assert sum(slept) < 30
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (answered(403, "AccessDenied"), Refused),
+        (answered(403, "InvalidAccessKeyId"), Refused),
+        (answered(404, "NoSuchBucket"), Refused),
+        (answered(301, "PermanentRedirect"), Refused),
+        (NoCredentialsError(), Refused),
+        (answered(404, "NoSuchKey"), Missing),
+        (answered(501, "NotImplemented"), Unsupported),
+        (answered(500, "InternalError"), Unavailable),
+        (answered(503, "SlowDown"), Unavailable),
+        (answered(400, "BadDigest"), Unavailable),
+        (EndpointConnectionError(endpoint_url="http://127.0.0.1:1"), Unavailable),
+    ],
+)
+def test_an_error_says_what_to_do(error: Exception, meaning: type[StoreError]) -> None:
+    store, _, _ = failing(error)
+
+    with pytest.raises(StoreError) as raised:
+        store.put("key", b"")
+
+    assert type(raised.value) is meaning
