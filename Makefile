@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 FIND_LINKS := $(firstword $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
 PACKAGES := api store agent trainer operator cli
 OUT ?= runs/quickstart
-FAULT ?= kill:worker=1,step=250
+FAULT ?= kill:worker=1,step=130
 
 .PHONY: help install quickstart test lint format generate lock clean bench-recovery bench-overhead
 

@@ -132,10 +132,12 @@ class World:
         generation, step = _place(manifest)
         assert generation <= writer.generation, "a later generation's object was deleted"
         assert writer.highest_seen == writer.generation, "deleted after a later record had been seen"
-        if manifest == key:
+        if manifest in self.retired:
+            pass  # what follows its retirement
+        elif manifest == key:
             assert writer.looked, "deleted without a look for later records"
             writer.looked = False
-        elif manifest not in self.retired:
+        else:
             assert generation < writer.generation, "a save that may be under way was swept"
         if before.highest != writer.generation or manifest not in before.manifests:
             return  # a stale holder, or no checkpoint

@@ -216,12 +216,23 @@ def test_delays_double_up_to_a_limit() -> None:
     assert delay_after(10_000) == 300
 
 
-def test_a_rejected_checkpoint_counts_once() -> None:
+def test_falling_back_from_one_checkpoint_after_another_is_free() -> None:
     run = Run()
-    run.generation()
-    for rank in range(3):
-        run.tell(said(0, 1, CheckpointRejected(checkpoint="c", message=f"rank {rank}")))
-    run.fails("CheckpointRejected")
+    for number in range(20):
+        run.generation()
+        for rank in range(3):
+            run.tell(said(0, run.number, CheckpointRejected(checkpoint=f"c{number}", message=f"rank {rank}")))
+        run.fails("CheckpointRejected")
 
-    assert run.ledger.spent.program_failures == 1
-    assert len(run.ledger.status().incidents) == 1
+    assert run.ledger.spent.restarts == ()
+    assert len(run.ledger.status().incidents) == 20
+
+
+def test_rejecting_the_same_checkpoint_again_and_again_is_a_failure_of_the_program() -> None:
+    run = Run()
+    for _ in range(4):
+        run.generation()
+        run.tell(said(0, run.number, CheckpointRejected(checkpoint="c", message="digest mismatch")))
+        run.fails("CheckpointRejected")
+
+    assert run.exhausted

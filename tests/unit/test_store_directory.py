@@ -108,6 +108,36 @@ def test_puts_and_deletes_in_one_folder_do_not_disturb_each_other(tmp_path: Path
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("race", [FileNotFoundError, FileExistsError])
+def test_a_folder_that_goes_while_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, race: type[OSError]
+) -> None:
+    store = DirectoryStore(tmp_path)
+    store.put("other", b"")
+    mkdir = Path.mkdir
+    races = [race, race]
+
+    def interrupted(path: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        if path.name == "folder" and races:
+            raise races.pop()
+        mkdir(path, mode, parents, exist_ok)
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+
+    store.put("folder/key", b"data", if_absent=True)
+
+    assert races == []
+    assert store.get("folder/key") == b"data"
+
+
+def test_an_object_cannot_hold_others(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    store.put("key", b"")
+
+    with pytest.raises(Refused, match="key"):
+        store.put("key/below", b"")
+
+
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../b", ".tmp/a", "a/./b"])
 def test_a_key_cannot_leave_the_folder(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match="not a key"):

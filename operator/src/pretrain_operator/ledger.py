@@ -55,6 +55,8 @@ class Ledger:
         self._held_step = -1
         self._failures: list[Failed] = []
         self._unexplained: Generation | None = None
+        self._falls_back = False
+        """The current generation found a checkpoint corrupt that nobody had found before."""
         self.spent = Spent(books.restarts, books.program_failures, books.last_failure)
         self.fatal = ""
         """A rule of the job says that the job ends: why."""
@@ -147,6 +149,7 @@ class Ledger:
             self.spent = self.spent.blamed_on_program()
         self._unexplained = None
         self._failures = []
+        self._falls_back = False
         self._held_step = -1
         self._generation = fact.generation
         self._incidents.announced(fact)
@@ -174,7 +177,13 @@ class Ledger:
         return (Event("Warning", fact.cause, f"{text}: {fact.message}" if fact.message else text),)
 
     def _charge(self, fact: Ended, recovery: Recovery) -> None:
-        """Count the failure against the budget, unless the job's rules ignore it."""
+        """Count the failure against the budget, unless the job's rules ignore it.
+
+        A checkpoint found corrupt is free the first time: the next generation goes on from another one, and there are
+        only so many.
+        """
+        if fact.cause == "CheckpointRejected" and self._falls_back:
+            return
         causes = decisive(self._failures)
         if causes and all(action_on(failure, recovery.rules) == "Ignore" for failure in causes):
             return
@@ -302,6 +311,7 @@ class Ledger:
         key = parse_manifest_key(body.checkpoint)
         if not self._incidents.rejected(body.checkpoint, body.message, key[1] if key else self._status.step, fact.time):
             return ()
+        self._falls_back = True
         return (Event("Warning", "CheckpointCorrupt", f"{body.checkpoint} can't be used: {body.message}"),)
 
     def _failed(self, body: Failed, recovery: Recovery) -> None:

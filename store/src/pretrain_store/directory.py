@@ -134,8 +134,8 @@ class DirectoryStore:
     def _put_in_place(self, written: Path, key: str, place: Callable[[Path, Path], None]) -> None:
         path = self._path(key)
         for _ in range(_ATTEMPTS):
-            _make_folder(path.parent, self._root)
             try:
+                _make_folder(path.parent, self._root)
                 place(written, path)
                 _sync_folder(path.parent)
             except FileNotFoundError:
@@ -199,7 +199,9 @@ def _make_folder(folder: Path, root: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise Refused(f"{folder} is an object and cannot hold others") from None
+        if folder.exists():
+            raise Refused(f"{folder} is an object and cannot hold others") from None
+        raise FileNotFoundError(folder) from None  # it was there, and another process removed it
     for path in missing:
         _sync_folder(path.parent)
 

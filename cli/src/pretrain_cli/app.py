@@ -1,0 +1,55 @@
+"""The `pretrain` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pretrain_cli.prepare import Order
+from pretrain_cli.run import run as run_job
+from pretrain_cli.validate import validate as validate_job
+
+main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A PretrainJob.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a field of the spec, e.g. training.steps=100."),
+]
+
+
+@main.callback()
+def describe() -> None:
+    """Pre-train language models on workers that come and go."""
+
+
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, metavar="N", help="So many workers; elastic is widened to hold them.")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run; absent: runs/NAME.")]
+Faults = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fault",
+        metavar="SPEC",
+        help="Inject a fault: kill:worker=1,step=60; also kill:rank, kill:agent, kill:coordinator, stop:worker, "
+        "term:worker, remove:worker, add:worker.",
+    ),
+]
+
+
+@main.command()
+def run(job: JobFile, workers: Workers = None, out: Out = None, sets: Sets = None, fault: Faults = None) -> None:
+    """Run a job on this machine. Ctrl-C takes a checkpoint and ends; the same command again goes on.
+
+    Exit codes: 0 done, 1 failed, 2 bad input, 130 stopped by the user.
+    """
+    raise typer.Exit(run_job(Order(job, workers, out, tuple(sets or ()), tuple(fault or ()))))
+
+
+@main.command()
+def validate(job: JobFile, sets: Sets = None) -> None:
+    """Print every mistake of a job file with its path and what is allowed."""
+    raise typer.Exit(validate_job(job, tuple(sets or ())))

@@ -1,0 +1,101 @@
+"""`--fault ACTION:TARGET=N,step=S`: faults that a user asks for, parsed and checked before the run starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from pretrain_cli.errors import BadInput
+
+Action = Literal["kill", "stop", "term", "remove", "add"]
+Target = Literal["worker", "rank", "agent", "coordinator"]
+
+TARGETS: dict[Action, tuple[Target, ...]] = {
+    "kill": ("worker", "rank", "agent", "coordinator"),
+    "stop": ("worker",),
+    "term": ("worker",),
+    "remove": ("worker",),
+    "add": ("worker",),
+}
+_SPEC = re.compile(r"(?P<action>\w+):(?P<target>\w*)(=(?P<number>[^,]*))?,\s*step=(?P<step>[^,]*)")
+
+
+class BadFault(BadInput):
+    """A fault that can't be; the message names it and says what is allowed."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Once the job has done `step`: `number` is a worker's slot, or a global rank. `add` and `remove` change how many
+    workers are wanted by one, whichever number they carry: the newest slot comes or goes."""
+
+    action: Action
+    target: Target
+    number: int | None
+    step: int
+    text: str
+
+    @property
+    def replicas(self) -> int:
+        """By how much the number of wanted workers changes."""
+        return {"add": 1, "remove": -1}.get(self.action, 0)
+
+
+def parse_fault(text: str) -> Fault:
+    """`kill:worker=1,step=60` -> Fault. Raises BadFault."""
+    match = _SPEC.fullmatch(text.strip())
+    if match is None:
+        raise BadFault(f"--fault {text}: write ACTION:TARGET=N,step=S, for example kill:worker=1,step=60")
+    action = cast(Action, match["action"])
+    if action not in TARGETS:
+        raise BadFault(f"--fault {text}: the action {action!r} is not known; use one of {', '.join(TARGETS)}")
+    target = cast(Target, match["target"] or ("worker" if action in ("add", "remove") else ""))
+    if target not in TARGETS[action]:
+        raise BadFault(f"--fault {text}: {action} needs one of {', '.join(f'{action}:{t}' for t in TARGETS[action])}")
+    number = _natural(text, target, match["number"]) if match["number"] is not None else None
+    if target == "coordinator" and number is not None:
+        raise BadFault(f"--fault {text}: there is one coordinator; write {action}:coordinator,step=S")
+    if number is None and action in ("kill", "stop", "term") and target != "coordinator":
+        raise BadFault(f"--fault {text}: say which {target}, for example {action}:{target}=1,step={match['step']}")
+    step = _natural(text, "step", match["step"])
+    if step < 1:
+        raise BadFault(f"--fault {text}: step counts completed steps, from 1")
+    return Fault(action, target, number, step, text.strip())
+
+
+@dataclass(frozen=True)
+class FaultPlan:
+    """Checked faults in the order of their steps, and how many workers they make the job want."""
+
+    faults: tuple[Fault, ...]
+    fewest: int
+    most: int
+
+
+def plan_faults(faults: Sequence[Fault], replicas: int, processes: int, total_steps: int) -> FaultPlan:
+    """Check faults against a job that starts with `replicas` workers. Raises BadFault for one that can't happen."""
+    ordered = tuple(sorted(faults, key=lambda fault: fault.step))
+    wanted = fewest = most = replicas
+    for fault in ordered:
+        if fault.step >= total_steps:
+            raise BadFault(
+                f"--fault {fault.text}: step must be below {total_steps}, the job's last step; lower it or train longer"
+            )
+        wanted += fault.replicas
+        fewest, most = min(fewest, wanted), max(most, wanted)
+        if wanted < 1:
+            raise BadFault(f"--fault {fault.text}: it would leave no worker; start with more, or remove fewer")
+        there = most * (processes if fault.target == "rank" else 1)
+        if fault.replicas == 0 and fault.number is not None and fault.number >= there:
+            raise BadFault(
+                f"--fault {fault.text}: there is no {fault.target} {fault.number} then; they are 0 to {there - 1}"
+            )
+    return FaultPlan(ordered, fewest, most)
+
+
+def _natural(text: str, name: str, value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", value.strip()):
+        raise BadFault(f"--fault {text}: {name} must be a whole number from 0, not {value!r}")
+    return int(value)

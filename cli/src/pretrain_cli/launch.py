@@ -1,0 +1,50 @@
+"""How a local run starts its workers."""
+
+from __future__ import annotations
+
+import sys
+
+from pretrain_api.job import PretrainJob
+from pretrain_api.trainer import TrainerConfig
+from pretrain_operator.local.folder import RunFolder
+from pretrain_operator.local.pods import WorkerCommand
+
+THREADS = 1
+"""CPU threads of a training process: workers share the machine, and another number changes bits of the results."""
+
+
+def trainer_config(job: PretrainJob, job_uid: str) -> TrainerConfig:
+    """What the training program of a resolved job is started with."""
+    return TrainerConfig(
+        job_name=job.metadata.name,
+        job_uid=job_uid,
+        training=job.spec.training,
+        checkpoint=job.spec.checkpoint,
+        divergence=job.spec.recovery.divergence,
+        threads=THREADS,
+    )
+
+
+def worker_command(
+    folder: RunFolder, job_uid: str, processes: int, slot: int, attempt: int, port: int
+) -> WorkerCommand:
+    """The command line of one worker's agent, whose coordinator listens on `port`."""
+    name = f"worker-{slot}.{attempt}"
+    options = {
+        "--coordinator": f"ws://127.0.0.1:{port}/v1/jobs/{job_uid}/agents",
+        "--job-uid": job_uid,
+        "--slot": slot,
+        "--attempt": attempt,
+        "--host": "127.0.0.1",
+        "--node": f"local-{slot}",
+        "--processes": processes,
+        "--preload": "pretrain_trainer.preload",
+    }
+    program = ("-m", "pretrain_trainer", str(folder.trainer_config))
+    arguments = (str(part) for option in options.items() for part in option)
+    environment = {"OMP_NUM_THREADS": str(THREADS)}
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    return WorkerCommand(
+        (sys.executable, "-m", "pretrain_agent", *arguments, "--", *program), environment, folder.logs / f"{name}.log"
+    )

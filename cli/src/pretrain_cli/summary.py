@@ -1,0 +1,57 @@
+"""What a run says at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pretrain_api.runreport import Incident, JobStatus, RunReport
+
+
+def summarise(report: RunReport, status: JobStatus, out: Path) -> str:
+    """The report for people, some lines."""
+    lines = [
+        f"{report.job}: {report.result}" + ("" if report.result == "Succeeded" else f", {report.reason}"),
+        f"  steps        {report.steps:,} of {status.total_steps:,}, {report.tokens:,} tokens",
+        f"  loss         {_losses(report)}",
+        f"  speed        {_speed(report)}",
+        f"  goodput      {report.goodput.ratio:.1%} of {sum(report.goodput.seconds.values()):.0f} s was training",
+        f"  checkpoints  {_checkpoints(report)}",
+        *(f"  incident     {_incident(incident)}" for incident in report.incidents),
+        f"  files        {out}/report.html, report.json, metrics.jsonl, loss.png, logs/",
+    ]
+    if status.sample:
+        lines += ["", "The model writes:", *(f"  {line}" for line in status.sample.strip().splitlines())]
+    return "\n".join(lines)
+
+
+def _losses(report: RunReport) -> str:
+    if report.final_loss is None:
+        return "no step was done"
+    parts = [f"{report.final_loss:.3f} nats per token"]
+    if report.unigram_loss is not None:
+        parts.append(f"unigram model {report.unigram_loss:.3f}")
+    parts += [f"validation {name} {loss:.3f}" for name, loss in report.validation_loss.items()]
+    return ", ".join(parts)
+
+
+def _speed(report: RunReport) -> str:
+    speed = "–" if report.tokens_per_second is None else f"{report.tokens_per_second:,.0f} tokens/s"
+    return f"{speed}, {report.wall_seconds:.0f} s in all"
+
+
+def _checkpoints(report: RunReport) -> str:
+    saved = report.checkpoints
+    if saved.latest_step is None:
+        return "none"
+    return f"{saved.saved} saved, the newest at step {saved.latest_step:,}"
+
+
+def _incident(incident: Incident) -> str:
+    who = "" if incident.worker is None else f" of worker {incident.worker}"
+    if incident.resumed_seconds is None:
+        return f"{incident.cause}{who} after step {incident.step:,}: training did not go on"
+    lost = "no step" if not incident.steps_lost else f"{incident.steps_lost} steps"
+    return (
+        f"{incident.cause}{who} after step {incident.step:,}: next step {incident.resumed_seconds:.2f} s after the "
+        f"fault, {lost} lost"
+    )
