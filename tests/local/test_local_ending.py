@@ -46,7 +46,7 @@ def test_a_second_signal_ends_at_once(job: Path, tmp_path: Path) -> None:
         stopped = started.finish()
 
     assert stopped.code == 130, stopped.explain()
-    assert "Ended at once." in stopped.stdout
+    assert "Ended at once, without a report. Run the same command again" in stopped.stdout
     psutil.wait_procs(below, timeout=10)
     assert not alive(below)
 

@@ -184,6 +184,7 @@ def test_a_rank_is_killed_by_its_number_and_only_while_it_is_the_workers_own() -
     assert supervisor.done == [], "the status still names a process of the generation before"
 
     supervisor.workers[1] = [20, 21, 22]
+    supervisor.status = JobStatus()  # of a restarted operator, which was not told the ranks' processes
     injector.advance(5)
     assert supervisor.done == [("kill:rank=3,step=5", 1, [22], signal.SIGKILL)]
 

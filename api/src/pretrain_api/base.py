@@ -12,7 +12,12 @@ class Frozen(BaseModel):
     """A value: immutable, its unknown fields refused. The base of what users write and of what is kept on disk."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, serialize_by_alias=True
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        serialize_by_alias=True,
+        ser_json_inf_nan="strings",  # JSON has no NaN, and null would not be read back as a number
     )
 
     def to_json(self) -> str:

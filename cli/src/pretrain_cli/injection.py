@@ -18,6 +18,7 @@ class Injector:
     def __init__(self, faults: Sequence[Fault], supervisor: Supervisor) -> None:
         self._pending = list(faults)
         self._supervisor = supervisor
+        self._ranks: dict[int, tuple[int, int]] = {}
 
     @property
     def pending(self) -> tuple[Fault, ...]:
@@ -26,6 +27,7 @@ class Injector:
 
     def advance(self, step: int) -> None:
         """The job has done this step, or something else changed: inject what is due."""
+        self._ranks.update(ranks_of(self._supervisor.status))
         for fault in [fault for fault in self._pending if fault.step <= step]:
             # Taken out first: an injection makes events and views, which may come back here.
             self._pending.remove(fault)
@@ -52,7 +54,7 @@ class Injector:
         return bool(processes)
 
     def _kill_rank(self, fault: Fault, rank: int) -> bool:
-        if (found := find_rank(self._supervisor.status, rank)) is None:
+        if (found := self._ranks.get(rank)) is None:
             return False
         slot, pid = found
         # A pid of the generation before is none of the worker's any more.
@@ -62,9 +64,6 @@ class Injector:
         return bool(process)
 
 
-def find_rank(status: JobStatus, rank: int) -> tuple[int, int] | None:
-    """(slot, pid) of a global rank, or None while no such rank is known."""
-    for worker in status.workers:
-        if rank in worker.pids:
-            return worker.slot, worker.pids[rank]
-    return None
+def ranks_of(status: JobStatus) -> dict[int, tuple[int, int]]:
+    """Global rank -> (slot, pid), as far as known: an operator that was restarted does not know them."""
+    return {rank: (worker.slot, pid) for worker in status.workers for rank, pid in worker.pids.items()}

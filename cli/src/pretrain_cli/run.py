@@ -92,13 +92,17 @@ def _run_in(folder: RunFolder, prepared: Prepared) -> int:
 
 def _finish(folder: RunFolder, job: PretrainJob, ending: Ending, seconds: float) -> int:
     """Write the outputs and say how it went."""
-    if ending.at_once:
-        print(f"Ended at once. {_resume_hint(ending.status)}")
+    hint = _resume_hint(ending.status)
+    try:
+        if ending.at_once:
+            raise KeyboardInterrupt
+        report = write_outputs(folder.path, job, ending.status, seconds, ending.result, ending.reason)
+    except KeyboardInterrupt:
+        print(f"Ended at once, without a report. {hint}")
         return Exit.STOPPED
-    report = write_outputs(folder.path, job, ending.status, seconds, ending.result, ending.reason)
     print(summarise(report, ending.status, folder.path))
     if ending.result == "Stopped":
-        print(f"\nStopped. {_resume_hint(ending.status)}")
+        print(f"\nStopped. {hint}")
     return EXITS[ending.result]
 
 

@@ -8,6 +8,7 @@ once, and handed to each operator process, so that its address survives them all
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -38,7 +39,7 @@ from pretrain_operator.local.control import (
     write_message,
 )
 from pretrain_operator.local.folder import RunFolder
-from pretrain_operator.local.pods import LocalPods, WorkerCommand, last_line
+from pretrain_operator.local.pods import KILL_SECONDS, LocalPods, WorkerCommand, last_line
 from pretrain_operator.local.tree import signal_all
 
 FINAL_PHASES = ("Succeeded", "Failed")
@@ -228,6 +229,8 @@ class Supervisor:
     async def _end_all(self) -> None:
         if self._operator is not None and self._operator.returncode is None:
             self._operator.kill()
-            await self._operator.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KILL_SECONDS):
+                    await self._operator.wait()
         await self._pods.end_all()
         self._agents.close()
