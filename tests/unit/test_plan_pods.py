@@ -257,6 +257,15 @@ def test_pods_that_linger_after_the_end_are_deleted() -> None:
     assert decision.actions == (DeletePod(pod, 30.0),)
 
 
+def test_a_worker_that_never_joined_is_not_waited_for_at_the_end() -> None:
+    starting = a_pod(1)
+
+    decision = decide(a_job(2), a_pod(0), starting, view=a_view(an_agent(0)), written=ended("Succeeded", "Complete", 1))
+
+    assert decision.actions == (EndAgents("succeeded", "m"), DeletePod(starting, 30.0))
+    assert decision.requeue_after == 4.0
+
+
 def test_the_dead_pods_of_an_ended_job_stay_for_their_logs() -> None:
     decision = decide(a_job(1), a_pod(0, 0, "Failed"), written=ended("Failed", "Failed", 60))
 

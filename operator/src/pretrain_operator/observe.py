@@ -52,6 +52,11 @@ class History:
         memory = self.slots.get(slot)
         return 0 if memory is None else memory.attempt + 1
 
+    def joined(self, slot: int, attempt: int) -> bool:
+        """The agent of this attempt was there, or a later one's."""
+        memory = self.slots.get(slot)
+        return memory is not None and (memory.attempt > attempt or memory.joined)
+
     def created(self, slot: int, attempt: int) -> History:
         """A pod was created; what is known of that attempt already stays."""
         return History({**self.slots, slot: _newer(self.slots.get(slot), slot, attempt)}, self.heard)

@@ -16,7 +16,7 @@ from pretrain_operator.observe import Identity, Observed, Worker
 LOST_AGENT_SECONDS = 5.0
 """A worker whose agent is in no generation and was not heard for so long is replaced, its pod alive or not."""
 LINGER_SECONDS = 5.0
-"""Agents that were let go have so long to exit by themselves."""
+"""Agents that were let go have so long to exit by themselves; a worker that never joined is deleted at once."""
 GRACE_SECONDS = 30.0
 """A worker that is taken away on purpose has so long to end."""
 CONDITION_OF_PHASE = {"Succeeded": "Complete", "Failed": "Failed", "Suspended": "Suspended"}
@@ -167,10 +167,12 @@ def _end_pods(pods: _Pods, verdict: Verdict, seen: Observed, now: float) -> None
     if verdict.end == "suspended":
         _bury(pods, (worker for worker in seen.workers if not worker.pod.alive), seen)
     since = seconds_true(seen.written.conditions, CONDITION_OF_PHASE[verdict.phase], now)
-    if since is not None and since < LINGER_SECONDS:
-        pods.waits += [LINGER_SECONDS - since] if living else []
-        return
-    pods.actions += [DeletePod(worker.pod, GRACE_SECONDS) for worker in living if not worker.pod.deleting]
+    lingers = since is not None and since < LINGER_SECONDS
+    told = [worker for worker in living if lingers and seen.history.joined(*worker.identity)]
+    pods.waits += [LINGER_SECONDS - since] if since is not None and told else []
+    pods.actions += [
+        DeletePod(worker.pod, GRACE_SECONDS) for worker in living if worker not in told and not worker.pod.deleting
+    ]
 
 
 def _bury(pods: _Pods, dead: Iterable[Worker], seen: Observed) -> None:
