@@ -8,8 +8,8 @@ import pytest
 from builders_trainer import VOCABULARY, a_config, a_corpus, a_source, a_tokenizer
 
 from pretrain_api.dataset import DATASET_FILE, Dataset
-from pretrain_api.job import Source
-from pretrain_api.presets import resolve
+from pretrain_api.model import resolve
+from pretrain_api.training import Source
 from pretrain_trainer.data import Batches, Corpus, open_corpus, open_source
 from pretrain_trainer.errors import InvalidInput
 from pretrain_trainer.unigram import unigram_loss

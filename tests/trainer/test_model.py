@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain_api.job import Model
-from pretrain_api.presets import ResolvedModel, resolve
+from pretrain_api.model import Model, ResolvedModel, resolve
 from pretrain_trainer.model import Gpt, build, initialise, summed_loss
 
 ROWS = 64

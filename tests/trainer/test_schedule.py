@@ -2,7 +2,7 @@
 
 import pytest
 
-from pretrain_api.job import Schedule, Training
+from pretrain_api.training import Schedule, Training
 from pretrain_trainer.schedule import learning_rate, total_steps
 
 

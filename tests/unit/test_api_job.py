@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pretrain_api.dataset import Dataset, Shard
 from pretrain_api.identity import differences, job_identity
-from pretrain_api.job import Model, PretrainJob
-from pretrain_api.presets import PRESETS, resolve
+from pretrain_api.job import PretrainJob
+from pretrain_api.model import Model, resolve
+from pretrain_api.presets import PRESETS
 from pretrain_api.quantities import format_duration, parse_duration, parse_tokens
 from pretrain_api.support import unsupported
 from pretrain_cli.validate import parameters

@@ -34,3 +34,12 @@ class Wire(Frozen):
     """A message: like Frozen, but unknown fields are ignored, so that a newer peer may add some."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+class Spec(Frozen):
+    """What a user writes. As strict as the API server: no text for a number, no infinity.
+
+    Lists become tuples, so fields that are tuples opt out of strictness for themselves, not for their items.
+    """
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)

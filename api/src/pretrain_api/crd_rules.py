@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from pretrain_api import job
+from pretrain_api import job, training
+from pretrain_api.model import Model
 from pretrain_api.presets import PRESETS
 
 
@@ -116,17 +117,17 @@ RULES: Mapping[type[BaseModel], tuple[CelRule, ...]] = MappingProxyType(
                 "replicas is greater than elastic.max: lower replicas or raise elastic.max",
             ),
         ),
-        job.Model: _MODEL_RULES,
-        job.Batch: (
+        Model: _MODEL_RULES,
+        training.Batch: (
             CelRule("self.sequences % self.microBatch == 0", "microBatch does not divide sequences: choose a divisor"),
         ),
-        job.Schedule: (
+        training.Schedule: (
             CelRule(
                 "!has(self.decaySteps) || self.kind == 'wsd'",
                 "decaySteps is for kind wsd: leave it out, or set kind to wsd",
             ),
         ),
-        job.Training: _TRAINING_RULES,
+        training.Training: _TRAINING_RULES,
         job.Storage: (CelRule("has(self.s3) != has(self.path)", "give exactly one of s3 and path"),),
         job.Interval: (CelRule("has(self.steps) != has(self.duration)", "give exactly one of steps and duration"),),
         job.Rule: (

@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 
 from pretrain_api.dataset import Dataset
-from pretrain_api.job import Training
 from pretrain_api.lineage import JobIdentity
-from pretrain_api.presets import ResolvedModel
+from pretrain_api.model import ResolvedModel
+from pretrain_api.training import Training
 
 
 def job_identity(

@@ -8,53 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from pretrain_api.base import Spec
 from pretrain_api.quantities import Duration, PositiveDuration
-from pretrain_api.training import (
-    MAX_STEPS,
-    Batch,
-    Data,
-    Evaluation,
-    Model,
-    Optimizer,
-    Parallelism,
-    Sampling,
-    Schedule,
-    Source,
-    Spec,
-    Training,
-)
-
-__all__ = [
-    "API_VERSION",
-    "KIND",
-    "Batch",
-    "Budget",
-    "Checkpoint",
-    "Data",
-    "Divergence",
-    "Elastic",
-    "Evaluation",
-    "Hang",
-    "Interval",
-    "Memory",
-    "Metadata",
-    "Model",
-    "Optimizer",
-    "Parallelism",
-    "PretrainJob",
-    "PretrainJobSpec",
-    "Recovery",
-    "Retain",
-    "Rule",
-    "S3Storage",
-    "Sampling",
-    "Schedule",
-    "Source",
-    "Storage",
-    "Suspects",
-    "Training",
-    "Workers",
-]
+from pretrain_api.training import MAX_STEPS, Training
 
 API_VERSION = "pretrain.dev/v1alpha1"
 KIND = "PretrainJob"

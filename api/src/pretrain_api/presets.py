@@ -1,19 +1,12 @@
-"""Model presets, and `resolve`: from what a user wrote of a model to its full shape."""
+"""Model presets: shapes by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
-
-from pretrain_api.base import Frozen
-
-if TYPE_CHECKING:  # job.py calls `resolve` in a validator, so that a bad model is refused where it is parsed
-    from pretrain_api.job import Model
+from typing import Literal
 
 Family = Literal["gpt2", "llama"]
-EMBEDDING_MULTIPLE = 64
-"""Rows of the embedding are rounded up to this: matrix sizes that hardware likes."""
 
 
 @dataclass(frozen=True)
@@ -38,75 +31,3 @@ PRESETS = MappingProxyType(
         "gpt2-tiny": Shape("gpt2", layers=2, heads=2, width=32, context=32),
     }
 )
-
-
-class ResolvedModel(Frozen):
-    """A model with nothing left open but the vocabulary, which may be the tokeniser's."""
-
-    family: Family
-    layers: int
-    heads: int
-    kv_heads: int
-    width: int
-    context: int
-    vocabulary: int | None
-    tied_head: bool
-    bias: bool
-    dropout: float
-
-    def embedding_rows(self, tokenizer_vocabulary: int) -> int:
-        """Rows of the token embedding: as written, or the tokeniser's vocabulary rounded up to a multiple of 64."""
-        if self.vocabulary is not None:
-            return self.vocabulary
-        return -(-tokenizer_vocabulary // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
-
-
-def resolve(model: Model) -> ResolvedModel:
-    """Fill in all that the preset and the family imply. Raises ValueError that names the field and the remedy."""
-    shape = _shape(model)
-    kv_heads = model.kv_heads if model.kv_heads is not None else shape.heads
-    gpt2 = shape.family == "gpt2"
-    if shape.width % shape.heads:
-        raise ValueError(f"heads ({shape.heads}) does not divide width ({shape.width}): choose a divisor")
-    if shape.heads % kv_heads:
-        raise ValueError(f"kvHeads ({kv_heads}) does not divide heads ({shape.heads}): choose a divisor")
-    if gpt2 and kv_heads != shape.heads:
-        raise ValueError("kvHeads is for family llama: leave it out, or set family to llama")
-    if not gpt2 and model.bias:
-        raise ValueError("bias is for family gpt2: leave it out, or set family to gpt2")
-    if not gpt2 and (shape.width // shape.heads) % 2:
-        raise ValueError(
-            f"width / heads ({shape.width // shape.heads}) is odd, which rotary positions of family llama cannot use: "
-            "change width or heads"
-        )
-    return ResolvedModel(
-        family=shape.family,
-        layers=shape.layers,
-        heads=shape.heads,
-        kv_heads=kv_heads,
-        width=shape.width,
-        context=shape.context,
-        vocabulary=model.vocabulary,
-        tied_head=model.tied_head if model.tied_head is not None else gpt2,
-        bias=model.bias if model.bias is not None else gpt2,
-        dropout=model.dropout if model.dropout is not None else 0.0,
-    )
-
-
-def _shape(model: Model) -> Shape:
-    """The preset with the user's changes, or the user's own fields."""
-    if model.preset is not None and model.preset not in PRESETS:
-        raise ValueError(
-            f"preset {model.preset!r} is not known: use one of {', '.join(PRESETS)}, or fields of your own"
-        )
-    base = PRESETS[model.preset] if model.preset is not None else None
-    layers = model.layers or (base.layers if base else None)
-    heads = model.heads or (base.heads if base else None)
-    width = model.width or (base.width if base else None)
-    context = model.context or (base.context if base else None)
-    if layers is None or heads is None or width is None or context is None:
-        found = {"layers": layers, "heads": heads, "width": width, "context": context}
-        missing = ", ".join(name for name, value in found.items() if value is None)
-        raise ValueError(f"give a preset ({', '.join(PRESETS)}), or the missing fields: {missing}")
-    family = model.family or (base.family if base else "gpt2")
-    return Shape(family, layers, heads, width, context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from pretrain_api.job import Divergence, PretrainJobSpec, Suspects
-from pretrain_api.presets import resolve
+from pretrain_api.model import resolve
 from pretrain_api.training import Training
 
 

@@ -7,7 +7,8 @@ from enum import IntEnum
 from pydantic import Field
 
 from pretrain_api.base import Frozen
-from pretrain_api.job import Checkpoint, Divergence, Training
+from pretrain_api.job import Checkpoint, Divergence
+from pretrain_api.training import Training
 
 
 class ExitCode(IntEnum):

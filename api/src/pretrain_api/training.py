@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.config import JsonDict
 
-from pretrain_api.base import Frozen
-from pretrain_api.presets import PRESETS, resolve
+from pretrain_api.base import Spec
+from pretrain_api.model import Model, resolve
 from pretrain_api.quantities import MAX_TOKENS, TokenCount
 
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
@@ -16,51 +16,6 @@ MAX_STEPS = 10**9
 MAX_SOURCES = 64
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _LIST_BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
-
-
-class Spec(Frozen):
-    """What a user writes. As strict as the API server: no text for a number, no infinity.
-
-    Lists become tuples, so fields that are tuples opt out of strictness for themselves, not for their items.
-    """
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-class Model(Spec):
-    """A decoder-only transformer: a preset, fields of your own, or a preset with some fields changed."""
-
-    preset: str | None = Field(
-        default=None, description="Name of a known shape", json_schema_extra={"enum": list(PRESETS)}
-    )
-    family: Literal["gpt2", "llama"] | None = Field(
-        default=None, description="Architecture; absent: the preset's, or gpt2"
-    )
-    layers: int | None = Field(default=None, ge=1, le=1000, description="Transformer blocks")
-    heads: int | None = Field(default=None, ge=1, le=1024, description="Attention heads; divides `width`")
-    kv_heads: int | None = Field(
-        default=None, ge=1, le=1024, description="Key and value heads (llama); divides `heads`; absent: `heads`"
-    )
-    width: int | None = Field(default=None, ge=1, le=131_072, description="Size of the residual stream")
-    context: int | None = Field(default=None, ge=1, le=2**24, description="Tokens in a training sequence")
-    vocabulary: int | None = Field(
-        default=None,
-        ge=2,
-        le=2**31,
-        description="Rows of the embedding; absent: the tokeniser's size, rounded up to 64",
-    )
-    tied_head: bool | None = Field(
-        default=None, description="The output head shares the token embedding's weights; absent: true for gpt2 only"
-    )
-    bias: bool | None = Field(
-        default=None, description="Linear layers and LayerNorms have biases (gpt2); absent: true for gpt2 only"
-    )
-    dropout: float | None = Field(default=None, ge=0, lt=1, description="Probability; absent: 0")
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        resolve(self)
-        return self
 
 
 class Source(Spec):

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from pretrain_api.dataset import Dataset
 from pretrain_api.identity import differences, job_identity
-from pretrain_api.job import Data, Evaluation, PretrainJob, Storage, Training
+from pretrain_api.job import PretrainJob, Storage
 from pretrain_api.lineage import IDENTITY_KEY, JobIdentity
-from pretrain_api.presets import ResolvedModel, resolve
+from pretrain_api.model import ResolvedModel, resolve
 from pretrain_api.support import Finding, unsupported
-from pretrain_api.training import Source
+from pretrain_api.training import Data, Evaluation, Source, Training
 from pretrain_cli.problems import InvalidJob, Problem
 from pretrain_cli.sources import TokenizerFile, check_fit, check_shards, check_tokenizer, check_vocabulary, read_dataset
 from pretrain_store.errors import Missing, StoreError

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from pretrain_api.dataset import DATASET_FILE, Dataset, Shard
-from pretrain_api.presets import ResolvedModel
+from pretrain_api.model import ResolvedModel
 from pretrain_api.training import Source
 from pretrain_cli.problems import Problem
 

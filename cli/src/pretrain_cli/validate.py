@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain_api.job import PretrainJob
-from pretrain_api.presets import ResolvedModel, resolve
+from pretrain_api.model import ResolvedModel, resolve
 from pretrain_api.support import unsupported
 from pretrain_cli.jobfile import load_job
 from pretrain_cli.problems import InvalidJob, Problem

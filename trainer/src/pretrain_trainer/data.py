@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pretrain_api.dataset import DATASET_FILE, Dataset, Shard
-from pretrain_api.job import Source, Training
 from pretrain_api.lineage import StepRange
-from pretrain_api.presets import ResolvedModel
+from pretrain_api.model import ResolvedModel
+from pretrain_api.training import Source, Training
 from pretrain_trainer.errors import InvalidInput
 from pretrain_trainer.order import MixSource, Order
 

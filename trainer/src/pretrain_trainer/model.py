@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pretrain_api.presets import ResolvedModel
+from pretrain_api.model import ResolvedModel
 
 INITIAL_DEVIATION = 0.02
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretrain_api.job import Optimizer as OptimizerConfig
+from pretrain_api.training import Optimizer as OptimizerConfig
 
 
 class DecoupledSgd(torch.optim.SGD):

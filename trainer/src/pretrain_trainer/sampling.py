@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tokenizers import Tokenizer
 
-from pretrain_api.job import Sampling
+from pretrain_api.training import Sampling
 from pretrain_trainer.errors import InvalidInput
 from pretrain_trainer.model import Gpt
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pretrain_api.job import Schedule, Training
+from pretrain_api.training import Schedule, Training
 
 
 def total_steps(training: Training, context: int) -> int:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from pretrain_agent.client import AgentLink
 from pretrain_api.identity import job_identity
-from pretrain_api.job import Training
 from pretrain_api.lineage import JobIdentity, manifest_key
-from pretrain_api.presets import ResolvedModel, resolve
+from pretrain_api.model import ResolvedModel, resolve
 from pretrain_api.protocol import Generation
 from pretrain_api.reports import Restored
 from pretrain_api.trainer import TrainerConfig
+from pretrain_api.training import Training
 from pretrain_trainer.data import Batches, Corpus, open_corpus
 from pretrain_trainer.errors import InvalidInput
 from pretrain_trainer.evaluation import HeldOut, read_held_out

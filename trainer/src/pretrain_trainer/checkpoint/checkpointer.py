@@ -12,11 +12,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from pretrain_api.job import Parallelism
 from pretrain_api.lineage import JobIdentity, Manifest, manifest_key
 from pretrain_api.protocol import Generation
 from pretrain_api.reports import Saved, SaveFailed
 from pretrain_api.trainer import TrainerConfig
+from pretrain_api.training import Parallelism
 from pretrain_store.errors import StoreError
 from pretrain_store.open import open_store
 from pretrain_store.port import ObjectStore
