@@ -23,11 +23,16 @@ ANYTHING = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
+JSON = st.recursive(  # what an API server can hold: no infinity, no NaN
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
 SMALL = st.integers(1, 12)
 FIELDS = {
     "workers.replicas": SMALL,
     "workers.elastic": st.fixed_dictionaries({}, optional={"min": SMALL, "max": SMALL, "growCooldown": st.just("90s")}),
-    "workers.template": st.dictionaries(st.text(max_size=5), ANYTHING, max_size=2),
+    "workers.template": st.dictionaries(st.text(max_size=5), JSON, max_size=2),
     "training.steps": SMALL | st.none(),
     "training.tokens": SMALL | st.sampled_from(["10B", "1.5K"]) | st.none(),
     "training.batch": st.fixed_dictionaries({"sequences": SMALL, "microBatch": SMALL}),

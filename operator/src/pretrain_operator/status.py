@@ -52,6 +52,7 @@ def urgent_part(status: JobStatus) -> tuple[object, ...]:
         status.bookkeeping.slots,
         status.bookkeeping.program_failures,
         len(status.incidents),
+        status.latest_checkpoint,
         tuple((item.type, item.status) for item in status.conditions),
     )
 
