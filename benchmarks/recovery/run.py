@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -77,8 +78,24 @@ def measure_ours(out: Path, kills: int, spacing: int) -> tuple[dict[str, list[di
     return ours, growing
 
 
-def measure_torchrun(config: Path, victim: int, patience: float) -> float | None:
-    """Seconds from the kill of one of three launchers to the next step of the others; None: none came."""
+@dataclass(frozen=True)
+class Outcome:
+    """What plain torchrun did after the kill: `seconds` to the next step, or to when it was given up or gave up."""
+
+    resumed: bool
+    seconds: float
+    launchers_left: int
+
+    def __str__(self) -> str:
+        if self.resumed:
+            return f"{self.seconds:.1f}"
+        if self.launchers_left == 0:
+            return f"died after {self.seconds:.0f} s"
+        return f"no step within {self.seconds:.0f} s"
+
+
+def measure_torchrun(config: Path, victim: int, patience: float) -> Outcome:
+    """Kill one of three launchers and wait for the next step of the others."""
     steps: list[tuple[float, int]] = []
     stepped = threading.Condition()
 
@@ -107,8 +124,8 @@ def measure_torchrun(config: Path, victim: int, patience: float) -> float | None
                 stepped.wait(timeout=1)
                 # Lines in the pipe at the moment of the kill are not steps after it.
                 if later := [at for at, _ in steps if at > killed + 1]:
-                    return later[0] - killed
-        return None
+                    return Outcome(True, later[0] - killed, sum(launcher.running for launcher in launchers))
+        return Outcome(False, time.time() - killed, sum(launcher.running for launcher in launchers))
     finally:
         for launcher in launchers:
             launcher.kill()
@@ -121,7 +138,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def show(ours: dict[str, list[dict]], growing: list[float], peers: dict[str, float | None]) -> None:
+def show(ours: dict[str, list[dict]], growing: list[float], peers: dict[str, Outcome]) -> None:
     """The table for people, then one line of JSON."""
     medians = {
         name: {phase: statistics.median(incident[f"{phase}Seconds"] for incident in incidents) for phase in PHASES}
@@ -142,18 +159,16 @@ def show(ours: dict[str, list[dict]], growing: list[float], peers: dict[str, flo
             "(growing back: no step for)", str(len(growing)), *[""] * 4, f"{statistics.median(growing):.3f}",
             f"{max(growing):.3f}", "0",
         )  # fmt: skip
-    for name, seconds in peers.items():
-        table.add_row(
-            f"plain torchrun: {name}", "1", *[""] * 4, "never" if seconds is None else f"{seconds:.3f}", "", ""
-        )
-    Console(width=120).print(table)
+    for name, outcome in peers.items():
+        table.add_row(f"plain torchrun: {name}", "1", *[""] * 4, str(outcome), "", "")
+    Console(width=130).print(table)
     print(
         json.dumps(
             {
                 "benchmark": "recovery",
                 "medians": medians,
                 "growing": growing,
-                "torchrun": peers,
+                "torchrun": {name: asdict(outcome) for name, outcome in peers.items()},
                 "machine": machine(),
             }
         )

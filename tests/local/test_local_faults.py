@@ -86,3 +86,14 @@ def test_four_three_and_five_workers_train_alike(job: Path, baseline: Baseline, 
     assert trained_steps(finished) == list(range(1, len(finished.losses) + 1)), "a resize costs no step"
     assert finished.report.incidents == ()
     assert baseline.difference(finished.losses) < TOLERANCE
+
+
+def test_an_exact_run_is_bit_equal_whatever_happens_to_its_workers(job: Path, tmp_path: Path) -> None:
+    exact = ("--set", "training.exact=true", "--set", "training.steps=60")
+
+    alone = run(job, tmp_path / "alone", *exact, "--workers", "1")
+    disturbed = run(job, tmp_path / "disturbed", *exact, "--fault", "kill:worker=0,step=30")
+
+    assert (alone.code, disturbed.code) == (0, 0), disturbed.explain()
+    assert [incident.cause for incident in disturbed.report.incidents] == ["WorkerLost"]
+    assert disturbed.losses == alone.losses
