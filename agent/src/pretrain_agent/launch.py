@@ -28,8 +28,8 @@ from pretrain_agent.settings import Settings
 
 UNLIMITED_RESTARTS = 2**31
 """Budgets are the operator's business."""
-WATCH_SECONDS = 0.05
-"""How soon the end of a successful program is seen; failures and changes wake the watch at once."""
+WATCH_SECONDS = 0.5
+"""The longest pause of the watch: what ends or changes wakes it at once, and looking takes CPU from the ranks."""
 LOOP_SECONDS = 0.001
 """torchrun's own sleep in each round of its loop, in addition to the watch; it must not be 0."""
 

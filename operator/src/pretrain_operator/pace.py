@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 
-ROUND_SECONDS = 0.05
+ROUND_SECONDS = 0.2
 """Between two rounds for nothing but what agents say: steps come faster than anybody reads."""
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 10.0
