@@ -133,6 +133,8 @@ class Session:
     def __init__(self, hello: Hello, websocket: web.WebSocketResponse) -> None:
         self.hello = hello
         self.websocket = websocket
+        self.connected = True
+        """False: the coordinator stopped, and the agent has not come back since."""
         self.received: list[tuple[float, AgentMessage]] = []
         self.reports: dict[int, Report] = {}
         self.report_times: dict[int, float] = {}
@@ -182,6 +184,7 @@ class ScriptedCoordinator:
 
     async def stop(self) -> None:
         for session in self.sessions.values():
+            session.connected = False
             if session.websocket._req is not None and session.websocket._req.transport is not None:
                 session.websocket._req.transport.abort()
         if self._runner is not None:
@@ -227,6 +230,7 @@ class ScriptedCoordinator:
 
     async def form(self, number: int, slots: tuple[int, ...], reason: str = "Started") -> float:
         """Form a generation and return the time at which it was sent to its members."""
+        await until(lambda: all(self.sessions[slot].connected for slot in slots))
         sessions = [self.sessions[slot] for slot in slots]
         await sessions[0].send(HostStore(epoch=self.epoch, number=number))
         await until(lambda: any(ready.number == number for ready in sessions[0].messages(StoreReady)))
