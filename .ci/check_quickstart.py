@@ -20,4 +20,5 @@ failed = [
     if not kept
 ]
 print(json.dumps({key: report[key] for key in ("finalLoss", "unigramLoss", "wallSeconds", "incidents")}, indent=1))
-sys.exit("\n".join(f"quickstart: it is not true that {promise}" for promise in failed))
+if failed:
+    sys.exit("\n".join(f"quickstart: it is not true that {promise}" for promise in failed))
