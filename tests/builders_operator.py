@@ -11,7 +11,7 @@ from pretrain_api.lineage import manifest_key
 from pretrain_api.protocol import Generation, Member
 from pretrain_api.reports import Finished, ReportBody, Restored, Saved, Started, StepDone
 from pretrain_api.runreport import JobStatus, StepRecord
-from pretrain_operator.cluster import Event, InjectedFault, Pod, PodPhase, Snapshot
+from pretrain_operator.cluster import Event, InjectedFault, Placement, Pod, PodPhase, Snapshot
 from pretrain_operator.coordinator.types import AgentView, Announced, CoordinatorView, Ended, Fact, Reported, Want
 
 NOON = 1_800_000_000.0
@@ -199,7 +199,7 @@ class FakeCluster:
         pods = tuple(world.pods[identity] for identity in sorted(world.pods))
         return Snapshot(world.job, world.status, pods, world.faults, world.stopping)
 
-    async def create_pod(self, slot: int, attempt: int) -> None:
+    async def create_pod(self, slot: int, attempt: int, placement: Placement) -> None:
         self._fail()
 
         def effect() -> None:

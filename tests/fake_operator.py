@@ -12,7 +12,7 @@ import socket
 import sys
 
 from pretrain_api.runreport import StepRecord
-from pretrain_operator.cluster import Event
+from pretrain_operator.cluster import Event, Placement
 from pretrain_operator.local.cluster import LocalCluster
 
 
@@ -41,7 +41,7 @@ async def serve(control: socket.socket, epoch: str) -> None:
         wanted = 0 if seen.stopping else seen.job.spec.workers.replicas
         for slot in range(wanted):
             if not any(pod.slot == slot for pod in seen.pods):
-                await cluster.create_pod(slot, int(epoch))
+                await cluster.create_pod(slot, int(epoch), Placement())
         await changed.wait()
 
 

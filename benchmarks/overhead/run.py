@@ -35,26 +35,41 @@ def main() -> None:
     prepare_corpus()
     pairs = []
     with tempfile.TemporaryDirectory() as temporary, Console(stderr=True).status("") as status:
+        config = prepared(Path(temporary) / "prepared", arguments.steps, arguments.workers)
         for number in range(arguments.pairs):
             status.update(f"pair {number + 1} of {arguments.pairs}")
             folder = Path(temporary) / str(number)
-            ours = time_ours(folder / "ours", arguments.steps, arguments.workers)
-            plain = time_plain(folder, arguments.steps, arguments.workers)
+            if number % 2:  # a machine that grows slower or faster favours neither
+                plain = time_plain(folder, config, arguments.steps, arguments.workers)
+                ours = time_ours(folder, arguments.steps, arguments.workers)
+            else:
+                ours = time_ours(folder, arguments.steps, arguments.workers)
+                plain = time_plain(folder, config, arguments.steps, arguments.workers)
             pairs.append((ours, plain))
     show(pairs)
 
 
-def time_ours(out: Path, steps: int, workers: int) -> float:
+def prepared(folder: Path, steps: int, workers: int) -> Path:
+    """The trainer's configuration as a short run of ours writes it, for as many steps as are timed."""
+    pretrain_run(folder, f"--workers={workers}", f"--set=training.steps={FIRST}", "--set=training.evaluation=null")
+    written = folder / "trainer.json"
+    config = json.loads(written.read_text())
+    config["training"]["steps"] = steps
+    written.write_text(json.dumps(config))
+    return written
+
+
+def time_ours(folder: Path, steps: int, workers: int) -> float:
     """Seconds a step under the agent."""
     _, records = pretrain_run(
-        out, f"--workers={workers}", f"--set=training.steps={steps}", "--set=training.evaluation=null"
+        folder / "ours", f"--workers={workers}", f"--set=training.steps={steps}", "--set=training.evaluation=null"
     )
     return seconds_a_step({record["step"]: record["time"] for record in records}, steps)
 
 
-def time_plain(folder: Path, steps: int, workers: int) -> float:
+def time_plain(folder: Path, prepared: Path, steps: int, workers: int) -> float:
     """Seconds a step under plain torchrun."""
-    config = trainer_config(folder / "plain", folder / "ours" / "trainer.json", interval={"steps": 10 * steps})
+    config = trainer_config(folder / "plain", prepared, interval={"steps": 10 * steps})
     times: dict[int, float] = {}
     launcher = Torchrun(
         config,

@@ -9,7 +9,7 @@ import pytest
 from builders_operator import Crash, FakeChannel, FakeCluster, World, a_job
 
 from pretrain_api.reports import Finished
-from pretrain_operator.service import JobService
+from pretrain_operator.service import JobService, Witness
 
 ROUNDS = 200
 
@@ -37,7 +37,7 @@ async def settle(world: World) -> None:
 
 async def _serve(world: World) -> None:
     channel = FakeChannel(world)
-    service = JobService(FakeCluster(world), channel, world.records.append, world.clock)
+    service = JobService(FakeCluster(world), channel, Witness(step=world.records.append), world.clock)
     for _ in range(ROUNDS):
         round_ = await service.look()
         if service.owes(round_):

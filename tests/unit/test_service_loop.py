@@ -11,8 +11,9 @@ from builders_operator import FakeChannel, FakeCluster, World, a_generation, a_j
 
 from pretrain_api.reports import Finished
 from pretrain_api.runreport import JobStatus
+from pretrain_operator.cluster import Placement
 from pretrain_operator.coordinator.types import Announced, Ended
-from pretrain_operator.service import JobService
+from pretrain_operator.service import JobService, Witness
 
 
 class Stage:
@@ -22,7 +23,7 @@ class Stage:
         self.world = world or World(a_job(3))
         self.cluster = FakeCluster(self.world)
         self.channel = FakeChannel(self.world)
-        self.service = JobService(self.cluster, self.channel, self.world.records.append, self.world.clock)
+        self.service = JobService(self.cluster, self.channel, Witness(step=self.world.records.append), self.world.clock)
 
     async def settle(self) -> None:
         for _ in range(100):
@@ -184,10 +185,10 @@ async def test_an_action_that_fails_does_not_keep_the_status_from_being_written(
     stage = Stage()
     create = stage.cluster.create_pod
 
-    async def refuse(slot: int, attempt: int) -> None:
+    async def refuse(slot: int, attempt: int, placement: Placement) -> None:
         if slot == 1:
             raise OSError("quota is used up")
-        await create(slot, attempt)
+        await create(slot, attempt, placement)
 
     stage.cluster.create_pod = refuse
     done = await stage.service.act(await stage.service.look())
@@ -222,7 +223,7 @@ async def test_a_pod_that_the_cluster_does_not_show_yet_is_not_taken_for_a_faile
 async def test_a_bug_is_not_swallowed() -> None:
     stage = Stage()
 
-    async def broken(slot: int, attempt: int) -> None:
+    async def broken(slot: int, attempt: int, placement: Placement) -> None:
         raise ZeroDivisionError
 
     stage.cluster.create_pod = broken

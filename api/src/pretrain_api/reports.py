@@ -138,6 +138,24 @@ class Finished(Wire):
     checkpoint: str
 
 
+class Blocked(Wire):
+    """The rank waits for something outside that somebody must mend, and looks again and again: storage that does not
+    answer, a bucket or a source that is missing, credentials that are refused. Said once for each reason and message,
+    by global rank 0; not an error, so no restart is spent on it, and no silence is a hang while it lasts."""
+
+    kind: Literal["blocked"] = "blocked"
+    reason: str = Field(
+        description="CamelCase, for conditions: `StorageUnavailable`, `BucketMissing`, `DataMissing`"
+    )
+    message: str = Field(description="What is wrong and what to do about it, in a sentence")
+
+
+class Unblocked(Wire):
+    """What `Blocked` said is mended; the rank goes on."""
+
+    kind: Literal["unblocked"] = "unblocked"
+
+
 class Failed(Wire):
     """A rank cannot go on, said by itself before it exits, or by its agent when it exited without a word."""
 
@@ -163,6 +181,8 @@ ReportBody = Annotated[
     | CheckpointRejected
     | NumberTaken
     | Finished
+    | Blocked
+    | Unblocked
     | Failed,
     Field(discriminator="kind"),
 ]

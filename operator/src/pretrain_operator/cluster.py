@@ -26,12 +26,38 @@ class Pod:
     finished_at: float | None = None
     exit_code: int | None = None
     reason: str = ""
+    """Of a pod that ended: why (`OOMKilled`, `Evicted`, `Error`, …). Of one that is pending: what it waits for
+    (`Unschedulable`, `ImagePullBackOff`, `CreateContainerConfigError`, …), empty while all is in order."""
     message: str = ""
+    node_ready: bool | None = None
+    """What the cluster says of its node; None: it says nothing, or nodes cannot be read."""
 
     @property
     def alive(self) -> bool:
         """Its processes may still run."""
         return self.phase in ("Pending", "Running")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a new pod should run and how long it may take to end."""
+
+    never: frozenset[str] = frozenset()
+    """Nodes that it must not be put on: nothing there answers."""
+    rather_not: frozenset[str] = frozenset()
+    """Nodes to avoid where others will do."""
+    grace_seconds: float = 30.0
+    """From SIGTERM to SIGKILL: time for a checkpoint."""
+
+
+class Refused(OSError):
+    """The cluster understood, said no, and will go on saying no until somebody mends it: quota, admission, rights."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """CamelCase, for conditions: `QuotaExceeded`, `Forbidden`, `Invalid`."""
+        self.message = message
 
 
 @dataclass(frozen=True)
@@ -54,6 +80,8 @@ class Snapshot:
     faults: tuple[InjectedFault, ...] = ()
     stopping: bool = False
     """The user asked for the end (Ctrl-C locally, deletion on Kubernetes): checkpoint, then let all workers go."""
+    invalid: str = ""
+    """What is wrong with the spec as it stands; `job` is then the last one that was in order."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +100,8 @@ class Cluster(Protocol):
         """The job, its last written status and its pods."""
         ...
 
-    async def create_pod(self, slot: int, attempt: int) -> None:
-        """Start a worker under its deterministic identity; that it exists already is success."""
+    async def create_pod(self, slot: int, attempt: int, placement: Placement) -> None:
+        """Start a worker under its deterministic identity; that it exists already is success. Raises Refused."""
         ...
 
     async def delete_pod(self, pod: Pod, grace_seconds: float) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pretrain_api.job import PretrainJob
 from pretrain_operator.budget import delay_after
-from pretrain_operator.cluster import Pod
+from pretrain_operator.cluster import Placement, Pod
 from pretrain_operator.conditions import seconds_true
 from pretrain_operator.coordinator.types import Want
 from pretrain_operator.lifecycle import EndReason, Verdict, lifecycle
@@ -28,6 +28,7 @@ class CreatePod:
 
     slot: int
     attempt: int
+    placement: Placement = field(default_factory=Placement)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _start(pods: _Pods, slot: int, seen: Observed, now: float) -> None:
         pods.waits.append(wait)
         return
     attempt = seen.history.next_attempt(slot)
-    pods.actions.append(CreatePod(slot, attempt))
+    pods.actions.append(CreatePod(slot, attempt, Placement()))
     pods.may_join.add((slot, attempt))  # its agent may be here before the next round
 
 

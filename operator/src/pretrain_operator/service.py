@@ -48,6 +48,18 @@ class Channel(Protocol):
 
 
 @dataclass(frozen=True)
+class Witness:
+    """Who is told what a service hears and does: metrics, the line log of a local run."""
+
+    step: Callable[[StepRecord], None] = lambda _: None
+    """A step was done."""
+    facts: Callable[[tuple[Fact, ...]], None] = lambda _: None
+    """The coordinator said so."""
+    looked: Callable[[JobStatus, float], None] = lambda status, seconds: None
+    """A look came to this status and took so many seconds."""
+
+
+@dataclass(frozen=True)
 class Round:
     """What one look came to."""
 
@@ -63,12 +75,10 @@ class JobService:
     """One job from its first look to its end. `run` is the loop; `look` and `act` are its two halves. Looking goes on
     while things are being done, so that the loss of a pod reaches the coordinator however slow the cluster is."""
 
-    def __init__(
-        self, cluster: Cluster, channel: Channel, on_step: Callable[[StepRecord], None], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, cluster: Cluster, channel: Channel, witness: Witness, clock: Callable[[], float]) -> None:
         self._cluster = cluster
         self._channel = channel
-        self._on_step = on_step
+        self._witness = witness
         self._clock = clock
         self._wake = Wake()
         self._ledger: Ledger | None = None
@@ -137,6 +147,7 @@ class JobService:
             ledger.close(now, failed=phase == "Failed")
         status = compose(snapshot.job, ledger.status(), decision.verdict, seen, now)
         final = phase in FINAL_PHASES or (snapshot.stopping and phase == "Suspended")
+        self._witness.looked(status, self._clock() - now)
         over = final and self._written.phase == phase and not any(pod.alive for pod in snapshot.pods)
         return Round(decision, self._still_to_do(decision), status, over)
 
@@ -167,6 +178,7 @@ class JobService:
         if self._ledger is None or self._snapshot is None:
             self._early.extend(facts)
             return
+        self._witness.facts(facts)
         for fact in facts:
             if isinstance(fact, Reported) and not self._ledger.knows(fact.generation):
                 current = self._channel.view().current
@@ -180,7 +192,7 @@ class JobService:
         if self._ledger is None:
             self._written = snapshot.status
             self._history = History.of(snapshot.status)
-            self._ledger = Ledger(snapshot.status, self._on_step)
+            self._ledger = Ledger(snapshot.status, self._witness.step)
             early, self._early = tuple(self._early), []
             self.take(early)
         return self._ledger
@@ -234,8 +246,8 @@ class JobService:
     async def _perform(self, action: Action) -> OSError | None:
         try:
             match action:
-                case CreatePod(slot, attempt):
-                    await self._cluster.create_pod(slot, attempt)
+                case CreatePod(slot, attempt, placement):
+                    await self._cluster.create_pod(slot, attempt, placement)
                     self._created.add((slot, attempt))
                 case DeletePod(pod, grace_seconds):
                     await self._cluster.delete_pod(pod, grace_seconds)

@@ -199,9 +199,9 @@ def _make_folder(folder: Path, root: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        if folder.exists():
+        if folder.is_file():
             raise Refused(f"{folder} is an object and cannot hold others") from None
-        raise FileNotFoundError(folder) from None  # it was there, and another process removed it
+        raise FileNotFoundError(folder) from None  # another process removed it, and by now may have made it again
     for path in missing:
         _sync_folder(path.parent)
 

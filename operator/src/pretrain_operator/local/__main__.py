@@ -15,7 +15,7 @@ from aiohttp import web
 
 from pretrain_operator.coordinator.server import AgentServer, steady_clock
 from pretrain_operator.local.cluster import LocalCluster
-from pretrain_operator.service import JobService
+from pretrain_operator.service import JobService, Witness
 
 
 async def serve(control: socket.socket, agents: socket.socket, epoch: int) -> None:
@@ -26,7 +26,7 @@ async def serve(control: socket.socket, agents: socket.socket, epoch: int) -> No
     # Nobody but this machine reaches the socket, and the job's uid in the address is random.
     server = AgentServer(lambda request, uid: None, clock)
     channel = server.open(first.status.job_uid, epoch=epoch, highest_number=first.status.generation)
-    service = JobService(cluster, channel, cluster.record_step, clock)
+    service = JobService(cluster, channel, Witness(step=cluster.record_step), clock)
     runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     await web.SockSite(runner, agents).start()

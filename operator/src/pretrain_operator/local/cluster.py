@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from pretrain_api.base import Wire
 from pretrain_api.runreport import JobStatus, StepRecord
-from pretrain_operator.cluster import Event, Pod, Snapshot
+from pretrain_operator.cluster import Event, Placement, Pod, Snapshot
 from pretrain_operator.local.control import (
     LINE_LIMIT,
     SUPERVISOR_MESSAGE,
@@ -68,7 +68,7 @@ class LocalCluster:
         view = self._view
         return Snapshot(view.job, self._status, view.pods, view.faults, view.stopping)
 
-    async def create_pod(self, slot: int, attempt: int) -> None:
+    async def create_pod(self, slot: int, attempt: int, placement: Placement) -> None:
         """Start a worker; that it exists already is success."""
         await self._ask(CreatePod(id=next(self._ids), slot=slot, attempt=attempt))
 
