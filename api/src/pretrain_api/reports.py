@@ -144,9 +144,7 @@ class Blocked(Wire):
     by global rank 0; not an error, so no restart is spent on it, and no silence is a hang while it lasts."""
 
     kind: Literal["blocked"] = "blocked"
-    reason: str = Field(
-        description="CamelCase, for conditions: `StorageUnavailable`, `BucketMissing`, `DataMissing`"
-    )
+    reason: str = Field(description="CamelCase, for conditions: `StorageUnavailable`, `BucketMissing`, `DataMissing`")
     message: str = Field(description="What is wrong and what to do about it, in a sentence")
 
 
