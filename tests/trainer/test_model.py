@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pretrain_api.model import Model, ResolvedModel, resolve
-from pretrain_trainer.model import Gpt, build, initialise, summed_loss
+from pretrain_trainer.model import Decoder, build, initialise, summed_loss
 
 ROWS = 64
 
@@ -16,13 +16,13 @@ def a_shape(**fields: object) -> ResolvedModel:
     return resolve(Model.model_validate({"layers": 3, "heads": 4, "width": 32, "context": 16} | fields))
 
 
-def a_model(seed: int = 1, **fields: object) -> Gpt:
+def a_model(seed: int = 1, **fields: object) -> Decoder:
     model = build(a_shape(**fields), ROWS, torch.device("cpu"))
     initialise(model, seed)
     return model
 
 
-def reference(model: Gpt, tokens: Tensor) -> Tensor:
+def reference(model: Decoder, tokens: Tensor) -> Tensor:
     """GPT-2 written out for one sequence, head by head and position by position."""
     state = {name: value.double() for name, value in model.state_dict().items()}
 

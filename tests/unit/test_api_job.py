@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from pretrain_api.dataset import Dataset, Shard
 from pretrain_api.identity import differences, job_identity
 from pretrain_api.job import PretrainJob
-from pretrain_api.model import Model, resolve
+from pretrain_api.model import Model, parameters, resolve
 from pretrain_api.presets import PRESETS
 from pretrain_api.quantities import format_duration, parse_duration, parse_tokens
 from pretrain_api.support import unsupported
-from pretrain_cli.validate import parameters
 
 
 def job(changes: dict[str, Any] | None = None) -> PretrainJob:
@@ -25,16 +24,27 @@ def job(changes: dict[str, Any] | None = None) -> PretrainJob:
 
 
 @pytest.mark.parametrize(
-    ("preset", "published"),
+    ("preset", "vocabulary", "published"),
     [
-        ("gpt2-124m", 124_439_808),
-        ("gpt2-355m", 354_823_168),
-        ("gpt2-774m", 774_030_080),
-        ("gpt2-1.5b", 1_557_611_200),
+        ("gpt2-124m", 50_257, 124_439_808),
+        ("gpt2-355m", 50_257, 354_823_168),
+        ("gpt2-774m", 50_257, 774_030_080),
+        ("gpt2-1.5b", 50_257, 1_557_611_200),
+        ("llama-1b", 128_256, 1_235_814_400),
+        ("llama-3b", 128_256, 3_212_749_824),
+        ("llama-8b", 128_256, 8_030_261_248),
+        ("llama-70b", 128_256, 70_553_706_496),
     ],
 )
-def test_a_preset_has_the_published_number_of_parameters(preset: str, published: int) -> None:
-    assert parameters(resolve(Model(preset=preset)), 50_257) == published
+def test_a_preset_has_the_published_number_of_parameters(preset: str, vocabulary: int, published: int) -> None:
+    assert parameters(resolve(Model(preset=preset)), vocabulary) == published
+
+
+def test_the_number_of_parameters_is_that_of_the_model_itself() -> None:
+    own = {"layers": 3, "heads": 4, "width": 32, "context": 16}
+    changed = Model.model_validate(own | {"family": "llama", "kvHeads": 2, "hidden": 48})
+
+    assert parameters(resolve(changed), 96) == 2 * 96 * 32 + 3 * (2 * 32 + 32 * 64 + 32 * 32 + 3 * 32 * 48) + 32
 
 
 def test_fields_change_a_preset() -> None:

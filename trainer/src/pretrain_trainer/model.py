@@ -1,8 +1,8 @@
-"""A GPT-2 style decoder: learned positions, pre-norm blocks, GELU, one matrix for embedding and head if tied.
+"""A decoder-only transformer, in the shapes of two families: pre-norm blocks of causal attention and a perceptron.
 
-The architecture is that of Radford et al. 2019 as released: LayerNorm with gain and bias, GELU in its tanh form,
-weights drawn with standard deviation 0.02, those of the projections into the residual stream divided by
-sqrt(2 * layers).
+gpt2 is Radford et al. 2019 as released: learned positions, LayerNorm with gain and bias, GELU in its tanh form.
+llama is Dubey et al. 2024: rotary positions, RMSNorm, grouped-query attention, SwiGLU, no biases. Weights are drawn
+with standard deviation 0.02, those of the projections into the residual stream divided by sqrt(2 * layers).
 """
 
 from __future__ import annotations
@@ -14,80 +14,108 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pretrain_api.model import ResolvedModel
+from pretrain_trainer.rotary import Rotation, rotate, rotation
 
 INITIAL_DEVIATION = 0.02
+NORM_EPSILON = 1e-5
 
 
 class Attention(nn.Module):
-    """Causal self-attention over (batch, time, width)."""
+    """Causal self-attention over (batch, time, width); `kv_heads` heads of keys and values serve `heads` of queries."""
 
     def __init__(self, shape: ResolvedModel) -> None:
         super().__init__()
-        self.heads = shape.heads
+        self.heads, self.kv_heads = shape.heads, shape.kv_heads
+        self.size = shape.width // shape.heads
         self.dropout = shape.dropout
-        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=shape.bias)
+        self.qkv = nn.Linear(shape.width, (shape.heads + 2 * shape.kv_heads) * self.size, bias=shape.bias)
         self.proj = nn.Linear(shape.width, shape.width, bias=shape.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotation | None) -> Tensor:
         """(batch, time, width) to the same; a position sees itself and earlier ones."""
         batch, time, width = x.shape
-        heads = self.qkv(x).view(batch, time, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        query, key, value = heads.unbind(0)
-        dropout = self.dropout if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        heads = self.qkv(x).view(batch, time, -1, self.size).transpose(1, 2)
+        query, key, value = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=True,
+            enable_gqa=self.kv_heads != self.heads,
+        )  # fmt: skip
         return self.proj(mixed.transpose(1, 2).reshape(batch, time, width))
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each normalised before and added to the residual stream."""
+    """Attention and a perceptron, each normalised before and added to the residual stream."""
 
     def __init__(self, shape: ResolvedModel) -> None:
         super().__init__()
-        self.norm_1 = nn.LayerNorm(shape.width, bias=shape.bias)
+        self.norm_1 = _norm(shape)
         self.attention = Attention(shape)
-        self.norm_2 = nn.LayerNorm(shape.width, bias=shape.bias)
-        self.up = nn.Linear(shape.width, 4 * shape.width, bias=shape.bias)
-        self.down = nn.Linear(4 * shape.width, shape.width, bias=shape.bias)
+        self.norm_2 = _norm(shape)
+        self.up = nn.Linear(shape.width, shape.hidden, bias=shape.bias)
+        self.gate = nn.Linear(shape.width, shape.hidden, bias=False) if shape.family == "llama" else None
+        self.down = nn.Linear(shape.hidden, shape.width, bias=shape.bias)
         self.dropout = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotation | None) -> Tensor:
         """(batch, time, width) to the same."""
-        x = x + self.dropout(self.attention(self.norm_1(x)))
-        return x + self.dropout(self.down(functional.gelu(self.up(self.norm_2(x)), approximate="tanh")))
+        x = x + self.dropout(self.attention(self.norm_1(x), rotary))
+        return x + self.dropout(self._perceptron(self.norm_2(x)))
+
+    def _perceptron(self, x: Tensor) -> Tensor:
+        if self.gate is None:
+            return self.down(functional.gelu(self.up(x), approximate="tanh"))
+        return self.down(functional.silu(self.gate(x)) * self.up(x))
 
 
-class Gpt(nn.Module):
-    """The decoder. Built on the meta device by `build`; its values come from `initialise` or a checkpoint."""
+class Decoder(nn.Module):
+    """The model. Built on the meta device by `build`; its values come from `initialise` or a checkpoint."""
 
     def __init__(self, shape: ResolvedModel, rows: int) -> None:
         super().__init__()
+        self.shape = shape
         self.context = shape.context
         self.token_embedding = nn.Embedding(rows, shape.width)
-        self.position_embedding = nn.Embedding(shape.context, shape.width)
+        self.position_embedding = nn.Embedding(shape.context, shape.width) if shape.family == "gpt2" else None
         self.dropout = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = nn.LayerNorm(shape.width, bias=shape.bias)
+        self.norm = _norm(shape)
         self.head = None if shape.tied_head else nn.Linear(shape.width, rows, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (batch, time, rows) of the next token, from tokens (batch, time) with time <= context."""
-        positions = self.position_embedding.weight[: tokens.shape[1]]
-        x = self.dropout(self.token_embedding(tokens) + positions)
+        time = tokens.shape[1]
+        x = self.token_embedding(tokens)
+        rotary = None
+        if self.position_embedding is None:
+            rotary = rotation(self.shape, time, tokens.device, x.dtype)
+        else:
+            x = x + self.position_embedding.weight[:time]
+        x = self.dropout(x)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, rotary)
         weight = self.token_embedding.weight if self.head is None else self.head.weight
         return functional.linear(self.norm(x), weight)
 
 
-def build(shape: ResolvedModel, rows: int, device: torch.device) -> Gpt:
+def _norm(shape: ResolvedModel) -> nn.Module:
+    if shape.family == "llama":
+        return nn.RMSNorm(shape.width, eps=NORM_EPSILON)
+    return nn.LayerNorm(shape.width, eps=NORM_EPSILON, bias=shape.bias)
+
+
+def build(shape: ResolvedModel, rows: int, device: torch.device) -> Decoder:
     """A model on `device` whose values are not set: memory only, no time spent on values that a restore replaces."""
     with torch.device("meta"):
-        model = Gpt(shape, rows)
+        model = Decoder(shape, rows)
     return model.to_empty(device=device)
 
 
 @torch.no_grad()
-def initialise(model: Gpt, seed: int) -> None:
+def initialise(model: Decoder, seed: int) -> None:
     """Set all parameters from the seed: the same on every rank and machine type."""
     generator = torch.Generator().manual_seed(seed)
     residual = INITIAL_DEVIATION / math.sqrt(2 * len(model.blocks))

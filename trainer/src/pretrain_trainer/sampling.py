@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from pretrain_api.training import Sampling
 from pretrain_trainer.errors import InvalidInput
-from pretrain_trainer.model import Gpt
+from pretrain_trainer.model import Decoder
 
 START_TOKENS = ("<|endoftext|>", "</s>", "<s>")
 """Tokens that mark the beginning of a text in common tokenisers; the first one found starts an empty prompt."""
@@ -22,7 +22,7 @@ def parse_tokenizer(tokenizer: bytes) -> Tokenizer:
 
 
 @torch.no_grad()
-def sample(model: Gpt, tokenizer: Tokenizer, sampling: Sampling, seed: int, device: torch.device) -> str:
+def sample(model: Decoder, tokenizer: Tokenizer, sampling: Sampling, seed: int, device: torch.device) -> str:
     """The text that follows the prompt: `sampling.tokens` tokens, the same for the same seed and weights."""
     generator = torch.Generator().manual_seed(seed)
     tokens = tokenizer.encode(sampling.prompt, add_special_tokens=False).ids or [_start(tokenizer)]

@@ -6,11 +6,11 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from pretrain_trainer.model import Gpt
+from pretrain_trainer.model import Decoder
 from pretrain_trainer.ranks import Ranks
 
 
-def shard_fully(model: Gpt, ranks: Ranks, bf16: bool) -> None:
+def shard_fully(model: Decoder, ranks: Ranks, bf16: bool) -> None:
     """Shard parameters, gradients and optimizer state over all ranks, in place.
 
     Gradients are summed, not averaged: the loss has its weights already. Only the factor 1 with forced sums is right
