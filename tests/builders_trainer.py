@@ -157,7 +157,7 @@ class DeadlyLink(FakeLink):
 
     def report(self, body: ReportBody) -> None:
         super().report(body)
-        if body == reports.Progress(step=3):
+        if isinstance(body, reports.Progress) and body.step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -211,6 +211,9 @@ class FileCheckpointer:
     def wait(self) -> str | None:
         key, self._key = self._key, None
         return key
+
+    def look(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

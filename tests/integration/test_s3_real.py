@@ -3,64 +3,27 @@
 from __future__ import annotations
 
 import itertools
-import os
-import socket
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from builders_s3 import Server, s3_server
 from store_contract import StoreContract
 
 from pretrain_api.job import S3Storage, Storage
-from pretrain_store.errors import Refused
-from pretrain_store.open import open_store, probe
-from pretrain_store.port import ObjectStore
+from pretrain_store.errors import AccessDenied, BucketMissing, Missing, Unavailable
+from pretrain_store.open import Service, look, open_store, probe
+from pretrain_store.port import LOOKING, ObjectStore
 
-CLUSTER = Path(os.environ.get("PRETRAIN_TEST_CLUSTER") or Path(__file__).parents[2].parent / "shared" / "cluster")
 PREFIXES = itertools.count()
-ACCESS, SECRET = "pretrain-test", "pretrain-test-secret"
-
-
-@dataclass(frozen=True)
-class Server:
-    url: str
-    data: Path
-
-    def environ(self, secret: str = SECRET) -> dict[str, str]:
-        return {"AWS_ENDPOINT_URL": self.url, "AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": secret}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if not (CLUSTER / "tools").exists():
-        pytest.skip(f"no test cluster at {CLUSTER}: set PRETRAIN_TEST_CLUSTER")
-    tools = subprocess.run([CLUSTER / "tools"], check=True, capture_output=True, text=True).stdout.strip()
     data = tmp_path_factory.mktemp("s3")
     (data / "runs").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [Path(tools) / "versitygw", "--quiet", "--port", address, "--region", "us-east-1", "posix", data]
-    environ = {**os.environ, "ROOT_ACCESS_KEY": ACCESS, "ROOT_SECRET_KEY": SECRET}
-    with subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL) as process:
-        try:
-            wait_until_it_listens(process, address)
-            yield Server(f"http://{address}", data)
-        finally:
-            process.kill()
-
-
-def wait_until_it_listens(process: subprocess.Popen[bytes], address: str) -> None:
-    host, _, port = address.partition(":")
-    while True:
-        assert process.poll() is None, "versitygw ended"
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-        except OSError:
-            continue
-        return
+    with s3_server(data) as server:
+        yield server
 
 
 @pytest.fixture
@@ -73,15 +36,55 @@ class TestRealS3(StoreContract):
     pass
 
 
-def test_a_wrong_secret_is_refused_with_the_storage_named(server: Server) -> None:
-    store = open_store(Storage(s3=S3Storage(bucket="runs", prefix="job")), server.environ(secret="wrong"))
+def in_bucket(bucket: str) -> Storage:
+    return Storage(s3=S3Storage(bucket=bucket, prefix="job"))
 
-    with pytest.raises(Refused, match=r"checkpoint\.storage cannot be used: s3://runs/job"):
-        probe(store)
+
+def test_a_wrong_secret_is_refused_with_the_storage_named(server: Server) -> None:
+    storage, environ = in_bucket("runs"), server.environ(secret="wrong")
+
+    with pytest.raises(AccessDenied, match=r"checkpoint\.storage cannot be used: s3://runs/job"):
+        probe(open_store(storage, environ))
+    with pytest.raises(AccessDenied, match="s3://runs/job"):
+        look(storage, environ)
 
 
 def test_a_bucket_that_is_not_there_is_refused(server: Server) -> None:
-    store = open_store(Storage(s3=S3Storage(bucket="absent", prefix="job")), server.environ())
+    storage, environ = in_bucket("absent"), server.environ()
 
-    with pytest.raises(Refused, match=r"checkpoint\.storage cannot be used: s3://absent/job"):
-        probe(store)
+    with pytest.raises(BucketMissing, match=r"checkpoint\.storage cannot be used: s3://absent/job"):
+        probe(open_store(storage, environ))
+    with pytest.raises(BucketMissing, match="s3://absent/job"):
+        look(storage, environ)
+
+
+def test_a_bucket_that_is_there_and_empty_is_found_by_a_look(server: Server) -> None:
+    look(in_bucket("runs"), server.environ())
+
+
+def test_a_server_that_is_gone_is_found_out_by_a_look(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with s3_server(tmp_path) as server:
+        server.stop()
+
+        with pytest.raises(Unavailable, match="Could not connect"):
+            look(in_bucket("runs"), server.environ())
+
+
+def test_sources_are_read_from_the_service_of_the_checkpoints(server: Server, tmp_path: Path) -> None:
+    (server.data / "corpus" / "web").mkdir(parents=True)
+    (server.data / "corpus" / "web" / "00000.bin").write_bytes(b"tokens")
+    storage = Storage(s3=S3Storage(bucket="runs", endpoint=server.url))
+    environ = {name: value for name, value in server.environ().items() if name != "AWS_ENDPOINT_URL"}
+
+    folder = Service(storage, environ, LOOKING).folder("s3://corpus/web/")
+    folder.fetch("00000.bin", tmp_path / "shard")
+    version = folder.version("00000.bin")
+    (server.data / "corpus" / "web" / "00000.bin").unlink()
+    open_store(Storage(s3=S3Storage(bucket="corpus", prefix="web")), server.environ()).put("00000.bin", b"others")
+
+    assert (tmp_path / "shard").read_bytes() == b"tokens"
+    assert [(item.key, item.size) for item in folder.list("")] == [("00000.bin", 6)]
+    assert folder.version("00000.bin") != version
+    with pytest.raises(Missing):
+        folder.version("00001.bin")

@@ -22,6 +22,7 @@ from builders_trainer import run_ranks
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from pretrain_agent.exposition import SAVE_STAGES
 from pretrain_api.lineage import StepRange, checkpoint_folder, manifest_key, parse_manifest_key
 from pretrain_api.reports import Saved
 from pretrain_store.directory import DirectoryStore
@@ -152,6 +153,8 @@ def test_outcomes_are_reported_once_with_what_the_save_cost(tmp_path: Path) -> N
         item.size for item in DirectoryStore(tmp_path / "checkpoints").list(key.removesuffix("manifest.json"))
     ) - len(DirectoryStore(tmp_path / "checkpoints").get(key))
     assert 0 < outcome.stall_seconds <= outcome.seconds
+    assert tuple(outcome.stages) == SAVE_STAGES
+    assert sum(outcome.stages.values()) <= outcome.seconds
     print(f"stall {outcome.stall_seconds * 1e3:.2f} ms of {outcome.seconds * 1e3:.1f} ms")
     assert checkpointer.poll() == ()
 

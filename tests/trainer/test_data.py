@@ -10,7 +10,7 @@ from builders_trainer import VOCABULARY, a_config, a_corpus, a_source, a_tokeniz
 from pretrain_api.dataset import DATASET_FILE, Dataset
 from pretrain_api.model import resolve
 from pretrain_api.training import Source
-from pretrain_trainer.data import Batches, Corpus, open_corpus, open_source
+from pretrain_trainer.data import Batches, Corpus, open_corpus, open_source, read_windows
 from pretrain_trainer.errors import InvalidInput
 from pretrain_trainer.unigram import unigram_loss
 
@@ -30,11 +30,8 @@ def test_windows_cover_each_shard_with_stride_context_and_never_cross(tmp_path: 
     shards = [np.arange(0, 10), np.arange(10, 18), np.arange(40, 43), np.arange(20, 29)]
     uri = a_source(tmp_path, "web", shards, digest)
     source = open_source(Source(name="web", uri=str(uri)), 4, "field")
-    windows = np.empty((source.windows, 5), dtype=np.int64)
-    for number, row in enumerate(windows):
-        source.read(number, row)
 
-    assert windows.tolist() == [
+    assert read_windows(source, np.arange(source.windows), 4).tolist() == [
         [0, 1, 2, 3, 4],
         [4, 5, 6, 7, 8],
         [10, 11, 12, 13, 14],
@@ -127,9 +124,16 @@ def test_a_vocabulary_smaller_than_the_tokenisers_is_refused(corpus: Path) -> No
         opened(corpus, model={"layers": 1, "heads": 1, "width": 8, "context": 16, "vocabulary": 60})
 
 
-def test_data_in_a_bucket_is_refused(corpus: Path) -> None:
-    with pytest.raises(InvalidInput, match="not from s3://"):
-        open_source(Source(name="web", uri="s3://corpus/web"), 4, "field")
+def test_data_elsewhere_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="not from https://"):
+        open_source(Source(name="web", uri="https://corpus/web"), 4, "field")
+
+
+def test_windows_come_in_the_order_asked_for_whatever_shards_they_are_in(tmp_path: Path) -> None:
+    shards = [np.arange(0, 10), np.arange(10, 20)]
+    source = open_source(Source(name="web", uri=str(a_source(tmp_path, "web", shards, a_tokenizer(tmp_path)))), 4, "f")
+
+    assert read_windows(source, np.array([3, 0, 2, 1, 3]), 4)[:, 0].tolist() == [14, 0, 10, 4, 14]
 
 
 def test_wide_tokens_are_read(tmp_path: Path) -> None:
@@ -137,8 +141,6 @@ def test_wide_tokens_are_read(tmp_path: Path) -> None:
     (folder / "00000.bin").write_bytes((np.arange(9) + 70_000).astype("<u4").tobytes())
     described = Dataset.from_json((folder / DATASET_FILE).read_bytes())
     (folder / DATASET_FILE).write_text(described.model_copy(update={"dtype": "uint32"}).to_json())
-    row = np.empty(5, dtype=np.int64)
+    source = open_source(Source(name="wide", uri=folder.as_uri()), 4, "field")
 
-    open_source(Source(name="wide", uri=folder.as_uri()), 4, "field").read(1, row)
-
-    assert row.tolist() == [70_004, 70_005, 70_006, 70_007, 70_008]
+    assert read_windows(source, np.array([1]), 4).tolist() == [[70_004, 70_005, 70_006, 70_007, 70_008]]

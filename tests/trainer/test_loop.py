@@ -56,7 +56,20 @@ def test_ranks_say_what_they_do(corpus: Path) -> None:
     assert first.step_numbers == [1, 2, 3, 4, 5, 6]
     assert [step.tokens for step in first.steps] == [320, 640, 960, 1280, 1600, 1920]
     assert all(step.tokens_per_second > 0 and step.seconds > step.data_seconds for step in first.steps)
-    assert second.reports == [Progress(step=number) for number in range(1, 7)]
+    assert [report.step for report in second.of(Progress)] == [1, 2, 3, 4, 5, 6]
+    assert len(second.reports) == 6
+
+
+@pytest.mark.parametrize("changes", [{}, {"exact": True}, {"parallelism": {"shard": "full"}}])
+def test_the_ranks_contributions_add_up_to_the_loss(corpus: Path, changes: dict[str, Any]) -> None:
+    first, second = run_training(a_config(corpus, changes), 2)
+
+    contributions = [
+        (mine.loss_contribution or 0.0) + (other.loss_contribution or 0.0)
+        for mine, other in zip(first.steps, second.of(Progress), strict=True)
+    ]
+    assert contributions == pytest.approx(first.losses, rel=1e-5)
+    assert all(report.seconds > report.data_seconds > 0 for report in second.of(Progress))
 
 
 def test_only_a_first_generation_computes_the_unigram_loss(corpus: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from builders_store import MemoryStore
 
 from pretrain_api.job import S3Storage, Storage
 from pretrain_store.directory import DirectoryStore
-from pretrain_store.errors import Refused, Unsupported
-from pretrain_store.open import open_store, probe
+from pretrain_store.errors import BucketMissing, Refused, Unsupported
+from pretrain_store.open import Service, is_remote, look, open_store, probe, split_uri
 
 
 def test_a_path_is_opened_as_a_folder_and_nothing_is_written(tmp_path: Path) -> None:
@@ -69,3 +69,60 @@ def test_a_store_that_ignores_conditions_is_refused_and_left_clean() -> None:
 def test_a_store_without_write_permission_is_refused_with_the_remedy() -> None:
     with pytest.raises(Refused, match=r"storage cannot be used: Access Denied; allow reading, writing and deleting"):
         probe(ReadOnly())
+
+
+ENVIRON = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
+
+
+@pytest.mark.parametrize(
+    ("storage", "endpoint"),
+    [
+        (Storage(path="/somewhere"), "http://127.0.0.1:9"),
+        (Storage(s3=S3Storage(bucket="runs")), "http://127.0.0.1:9"),
+        (Storage(s3=S3Storage(bucket="runs", endpoint="http://127.0.0.1:8")), "http://127.0.0.1:8"),
+    ],
+)
+def test_sources_come_from_where_the_checkpoints_go_or_from_where_the_environment_says(
+    storage: Storage, endpoint: str
+) -> None:
+    folder = Service(storage, ENVIRON).folder("s3://corpus/some/web/")
+
+    assert folder.describe() == "s3://corpus/some/web"
+    assert folder._client.meta.endpoint_url == endpoint  # type: ignore[attr-defined]
+
+
+def test_one_client_serves_all_folders_of_a_service() -> None:
+    service = Service(Storage(path="/somewhere"), ENVIRON)
+
+    web, root = service.folder("s3://corpus/web"), service.folder("s3://other")
+
+    assert web._client is root._client  # type: ignore[attr-defined]
+    assert root.describe() == "s3://other"
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3://Upper/web", "s3://corpus//web//x"])
+def test_a_uri_without_a_bucket_or_folder_that_s3_knows_is_refused(uri: str) -> None:
+    with pytest.raises(Refused, match=f"{uri} is not s3://BUCKET/PREFIX"):
+        Service(Storage(path="/somewhere"), ENVIRON).folder(uri)
+
+
+def test_a_look_at_a_folder_is_always_fine(tmp_path: Path) -> None:
+    look(Storage(path=str(tmp_path / "new")), {})
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_s3_is_remote() -> None:
+    assert is_remote("s3://corpus/web")
+    assert not is_remote("/corpus/s3://web")
+    assert split_uri("s3://corpus/web/tokenizer.json") == ("s3://corpus/web", "tokenizer.json")
+
+
+class Absent(MemoryStore):
+    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+        raise BucketMissing("no such bucket")
+
+
+def test_a_probe_of_a_bucket_that_is_missing_says_so() -> None:
+    with pytest.raises(BucketMissing, match="storage cannot be used: no such bucket; create the bucket, or choose"):
+        probe(Absent())

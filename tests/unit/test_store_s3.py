@@ -12,7 +12,16 @@ from moto.server import ThreadedMotoServer
 from store_contract import StoreContract, keys
 
 from pretrain_api.job import S3Storage, Storage
-from pretrain_store.errors import Exists, Missing, Refused, StoreError, Unavailable, Unsupported
+from pretrain_store.errors import (
+    AccessDenied,
+    BucketMissing,
+    Exists,
+    Missing,
+    Refused,
+    StoreError,
+    Unavailable,
+    Unsupported,
+)
 from pretrain_store.open import open_store, probe
 from pretrain_store.port import ObjectStore
 from pretrain_store.s3 import S3Store
@@ -71,7 +80,9 @@ def test_prefixes_do_not_see_each_other(environ: dict[str, str]) -> None:
 
 
 def test_a_bucket_that_is_not_there_is_refused_by_name(environ: dict[str, str]) -> None:
-    with pytest.raises(Refused, match=r"checkpoint\.storage cannot be used: s3://absent/job: .*bucket"):
+    with pytest.raises(
+        BucketMissing, match=r"checkpoint\.storage cannot be used: s3://absent/job: .*create the bucket"
+    ):
         probe(in_bucket(environ, "job", bucket="absent"))
 
 
@@ -120,11 +131,13 @@ def test_a_conflict_of_conditional_puts_is_tried_again_until_it_is_decided() -> 
 @pytest.mark.parametrize(
     ("error", "meaning"),
     [
-        (answered(403, "AccessDenied"), Refused),
-        (answered(403, "InvalidAccessKeyId"), Refused),
-        (answered(404, "NoSuchBucket"), Refused),
+        (answered(403, "AccessDenied"), AccessDenied),
+        (answered(403, "InvalidAccessKeyId"), AccessDenied),
+        (answered(400, "ExpiredToken"), AccessDenied),
+        (answered(400, "InvalidArgument"), Refused),
+        (answered(404, "NoSuchBucket"), BucketMissing),
         (answered(301, "PermanentRedirect"), Refused),
-        (NoCredentialsError(), Refused),
+        (NoCredentialsError(), AccessDenied),
         (answered(404, "NoSuchKey"), Missing),
         (answered(501, "NotImplemented"), Unsupported),
         (answered(500, "InternalError"), Unavailable),

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from pretrain_api.job import PretrainJob
-from pretrain_api.trainer import TrainerConfig
 from pretrain_operator.local.folder import RunFolder
 from pretrain_operator.local.pods import WorkerCommand
 
 THREADS = 1
 """CPU threads of a training process: workers share the machine, and another number changes bits of the results."""
-
-
-def trainer_config(job: PretrainJob, job_uid: str) -> TrainerConfig:
-    """What the training program of a resolved job is started with."""
-    return TrainerConfig(
-        job_name=job.metadata.name,
-        job_uid=job_uid,
-        training=job.spec.training,
-        checkpoint=job.spec.checkpoint,
-        divergence=job.spec.recovery.divergence,
-        threads=THREADS,
-    )
 
 
 def worker_command(

@@ -20,9 +20,18 @@ from pretrain_api.model import ResolvedModel, resolve
 from pretrain_api.support import Finding, unsupported
 from pretrain_api.training import Data, Evaluation, Source, Training
 from pretrain_cli.problems import InvalidJob, Problem
-from pretrain_cli.sources import TokenizerFile, check_fit, check_shards, check_tokenizer, check_vocabulary, read_dataset
+from pretrain_cli.sources import (
+    TokenizerFile,
+    check_fit,
+    check_remote_shards,
+    check_shards,
+    check_tokenizer,
+    check_vocabulary,
+    read_dataset,
+)
 from pretrain_store.errors import Missing, StoreError
-from pretrain_store.open import open_store, probe
+from pretrain_store.open import Service, is_remote, open_store, probe
+from pretrain_store.port import LOOKING
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _DATA = "spec.training.data"
@@ -81,13 +90,14 @@ def check(job: PretrainJob, environ: Mapping[str, str] = os.environ) -> Resolved
     training, model = job.spec.training, resolve(job.spec.training.model)
     findings = unsupported(job.spec)
     problems = [Problem(finding.path, finding.message) for finding in findings if finding.severity == "error"]
-    tokenizer = check_tokenizer(training.data.tokenizer, f"{_DATA}.tokenizer")
+    service = Service(job.spec.checkpoint.storage, environ, LOOKING)
+    tokenizer = check_tokenizer(training.data.tokenizer, f"{_DATA}.tokenizer", service)
     if isinstance(tokenizer, Problem):
         problems.append(tokenizer)
         tokenizer = None
     else:
         problems += check_vocabulary(tokenizer, model)
-    datasets = _check_sources(training, model, tokenizer, problems)
+    datasets = _check_sources(training, model, tokenizer, service, problems)
     problems += _check_storage(job.spec.checkpoint.storage, environ)
     if problems or tokenizer is None:
         raise InvalidJob(job.metadata.name, problems)
@@ -123,7 +133,11 @@ def _replaced(
 
 
 def _check_sources(
-    training: Training, model: ResolvedModel, tokenizer: TokenizerFile | None, problems: list[Problem]
+    training: Training,
+    model: ResolvedModel,
+    tokenizer: TokenizerFile | None,
+    service: Service,
+    problems: list[Problem],
 ) -> tuple[Dataset, ...]:
     """The training sources' datasets; what is wrong with them and with the held-out ones goes to `problems`."""
     held_out = training.evaluation.sources if training.evaluation else ()
@@ -133,13 +147,15 @@ def _check_sources(
     )
     whole: list[tuple[str, str, Dataset]] = []
     for field, source in fields:
-        dataset = read_dataset(source, field)
+        dataset = read_dataset(source, field, service)
         if isinstance(dataset, Problem):
             problems.append(dataset)
             continue
         problems += check_fit(dataset, source.uri, field, tokenizer, model)
         whole.append((field, source.uri, dataset))
-    problems += check_shards(whole)
+    for field, uri, dataset in whole:
+        problems += check_remote_shards(field, uri, dataset, service) if is_remote(uri) else ()
+    problems += check_shards([item for item in whole if not is_remote(item[1])])
     return tuple(dataset for field, _, dataset in whole if field.startswith(_DATA))
 
 

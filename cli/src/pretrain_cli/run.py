@@ -15,10 +15,11 @@ from rich.console import Console
 
 from pretrain_api.job import PretrainJob
 from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_api.trainer import trainer_config
 from pretrain_cli.errors import BadInput
 from pretrain_cli.faults import Fault
 from pretrain_cli.injection import Injector
-from pretrain_cli.launch import trainer_config, worker_command
+from pretrain_cli.launch import THREADS, worker_command
 from pretrain_cli.linelog import LineLog
 from pretrain_cli.outputs import Result, write_outputs
 from pretrain_cli.prepare import Order, Prepared, prepare
@@ -78,7 +79,7 @@ def _run_in(folder: RunFolder, prepared: Prepared) -> int:
     if is_complete(status, total):
         print(f"{job.metadata.name} has done its {status.step:,} steps already; raise training.steps to go on.")
         return _finish(folder, job, Ending("Succeeded", status.reason, status), before)
-    folder.trainer_config.write_text(trainer_config(job, status.job_uid).to_json() + "\n")
+    folder.trainer_config.write_text(trainer_config(job, status.job_uid, threads=THREADS).to_json() + "\n")
     keep_job(folder, job)
     started = time.monotonic()
     console = Console()

@@ -14,12 +14,13 @@ from pretrain_api.dataset import DATASET_FILE, Dataset, Shard
 from pretrain_api.model import ResolvedModel
 from pretrain_api.training import Source
 from pretrain_cli.problems import Problem
+from pretrain_store.errors import Missing, StoreError
+from pretrain_store.open import Service, is_remote, split_uri
 
 HASH_LIMIT = 512 * 1024**2
 """Bytes of shards up to which all are hashed, about a second; of more only the sizes are compared."""
 _BLOCK = 1 << 20
 _ITEM_BYTES = {"uint16": 2, "uint32": 4}
-_DATA_IN_S3 = "data in S3 is not there yet for local runs: copy it to a folder and name that"
 
 
 @dataclass(frozen=True)
@@ -33,44 +34,65 @@ class TokenizerFile:
 
 def read_tokenizer(path: Path) -> TokenizerFile:
     """Read a tokenizer.json. Raises OSError when that fails and ValueError when it is something else."""
-    content = path.read_bytes()
+    return _parse_tokenizer(path.read_bytes(), str(path))
+
+
+def _parse_tokenizer(content: bytes, where: str) -> TokenizerFile:
     try:
         tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path} is no tokenizer.json of Hugging Face's tokenizers ({error})") from error
+        raise ValueError(f"{where} is no tokenizer.json of Hugging Face's tokenizers ({error})") from error
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     return TokenizerFile(highest + 1, hashlib.sha256(content).hexdigest())
 
 
-def check_tokenizer(uri: str, field: str) -> TokenizerFile | Problem:
+def check_tokenizer(uri: str, field: str, service: Service) -> TokenizerFile | Problem:
     """The tokeniser of a resolved job, or what is wrong with it."""
-    if uri.startswith("s3://"):
-        return Problem(field, _DATA_IN_S3)
     try:
-        return read_tokenizer(Path(uri))
+        if not is_remote(uri):
+            return read_tokenizer(Path(uri))
+        content = _from_s3(uri, field, service)
+        return content if isinstance(content, Problem) else _parse_tokenizer(content, uri)
     except OSError as error:
         return Problem(field, f"{uri} cannot be read ({error.strerror}): correct the path, or make the tokeniser first")
     except ValueError as error:
         return Problem(field, f"{error}: name another file")
 
 
-def read_dataset(source: Source, field: str) -> Dataset | Problem:
+def read_dataset(source: Source, field: str, service: Service) -> Dataset | Problem:
     """A resolved source's description, or what is wrong with it."""
-    if source.uri.startswith("s3://"):
-        return Problem(f"{field}.uri", _DATA_IN_S3)
-    folder = Path(source.uri)
-    if not folder.is_dir():
-        return Problem(f"{field}.uri", f"there is no folder {folder}: correct the path, or make the data first")
+    file = f"{source.uri.rstrip('/')}/{DATASET_FILE}"
+    remote = is_remote(source.uri)
+    content = _from_s3(file, f"{field}.uri", service) if remote else _from_folder(Path(source.uri), f"{field}.uri")
+    if isinstance(content, Problem):
+        return content
     try:
-        return Dataset.from_json((folder / DATASET_FILE).read_bytes())
-    except OSError as error:
-        said = f"{folder / DATASET_FILE} cannot be read ({error.strerror}): name a folder of tokenised data"
-        return Problem(f"{field}.uri", said)
+        return Dataset.from_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        said = f"{folder / DATASET_FILE} is no dataset description ({where}: {first['msg']}): make the data anew"
+        said = f"{file} is no dataset description ({where}: {first['msg']}): make the data anew"
         return Problem(f"{field}.uri", said)
+
+
+def _from_folder(folder: Path, field: str) -> bytes | Problem:
+    if not folder.is_dir():
+        return Problem(field, f"there is no folder {folder}: correct the path, or make the data first")
+    try:
+        return (folder / DATASET_FILE).read_bytes()
+    except OSError as error:
+        said = f"{folder / DATASET_FILE} cannot be read ({error.strerror}): name a folder of tokenised data"
+        return Problem(field, said)
+
+
+def _from_s3(uri: str, field: str, service: Service) -> bytes | Problem:
+    folder, name = split_uri(uri)
+    try:
+        return service.folder(folder).get(name)
+    except Missing:
+        return Problem(field, f"there is no {uri}: correct the URI, or upload it first")
+    except StoreError as error:
+        return Problem(field, f"{uri} cannot be read ({error}): correct the URI, the credentials or the endpoint")
 
 
 def check_fit(
@@ -103,6 +125,22 @@ def check_vocabulary(tokenizer: TokenizerFile, model: ResolvedModel) -> Iterator
             f"{model.vocabulary} is smaller than the tokeniser's vocabulary of {tokenizer.vocabulary}: "
             "raise it, or leave it out",
         )
+
+
+def check_remote_shards(field: str, uri: str, dataset: Dataset, service: Service) -> Iterator[Problem]:
+    """Sizes of all shards of a source in S3; whoever fetches one checks its digest."""
+    try:
+        sizes = {item.key: item.size for item in service.folder(uri).list("")}
+    except StoreError as error:
+        yield Problem(f"{field}.uri", f"{uri} cannot be listed ({error}): allow it")
+        return
+    for shard in dataset.shards:
+        name, wanted = f"{uri.rstrip('/')}/{shard.name}", shard.tokens * _ITEM_BYTES[dataset.dtype]
+        if shard.name not in sizes:
+            yield Problem(f"{field}.uri", f"there is no shard {name}: upload it")
+        elif sizes[shard.name] != wanted:
+            said = f"shard {name} has {sizes[shard.name]} bytes, and {wanted} are wanted: upload it again"
+            yield Problem(f"{field}.uri", said)
 
 
 def check_shards(sources: Sequence[tuple[str, str, Dataset]], hash_limit: int = HASH_LIMIT) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain_api.job import PretrainJob
-from pretrain_api.model import ResolvedModel, resolve
+from pretrain_api.model import ResolvedModel, parameters, resolve
 from pretrain_api.support import unsupported
 from pretrain_cli.jobfile import load_job
 from pretrain_cli.problems import InvalidJob, Problem
@@ -44,16 +44,6 @@ def summary(job: PretrainJob, base_dir: Path) -> tuple[str, str]:
         f"model: {size} ({model.family}, {shape})",
         f"training: {steps:,} steps of {tokens:,} tokens, {_short(steps * tokens)} tokens in all",
     )
-
-
-def parameters(model: ResolvedModel, rows: int) -> int:
-    """Parameters of a gpt2 model whose token embedding has so many rows."""
-    width, bias = model.width, int(model.bias)
-    norm = width + bias * width
-    attention = 4 * width * width + bias * 4 * width
-    feed_forward = 8 * width * width + bias * 5 * width
-    embeddings = (rows + model.context) * width + (0 if model.tied_head else rows * width)
-    return embeddings + model.layers * (2 * norm + attention + feed_forward) + norm
 
 
 def _embedding_rows(model: ResolvedModel, tokenizer: Path) -> int | None:

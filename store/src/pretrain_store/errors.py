@@ -5,7 +5,9 @@ StoreError                    the store did not do what was asked
 ├── Missing                   there is no object under this key
 ├── Exists                    a conditional put found an object under this key
 ├── Unavailable               retry: no answer, throttled, a broken connection, a full disk
-├── Refused                   the user mends it: credentials, permission, no such bucket or folder
+├── Refused                   the user mends it: a folder that cannot be written, half of the credentials
+│   ├── BucketMissing         there is no such bucket: somebody may yet make it
+│   └── AccessDenied          credentials that are refused, or that may not do this: somebody may yet allow it
 └── Unsupported               the store has no conditional puts: it cannot hold checkpoints
 HistoryError                  the store answered, and what it holds forbids to go on
 ├── IdentityMismatch          the prefix belongs to another job: the user chooses another one
@@ -44,7 +46,15 @@ class Unavailable(StoreError):
 
 
 class Refused(StoreError):
-    """Credentials, permission, no such bucket or folder: the user mends it, a retry cannot help."""
+    """What was asked cannot be done here: the user mends it, a retry by itself cannot help."""
+
+
+class BucketMissing(Refused):
+    """There is no such bucket."""
+
+
+class AccessDenied(Refused):
+    """The credentials are missing, refused, or do not allow what was asked."""
 
 
 class Unsupported(StoreError):

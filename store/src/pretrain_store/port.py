@@ -17,6 +17,45 @@ class ObjectInfo:
     size: int
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long one request to a service goes on: attempts in all, and seconds for each."""
+
+    attempts: int
+    connect_seconds: float
+    read_seconds: float
+
+
+ENDURING = Patience(attempts=4, connect_seconds=5, read_seconds=30)
+"""For what must succeed if it can: up to minutes."""
+LOOKING = Patience(attempts=2, connect_seconds=2, read_seconds=3)
+"""For a look whether the service is there, which is repeated anyway: 7 s at most."""
+
+
+class ObjectReader(Protocol):
+    """Objects that are read and never written. Every method raises Missing, Unavailable or Refused."""
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes."""
+        ...
+
+    def fetch(self, key: str, path: Path) -> None:
+        """The object as a local file, which replaces one at `path`."""
+        ...
+
+    def version(self, key: str) -> str:
+        """A text that differs when the object was replaced; its bytes are not read."""
+        ...
+
+    def list(self, prefix: str) -> tuple[ObjectInfo, ...]:
+        """All objects whose keys start with `prefix`, sorted by key."""
+        ...
+
+    def describe(self) -> str:
+        """Where this is, for people."""
+        ...
+
+
 class ObjectStore(Protocol):
     """Objects under keys relative to one prefix, like `lineage/g000007.json`. Safe for threads and many processes.
 

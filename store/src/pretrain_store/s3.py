@@ -19,13 +19,22 @@ from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from boto3.session import Session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError, NoCredentialsError
 from botocore.exceptions import ConnectionError as NoConnection
 
 from pretrain_api.job import S3Storage
 from pretrain_api.lineage import StoredObject
-from pretrain_store.errors import Exists, Missing, Refused, StoreError, Unavailable, Unsupported
-from pretrain_store.port import ObjectInfo
+from pretrain_store.errors import (
+    AccessDenied,
+    BucketMissing,
+    Exists,
+    Missing,
+    Refused,
+    StoreError,
+    Unavailable,
+    Unsupported,
+)
+from pretrain_store.port import ENDURING, ObjectInfo, Patience
 
 _PART = 16 << 20
 _MOST_PARTS = 9_000
@@ -35,6 +44,9 @@ _CONFLICTS = 8
 _CONFLICT_SECONDS = 0.05
 _MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
 _REFUSED_STATUS = frozenset({301, 307, 400, 401, 403, 404, 405})
+_DENIED_STATUS = frozenset({401, 403})
+_DENIED = frozenset({"ExpiredToken", "InvalidToken", "AuthorizationHeaderMalformed"})
+"""Of the errors with a status of 400: about credentials."""
 _TRANSIENT = frozenset(
     {"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 )
@@ -56,6 +68,10 @@ class S3Client(Protocol):
         """GetObject."""
         ...
 
+    def head_object(self, **arguments: object) -> dict[str, Any]:
+        """HeadObject."""
+        ...
+
     def delete_object(self, **arguments: object) -> dict[str, Any]:
         """DeleteObject."""
         ...
@@ -73,13 +89,13 @@ class S3Client(Protocol):
         ...
 
 
-def open_s3(storage: S3Storage, environ: Mapping[str, str]) -> S3Store:
+def open_s3(storage: S3Storage, environ: Mapping[str, str], patience: Patience = ENDURING) -> S3Store:
     """The store of `storage`, with the credentials of `environ` or of boto3's chain. Sends nothing."""
     endpoint = storage.endpoint or environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": 4},
-        connect_timeout=5,
-        read_timeout=30,
+        retries={"mode": "standard", "total_max_attempts": patience.attempts},
+        connect_timeout=patience.connect_seconds,
+        read_timeout=patience.read_seconds,
         max_pool_connections=2 * _THREADS,
         # Servers other than AWS are seldom reached by a host name for each bucket.
         s3={"addressing_style": "path" if endpoint else "auto"},
@@ -108,6 +124,10 @@ class S3Store:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._sleep = sleep
+
+    def at(self, place: S3Storage) -> S3Store:
+        """Another place at the same service, through the same client."""
+        return S3Store(self._client, place.bucket, place.prefix, self._sleep)
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         """See ObjectStore. Raises Unsupported when the service knows no conditional puts."""
@@ -145,6 +165,12 @@ class S3Store:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+    def version(self, key: str) -> str:
+        """See ObjectReader."""
+        with self._translated(key):
+            head = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
+        return f"{head.get('ETag')} {head.get('LastModified')} {head.get('ContentLength')}"
 
     def list(self, prefix: str) -> tuple[ObjectInfo, ...]:
         """See ObjectStore."""
@@ -210,6 +236,8 @@ def _translate(error: Exception, key: str, where: str) -> StoreError:
     while cause is not None and not isinstance(cause, ClientError):
         cause = cause.__cause__ or cause.__context__
     if cause is None:
+        if isinstance(error, NoCredentialsError):
+            return AccessDenied(f"{where}: {error}")
         transient = isinstance(error, (HTTPClientError, NoConnection, IncompleteReadError, Boto3Error))
         return (Unavailable if transient else Refused)(f"{where}: {error}")
     response = cast("dict[str, Any]", cause.response)
@@ -223,6 +251,10 @@ def _translate(error: Exception, key: str, where: str) -> StoreError:
         return _Conflict(key)
     if code == "NotImplemented" or status == 501:
         return Unsupported(f"{where} does not know what was asked of it ({error}): choose another store")
+    if code == "NoSuchBucket":
+        return BucketMissing(f"{where}: {error}")
+    if status in _DENIED_STATUS or code in _DENIED:
+        return AccessDenied(f"{where}: {error}")
     if status in _REFUSED_STATUS and code not in _TRANSIENT:
         return Refused(f"{where}: {error}")
     return Unavailable(f"{where}: {error}")

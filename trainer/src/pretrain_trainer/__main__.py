@@ -18,10 +18,29 @@ from pretrain_trainer.printed import PrintedLink
 from pretrain_trainer.train import train
 
 INTERRUPTED = 130
+HELP = """usage: pretrain-trainer CONFIG.json
+
+One rank of a training run. CONFIG.json is what the operator resolves a PretrainJob to:
+  jobName, jobUid   texts
+  training          spec.training of the job; sources and tokeniser are absolute paths or s3:// URIs
+  checkpoint        spec.checkpoint of the job; storage is s3 or an absolute path
+  divergence        spec.recovery.divergence of the job
+  cache             where shards of s3:// sources are kept: path (absent: pretrain in XDG_CACHE_HOME) and bytes
+  threads           CPU threads of each process
+
+Alone it trains with one process and prints a line of JSON for each step. Under torchrun it is one rank of many:
+  torchrun --nproc-per-node 2 -m pretrain_trainer CONFIG.json
+In a worker pod the agent starts it: see `pretrain-agent --help`. Credentials for S3 come from the environment
+(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL where the storage names no endpoint). What somebody must
+mend outside, like a bucket that is missing, is said and waited for.
+Exit codes: 0 done, 2 bad input, 130 interrupted; all others are failures that the last line explains."""
 
 
 def main() -> None:
     """Run this rank to its end; on an error exit at once with a code of `ExitCode`."""
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print(HELP)
+        return
     rank = int(os.environ.get("RANK", "0"))
     link: AgentLink = UnattendedLink()
     try:
@@ -47,7 +66,7 @@ def main() -> None:
 def read_config(arguments: list[str]) -> TrainerConfig:
     """The configuration named on the command line. Raises InvalidInput."""
     if len(arguments) != 1:
-        raise InvalidInput("usage: python -m pretrain_trainer CONFIG.json")
+        raise InvalidInput("usage: pretrain-trainer CONFIG.json (--help says more)")
     path = Path(arguments[0])
     try:
         return TrainerConfig.from_json(path.read_bytes())

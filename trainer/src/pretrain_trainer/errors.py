@@ -10,7 +10,14 @@ TrainerError
 ├── NoUsableCheckpointError  checkpoints exist and none can be used: stop
 ├── LossNotFinite            the loss or a gradient is NaN or infinite: stop
 ├── GradientOverflow         a gradient is too large for exact mode's fixed point: stop
-└── FinalSaveFailed          the last checkpoint could not be written: try again
+├── FinalSaveFailed          the last checkpoint could not be written: try again
+└── Obstacle                 somebody mends it outside: the ranks wait (see `waiting`) and go on by themselves
+    ├── StorageUnavailable   the store, or the cache's folder, does not do what it should
+    ├── BucketMissing        there is no such bucket
+    ├── AccessDenied         credentials are refused, or do not allow what is needed
+    ├── DataMissing          an object of a source is not there
+    ├── DataCorrupt          an object of a source is not what it should be
+    └── DataDelayed          nothing is wrong but the time it takes
 ```
 """
 
@@ -98,3 +105,34 @@ class GradientOverflow(TrainerError):
 
 class FinalSaveFailed(TrainerError):
     """The checkpoint of the last step could not be written, although tried more than once."""
+
+
+class Obstacle(TrainerError):
+    """Something outside keeps this rank from going on: one sentence that says what, and the remedy.
+
+    Its reason is the name of its class. Where nobody waits for it to be mended, the process ends and is started again.
+    """
+
+
+class StorageUnavailable(Obstacle):
+    """The storage does not answer, or cannot serve now."""
+
+
+class BucketMissing(Obstacle):
+    """There is no such bucket."""
+
+
+class AccessDenied(Obstacle):
+    """The credentials are missing, refused, or do not allow what is needed."""
+
+
+class DataMissing(Obstacle):
+    """An object of a source is not there."""
+
+
+class DataCorrupt(Obstacle):
+    """An object of a source is not what its description says, or is no description."""
+
+
+class DataDelayed(Obstacle):
+    """Data is on its way and takes long: said so that nobody takes the silence for a hang."""

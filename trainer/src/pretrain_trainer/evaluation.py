@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pretrain_trainer.data import TokenSource
+from pretrain_trainer.data import TokenSource, read_windows
 from pretrain_trainer.errors import CollectiveFailed
 from pretrain_trainer.ranks import Ranks
 from pretrain_trainer.shares import largest_share, share
@@ -35,9 +35,7 @@ def read_held_out(
     """The first `sequences` windows of each source, or all where there are fewer."""
     held_out = []
     for source in sources:
-        windows = np.empty((min(sequences, source.windows), context + 1), dtype=np.int64)
-        for number, row in enumerate(windows):
-            source.read(number, row)
+        windows = read_windows(source, np.arange(min(sequences, source.windows)), context)
         held_out.append(HeldOut(source.name, torch.from_numpy(windows).split(micro_batch)))
     return tuple(held_out)
 

@@ -41,6 +41,8 @@ class Reduced:
     loss: float
     norm: float
     signals: Signals
+    contribution: float
+    """What this rank's micro-batches add to the loss; the one thing that is each rank's own."""
 
     @property
     def finite(self) -> bool:
@@ -91,10 +93,11 @@ class FlatGradients:
     def reduce(self, signals: Signals, clip: float | None) -> Reduced:
         """One all-reduce; the only wait for the device is for its result."""
         _signal(self._tail[1:], signals)
+        own = self._tail[:1].clone()
         _all_reduce(self._flat)
         norm = _clip(self._gradients, clip)
-        loss, command, save, norm = torch.cat((self._tail, norm.view(1))).tolist()
-        return Reduced(loss, norm, Signals(command > 0, save > 0))
+        loss, command, save, norm, own = torch.cat((self._tail, norm.view(1), own)).tolist()
+        return Reduced(loss, norm, Signals(command > 0, save > 0), own)
 
 
 class ExactGradients:
@@ -130,6 +133,7 @@ class ExactGradients:
     def reduce(self, signals: Signals, clip: float | None) -> Reduced:
         """One all-reduce of integers, then back to fp32. Raises GradientOverflow on all ranks."""
         _signal(self._sum[-4:-2], signals)
+        own = self._sum[-5].clone()  # The flat buffer's last element is the loss.
         _all_reduce(self._sum)
         self._flat.copy_(self._sum[:-4].double().mul_(2.0**-FRACTION_BITS))
         norm = _clip(self._gradients, clip)
@@ -140,7 +144,7 @@ class ExactGradients:
                 "lower training.optimizer.learningRate, or set training.exact to false"
             )
         loss = math.nan if not_finite else float(self._tail)
-        return Reduced(loss, float(norm), Signals(command > 0, save > 0))
+        return Reduced(loss, float(norm), Signals(command > 0, save > 0), int(own) * 2.0**-FRACTION_BITS)
 
 
 class ShardedGradients:
@@ -168,11 +172,12 @@ class ShardedGradients:
     def reduce(self, signals: Signals, clip: float | None) -> Reduced:
         """Sum the loss and the signals, and clip."""
         _signal(self._tail[1:], signals)
+        own = self._tail[:1].clone()
         _all_reduce(self._tail)
         limit = math.inf if clip is None else clip
         norm = cast(DTensor, nn.utils.clip_grad_norm_(self._parameters, limit)).full_tensor()
-        loss, command, save = self._tail.tolist()
-        return Reduced(loss, float(norm), Signals(command > 0, save > 0))
+        loss, command, save, own = torch.cat((self._tail, own)).tolist()
+        return Reduced(loss, float(norm), Signals(command > 0, save > 0), own)
 
 
 def _flat_buffer(parameters: list[nn.Parameter], tail: int) -> tuple[Tensor, Tensor, Tensor]:

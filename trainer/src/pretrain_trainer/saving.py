@@ -44,6 +44,10 @@ class Checkpointer(Protocol):
         """Wait for the running save: the key of its manifest, None if it failed; the same on all ranks."""
         ...
 
+    def look(self) -> None:
+        """Raise an Obstacle, on all ranks alike, when nothing can be saved now. Collective."""
+        ...
+
     def close(self) -> None:
         """Let go of threads and processes."""
         ...

@@ -18,19 +18,25 @@ from pretrain_api.protocol import Generation
 from pretrain_api.reports import Restored
 from pretrain_api.trainer import TrainerConfig
 from pretrain_api.training import Training
+from pretrain_store.open import is_remote
+from pretrain_trainer.checkpoint.agreement import Agreement
 from pretrain_trainer.data import Batches, Corpus, open_corpus
 from pretrain_trainer.errors import InvalidInput
 from pretrain_trainer.evaluation import HeldOut, read_held_out
 from pretrain_trainer.gradients import ExactGradients, FlatGradients, Gradients, ShardedGradients
-from pretrain_trainer.model import Gpt, build, initialise, summed_loss
+from pretrain_trainer.lookahead import FetchedBatches
+from pretrain_trainer.model import Decoder, build, initialise, summed_loss
 from pretrain_trainer.optimizer import build_optimizer
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks
+from pretrain_trainer.remote import Sources
 from pretrain_trainer.sampling import parse_tokenizer
 from pretrain_trainer.saving import Checkpointer, Saves
 from pretrain_trainer.schedule import total_steps
 from pretrain_trainer.sharding import shard_fully
+from pretrain_trainer.stages import Stages
 from pretrain_trainer.unigram import unigram_loss
+from pretrain_trainer.waiting import Waiting
 
 OpenCheckpointer = Callable[[TrainerConfig, JobIdentity, Generation | None, Ranks, Mapping[str, str]], Checkpointer]
 Loss = Callable[[nn.Module, Tensor], Tensor]
@@ -45,16 +51,17 @@ class Run:
     link: AgentLink
     steps: int
     step_tokens: int
-    batches: Batches
+    batches: Batches | FetchedBatches
     held_out: tuple[HeldOut, ...]
     tokenizer: Tokenizer
-    model: Gpt
+    model: Decoder
     loss: Loss
     dropout: bool
     optimizer: torch.optim.Optimizer
     gradients: Gradients
     checkpointer: Checkpointer
     saves: Saves
+    waiting: Waiting
     start: Progress
 
 
@@ -71,13 +78,16 @@ def prepare(
     stages = Stages()
     torch.set_num_threads(config.threads)
 
-    corpus = open_corpus(training, shape)
+    waiting = Waiting(link, ranks.first, Agreement(None), time.sleep)
+    remote, sources = _remote(training), Sources.of(config, environ)
+    each = waiting.together if remote else waiting.until_clear
+    corpus = each(lambda: open_corpus(training, shape, sources.locate))
     tokenizer = parse_tokenizer(corpus.tokenizer)
     stages.done("data")
 
     datasets = [source.dataset for source in corpus.sources]
     identity = job_identity(training, shape, datasets, corpus.tokenizer_digest)
-    checkpointer = open_checkpointer(config, identity, link.generation, ranks, environ)
+    checkpointer = waiting.until_clear(lambda: open_checkpointer(config, identity, link.generation, ranks, environ))
     stages.done("open")
 
     model = build(shape, shape.embedding_rows(corpus.vocabulary), ranks.device)
@@ -89,19 +99,25 @@ def prepare(
     optimizer = build_optimizer(model, training.optimizer)
     stages.done("model")
 
-    start = checkpointer.restore(model, optimizer)
+    start = waiting.until_clear(lambda: checkpointer.restore(model, optimizer))
     stages.done("restore")
 
+    held_out = each(lambda: _held_out(corpus, training, shape.context))
+    # Only a first generation computes the unigram loss: others are in a hurry.
+    fresh = ranks.first and (start.step == 0 or link.generation is None or link.generation.may_take_over)
+    unigram = each(lambda: _unigram_loss(corpus, training) if fresh else None)
+    stages.done("held-out")
     if ranks.first:
-        link.report(_restored(start, checkpointer, parameters, corpus, training, link, stages.seconds))
+        link.report(_restored(start, checkpointer, parameters, unigram, stages.seconds))
+    batches = Batches(corpus, training, shape.context)
     return Run(
         training=training,
         ranks=ranks,
         link=link,
         steps=total_steps(training, shape.context),
         step_tokens=training.batch.sequences * shape.context,
-        batches=Batches(corpus, training, shape.context),
-        held_out=_held_out(corpus, training, shape.context),
+        batches=FetchedBatches(batches, waiting, time.monotonic) if remote else batches,
+        held_out=held_out,
         tokenizer=tokenizer,
         model=model,
         loss=_loss(ranks, training),
@@ -110,6 +126,7 @@ def prepare(
         gradients=_gradients(model, training),
         checkpointer=checkpointer,
         saves=Saves(checkpointer, model, optimizer, config.checkpoint.interval, time.monotonic),
+        waiting=waiting,
         start=start,
     )
 
@@ -133,21 +150,7 @@ def check_supported(training: Training, shape: ResolvedModel) -> None:
             raise InvalidInput(message)
 
 
-class Stages:
-    """Measures the seconds of one stage after the other."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def done(self, stage: str) -> None:
-        """The time since the last call was this stage's."""
-        now = time.perf_counter()
-        self.seconds[stage] = now - self._since
-        self._since = now
-
-
-def _gradients(model: Gpt, training: Training) -> Gradients:
+def _gradients(model: Decoder, training: Training) -> Gradients:
     if training.parallelism.shard == "full":
         return ShardedGradients(model)
     if training.exact:
@@ -169,23 +172,30 @@ def _held_out(corpus: Corpus, training: Training, context: int) -> tuple[HeldOut
     return read_held_out(corpus.held_out, training.evaluation.sequences, training.batch.micro_batch, context)
 
 
+def _remote(training: Training) -> bool:
+    """Whether anything is read from S3, and may have to be waited for."""
+    evaluation = training.evaluation.sources if training.evaluation else ()
+    uris = (training.data.tokenizer, *(source.uri for source in (*training.data.sources, *evaluation)))
+    return any(is_remote(uri) for uri in uris)
+
+
+def _unigram_loss(corpus: Corpus, training: Training) -> float:
+    return unigram_loss(corpus.sources, [source.weight for source in training.data.sources], corpus.vocabulary)
+
+
 def _restored(
     start: Progress,
     checkpointer: Checkpointer,
     parameters: int,
-    corpus: Corpus,
-    training: Training,
-    link: AgentLink,
+    unigram: float | None,
     seconds: dict[str, float],
 ) -> Restored:
-    """The report of a run that stands. Only a first generation computes the unigram loss: others are in a hurry."""
-    first = start.step == 0 or link.generation is None or link.generation.may_take_over
-    weights = [source.weight for source in training.data.sources]
+    """The report of a run that stands."""
     parent = checkpointer.parent
     return Restored(
         step=start.step,
         checkpoint=manifest_key(parent.generation, parent.step) if parent else None,
         parameters=parameters,
-        unigram_loss=unigram_loss(corpus.sources, weights, corpus.vocabulary) if first else None,
+        unigram_loss=unigram,
         seconds=seconds,
     )

@@ -61,7 +61,15 @@ def _report_step(run: Run, progress: Progress, reduced: Reduced, rate: float, pa
     stall = run.saves.take_stall()
     seconds = pace.end(stall)
     if not run.ranks.first:
-        run.link.report(reports.Progress(step=progress.step))
+        run.link.report(
+            reports.Progress(
+                step=progress.step,
+                seconds=seconds,
+                data_seconds=pace.data_seconds,
+                loss_contribution=reduced.contribution,
+                device_bytes=run.ranks.most_memory(),
+            )
+        )
         return
     run.link.report(
         reports.StepDone(
@@ -74,6 +82,8 @@ def _report_step(run: Run, progress: Progress, reduced: Reduced, rate: float, pa
             seconds=seconds,
             stall_seconds=stall,
             data_seconds=pace.data_seconds,
+            loss_contribution=reduced.contribution,
+            device_bytes=run.ranks.most_memory(),
         )
     )
 
@@ -95,12 +105,16 @@ def _obey(run: Run, control: Control, progress: Progress) -> None:
 
 
 def _settle_last(run: Run, progress: Progress) -> str:
-    """The key of the last step's checkpoint, in force. Raises FinalSaveFailed, on all ranks."""
+    """The key of the last step's checkpoint, in force. A store that is out of order is waited for.
+
+    Raises FinalSaveFailed, on all ranks.
+    """
     for _ in range(FINAL_ATTEMPTS):
         checkpoint = run.saves.settle(progress)
         _report_saves(run)
         if checkpoint is not None:
             return checkpoint
+        run.waiting.until_clear(run.checkpointer.look)
     raise FinalSaveFailed(
         f"the checkpoint of the last step ({progress.step}) could not be written in {FINAL_ATTEMPTS} attempts: "
         "see the failed saves reported before this, and check that checkpoint.storage is writable and has space"

@@ -27,7 +27,9 @@ def unigram_loss(sources: Sequence[TokenSource], weights: Sequence[float], vocab
 def _counts(source: TokenSource, vocabulary: int) -> np.ndarray:
     counts, wanted = np.zeros(vocabulary), SAMPLE_TOKENS
     for shard in source.shards:
-        tokens = shard[:wanted]
+        if not wanted:
+            break
+        tokens = shard()[:wanted]
         counts += np.bincount(tokens, minlength=vocabulary)
         wanted -= len(tokens)
     return counts

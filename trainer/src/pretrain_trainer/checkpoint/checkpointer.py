@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from enum import IntEnum
+from functools import partial
 from typing import Self, TypeVar, cast
 
 import torch.distributed as dist
@@ -18,7 +19,7 @@ from pretrain_api.reports import Saved, SaveFailed
 from pretrain_api.trainer import TrainerConfig
 from pretrain_api.training import Parallelism
 from pretrain_store.errors import StoreError
-from pretrain_store.open import open_store
+from pretrain_store.open import look, open_store, probe
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.agreement import Agreement
 from pretrain_trainer.checkpoint.committing import Committer
@@ -29,6 +30,7 @@ from pretrain_trainer.checkpoint.saving import Saver
 from pretrain_trainer.checkpoint.scratch import Scratch
 from pretrain_trainer.checkpoint.state import tensors_of
 from pretrain_trainer.errors import CheckpointRejectedError, CollectiveFailed, SupersededError
+from pretrain_trainer.obstacles import in_the_way
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks
 
@@ -40,8 +42,10 @@ class _Outcome(IntEnum):
     """Of one rank's part in restoring; the worst one of any rank is that of all."""
 
     FINE = 0
-    FAILED = 1
-    DAMAGED = 2
+    OBSTRUCTED = 1
+    """All may try again."""
+    FAILED = 2
+    DAMAGED = 3
 
 
 class _Verdict(IntEnum):
@@ -89,7 +93,8 @@ class Checkpointer:
         """Enter the history of the prefix with a lineage record, which rank 0 puts. Collective.
 
         `generation` None: an unattended run, which takes the next free number. Raises on all ranks alike InvalidInput,
-        NumberTakenError, SupersededError, NoUsableCheckpointError, CheckpointRejectedError or the store's Unavailable.
+        NumberTakenError, SupersededError, NoUsableCheckpointError, CheckpointRejectedError or an Obstacle, after which
+        it may be called again.
         """
         applicant = Applicant.of(config, identity, generation, ranks.world_size)
         store: ObjectStore | None = None
@@ -97,7 +102,7 @@ class Checkpointer:
         try:
             store = open_store(config.checkpoint.storage, environ)
             if ranks.first:
-                said = enter(store, applicant)
+                said = enter(store, applicant, partial(look, config.checkpoint.storage, environ))
         except StoreError as error:
             said = refusal(error)
         agreed = Agreement(None).first_says(said)
@@ -117,6 +122,7 @@ class Checkpointer:
         """Load the parent, each file after its digest was checked. Collective; without a parent nothing is done.
 
         Raises CheckpointRejectedError on all ranks when it is damaged; an unattended run goes on from an earlier one.
+        Raises an Obstacle on all ranks when any of them cannot fetch it now: then it may be called again.
         """
         while self.parent is not None:
             try:
@@ -171,6 +177,18 @@ class Checkpointer:
             raise SupersededError(stop)
         return key
 
+    def look(self) -> None:
+        """Raise an Obstacle, on all ranks alike, when nothing can be saved now. Collective."""
+        said: Refusal | None = None
+        if self._ranks.first:
+            try:
+                probe(self._store)
+            except StoreError as error:
+                said = refusal(error)
+        said = self._agreement.first_says(said)
+        if said is not None:
+            raise said.error()
+
     def close(self) -> None:
         """Let go of the staging memory. A save still under way comes to nothing: `wait` for it first."""
         if self._saver is not None:
@@ -203,9 +221,7 @@ class Checkpointer:
             result = act()
         except Exception as error:
             failure = error
-        own = (
-            _Outcome.FINE if failure is None else _Outcome.DAMAGED if isinstance(failure, DAMAGED) else _Outcome.FAILED
-        )
+        own = _outcome(failure)
         worst = self._agreement.highest(own)
         if worst == _Outcome.FINE:
             return cast("Result", result)
@@ -213,9 +229,16 @@ class Checkpointer:
         message = next(text for text in said if text)
         if worst == _Outcome.DAMAGED:
             raise CheckpointRejectedError(manifest_key(parent.generation, parent.step), message) from failure
+        if worst == _Outcome.OBSTRUCTED:
+            raise self._shared(failure)
         if isinstance(failure, StoreError):
             raise refusal(failure).error() from failure
         raise failure or CollectiveFailed(f"another rank could not restore: {message}")
+
+    def _shared(self, failure: Exception | None) -> Exception:
+        """The obstacle of the first rank that met one. Collective."""
+        own = refusal(failure) if isinstance(failure, StoreError) else None
+        return next(said for said in self._agreement.all_say(own) if said is not None).error()
 
     def _pass_over(self, rejected: str) -> None:
         """Enter the history anew, from the newest checkpoint that was not found damaged."""
@@ -250,6 +273,15 @@ class Checkpointer:
         ended = self._saver.ended
         key = manifest_key(ended.manifest.generation, ended.manifest.step) if ended and ended.manifest else None
         return key, self._saver.superseded
+
+
+def _outcome(failure: Exception | None) -> _Outcome:
+    if failure is None:
+        return _Outcome.FINE
+    if isinstance(failure, DAMAGED):
+        return _Outcome.DAMAGED
+    obstructed = isinstance(failure, StoreError) and in_the_way(failure) is not None
+    return _Outcome.OBSTRUCTED if obstructed else _Outcome.FAILED
 
 
 def _replicated(parallelism: Parallelism) -> bool:

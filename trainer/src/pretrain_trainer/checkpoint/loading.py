@@ -44,8 +44,17 @@ _CLASSES: tuple[type, ...] = (
     _StorageInfo,
     torch.Size,
 )
+
+
+def _encoding(owner: object, name: str) -> _MEM_FORMAT_ENCODING:
+    if owner is not _MEM_FORMAT_ENCODING:
+        raise pickle.UnpicklingError("builtins.getattr is not allowed in it but on torch's memory formats")
+    return _MEM_FORMAT_ENCODING[name]
+
+
 _GLOBALS: Mapping[tuple[str, str], object] = {
     **{(known.__module__, known.__qualname__): known for known in _CLASSES},
+    ("builtins", "getattr"): _encoding,  # as Python 3.11.0 to 3.11.3 pickle the members of an enumeration
     ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
 }
 

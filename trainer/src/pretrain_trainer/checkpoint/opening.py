@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -18,7 +19,6 @@ from pretrain_store.errors import (
     Refused,
     StoreError,
     Superseded,
-    Unavailable,
     Unsupported,
 )
 from pretrain_store.history import claim_identity, put_record, read_listing, read_manifest
@@ -30,8 +30,10 @@ from pretrain_trainer.errors import (
     InvalidInput,
     NoUsableCheckpointError,
     NumberTakenError,
+    StorageUnavailable,
     SupersededError,
 )
+from pretrain_trainer.obstacles import in_the_way
 
 _ATTEMPTS = 5
 """Of an unattended run to get a number: each failure means that somebody else put a record in between."""
@@ -91,13 +93,15 @@ class Applicant:
         return replace(self, rejected=(*self.rejected, rejected))
 
 
-def enter(store: ObjectStore, applicant: Applicant) -> Entry | Refusal:
+def enter(store: ObjectStore, applicant: Applicant, look: Callable[[], None] = lambda: None) -> Entry | Refusal:
     """Claim the prefix for the job and put the applicant's lineage record.
 
-    The store is probed by a job's first generation only: afterwards it is known to work.
+    The store is looked at and probed by a job's first generation only: afterwards it is known to work. `look` says
+    sooner than the store's own patience allows what is wrong with it.
     """
     try:
         if applicant.may_take_over:
+            look()
             probe(store)
         claim_identity(store, applicant.identity)
         return _enter(store, applicant)
@@ -122,6 +126,9 @@ def _enter(store: ObjectStore, applicant: Applicant) -> Entry:
 
 def refusal(error: StoreError | HistoryError) -> Refusal:
     """What an error of the store means to the trainer."""
+    obstacle = in_the_way(error) if isinstance(error, StoreError) else None
+    if obstacle is not None:
+        return Refusal(type(obstacle), (str(obstacle),))
     match error:
         case IdentityMismatch() | Refused() | Unsupported():
             return Refusal(InvalidInput, (str(error),))
@@ -133,8 +140,8 @@ def refusal(error: StoreError | HistoryError) -> Refusal:
             return Refusal(NoUsableCheckpointError, (str(error),))
         case Corrupt():
             return Refusal(CheckpointRejectedError, (error.key, error.why))
-        case _:
-            return Refusal(Unavailable, (str(error),))
+        case _:  # a store that contradicts itself: something that it has just listed is not there
+            return Refusal(StorageUnavailable, (str(error),))
 
 
 def _enter_once(store: ObjectStore, applicant: Applicant) -> Entry:

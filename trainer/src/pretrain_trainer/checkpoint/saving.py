@@ -25,6 +25,7 @@ from pretrain_trainer.checkpoint.committing import Committer, upload
 from pretrain_trainer.checkpoint.layout import Layout, Signature, lay_out, staged
 from pretrain_trainer.checkpoint.scratch import Scratch
 from pretrain_trainer.progress import Progress
+from pretrain_trainer.stages import Stages
 
 _ANYTHING = (Exception, CheckpointException)
 """A save that fails is reported and never fatal, whatever the reason. DCP's own error is no Exception."""
@@ -55,6 +56,7 @@ class _Running:
     progress: Progress
     began: float
     stall: float
+    stages: Stages
     thread: threading.Thread = field(init=False)
 
 
@@ -98,14 +100,15 @@ class Saver:
     def begin(self, progress: Progress, tensors: Mapping[str, Tensor]) -> float:
         """Copy the tensors and start the rest; returns the seconds that it took. No save may be under way elsewhere."""
         self.join()
-        began = time.perf_counter()
+        began, stages = time.perf_counter(), Stages()
         layout = self._layout
         if layout is not None and layout.signature == Signature.of(tensors):
             layout.fill(tensors)
             make = partial(_same, layout)
         else:
             make = self._laying_out(tensors, staged(tensors))
-        running = _Running(progress, began, stall=time.perf_counter() - began)
+        stages.done("copy")
+        running = _Running(progress, began, stages.seconds["copy"], stages)
         running.thread = threading.Thread(target=self._finish, args=(running, make), name="checkpoint", daemon=True)
         self._running = running
         running.thread.start()
@@ -140,7 +143,7 @@ class Saver:
     def _finish(self, running: _Running, make: Callable[[], Layout]) -> None:
         step = running.progress.step
         try:
-            ended = self._commit(running.progress, make)
+            ended = self._commit(running, make)
         except _ANYTHING as error:
             ended = Ended(step, None, _said(error))
         self.ended = ended
@@ -156,20 +159,25 @@ class Saver:
                 bytes=ended.manifest.bytes,
                 stall_seconds=running.stall,
                 seconds=time.perf_counter() - running.began,
+                stages=running.stages.seconds,
             )
         )
         self._committer.tidy()
 
-    def _commit(self, progress: Progress, make: Callable[[], Layout]) -> Ended:
+    def _commit(self, running: _Running, make: Callable[[], Layout]) -> Ended:
         """Upload this rank's part; when all ranks have, rank 0 commits. All ranks come to the same end."""
+        progress, stages = running.progress, running.stages
         layout, part = self._upload(progress.step, make)
+        stages.done("upload")
         agreement = Agreement(self._group) if self._group is not None else None
         parts = agreement.all_say(part) if agreement else [part]
+        stages.done("agree")
         failures = [f"rank {rank}: {part.failure}" for rank, part in enumerate(parts) if part.failure]
         self._layout = layout if all(part.laid_out for part in parts) else None  # it is made by all together
         if failures:
             return Ended(progress.step, None, "; ".join(failures))
         ended = self._commit_first(progress, tuple(item for part in parts for item in part.objects))
+        stages.done("commit")
         return agreement.first_says(ended) if agreement else ended
 
     def _commit_first(self, progress: Progress, objects: tuple[StoredObject, ...]) -> Ended:
