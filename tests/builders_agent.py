@@ -6,6 +6,8 @@ import asyncio
 import os
 import re
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -166,19 +168,27 @@ class ScriptedCoordinator:
         self.port = 0
         self.epoch = 0
         self.headers: list[str] = []
+        self.refuses = 0
+        """The status with which connections are refused, 0: they are taken."""
+        self.refused = 0
+        self.tls: ssl.SSLContext | None = None
         self.generations: dict[int, Generation] = {}
         self._runner: web.AppRunner | None = None
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/agent"
+        return f"{'wss' if self.tls else 'ws'}://127.0.0.1:{self.port}/agent"
 
-    async def start(self) -> None:
+    async def start(self, listener: socket.socket | None = None) -> None:
+        """Listen on the loopback, or where the listener does."""
         application = web.Application()
         application.add_routes([web.get("/agent", self._serve)])
         self._runner = web.AppRunner(application, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
+        if listener is not None:
+            await web.SockSite(self._runner, listener).start()
+            return
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=self.tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
 
@@ -190,7 +200,10 @@ class ScriptedCoordinator:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    async def _serve(self, request: web.Request) -> web.WebSocketResponse:
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        if self.refuses:
+            self.refused += 1
+            return web.Response(status=self.refuses, text="no")
         websocket = web.WebSocketResponse()
         self.headers.append(request.headers.get("Authorization", ""))
         await websocket.prepare(request)
@@ -247,7 +260,7 @@ class ScriptedCoordinator:
             for rank, session in enumerate(sessions)
         )
         generation = Generation(
-            number=number, job_uid=JOB_UID, members=members, store_host="127.0.0.1", store_port=port, reason=reason
+            number=number, job_uid=JOB_UID, members=members, store_host=members[0].host, store_port=port, reason=reason
         )
         self.generations[number] = generation
         sent = time.time()

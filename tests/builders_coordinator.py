@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from pretrain_api import protocol, reports
 from pretrain_api.protocol import CoordinatorMessage, Formed, Generation, Heartbeat, Hello, Leaving, Report, StoreReady
-from pretrain_operator.coordinator.machine import Coordinator
+from pretrain_operator.coordinator.machine import Coordinator, ShutdownReason
 from pretrain_operator.coordinator.outbox import Output
 from pretrain_operator.coordinator.settings import Settings
 from pretrain_operator.coordinator.types import Announced, Ended, Fact, Reported, Want
@@ -176,6 +176,10 @@ class World:
         self.want_changes |= changes
         if self.coordinator is not None:
             self.carry_out(self.coordinator.set_want(self.want(), self.now))
+
+    def end(self, reason: ShutdownReason) -> None:
+        if self.coordinator is not None:
+            self.carry_out(self.coordinator.end(reason, "", self.now))
 
     def carry_out(self, output: Output) -> None:
         for fact in output.facts:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from builders_agent import JOB_UID, ScriptedCoordinator, a_step, until
+from builders_tls import Authority
+from structlog.testing import capture_logs
 
 from pretrain_agent.connection import Connection
 from pretrain_agent.outbox import Outbox
@@ -17,13 +20,14 @@ from pretrain_api.reports import Saved
 
 
 class Bench:
-    def __init__(self, coordinator: ScriptedCoordinator) -> None:
+    def __init__(self, coordinator: ScriptedCoordinator, ca_file: Path | None = None) -> None:
         self.coordinator = coordinator
         self.outbox = Outbox()
         self.received: list[CoordinatorMessage] = []
         self.connection = Connection(
             url=coordinator.url,
             token_file=None,
+            ca_file=ca_file,
             outbox=self.outbox,
             hello=lambda: Hello(job_uid=JOB_UID, slot=0, attempt=0, agent_id="a", host="h"),
             heartbeat=lambda: Heartbeat(generation=1, step=77),
@@ -170,6 +174,141 @@ async def test_the_token_is_read_anew_for_each_connection(tmp_path: Path) -> Non
         await coordinator.stop()
 
     assert coordinator.headers == ["Bearer one", "Bearer two"]
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------------
+
+
+class Secured:
+    """A coordinator that speaks TLS, and an agent that trusts one authority."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.ca_file = folder, folder / "ca.crt"
+        self.authority = Authority()
+        self.ca_file.write_text(self.authority.pem)
+        self.coordinator = ScriptedCoordinator()
+
+    async def start(self, authority: Authority | None = None, name: str = "127.0.0.1") -> None:
+        self.coordinator.tls = (authority or self.authority).server(self.folder, name)
+        await self.coordinator.start()
+        if not hasattr(self, "bench"):
+            self.bench = Bench(self.coordinator, self.ca_file)
+            self.bench.connection._token_file = self.folder / "token"
+            (self.folder / "token").write_text("secret")
+            self.running = asyncio.create_task(self.bench.connection.run())
+
+    async def joins(self) -> None:
+        await asyncio.wait_for(self.bench.connection.joined.wait(), 20)
+
+    async def stop(self) -> None:
+        await self.coordinator.stop()
+        await until(lambda: not self.bench.connection.joined.is_set())
+
+
+@pytest_asyncio.fixture
+async def secured(tmp_path: Path) -> AsyncIterator[Secured]:
+    made = Secured(tmp_path)
+    yield made
+    made.running.cancel()
+    await made.coordinator.stop()
+
+
+async def test_a_coordinator_with_a_certificate_of_the_given_authority_is_joined(secured: Secured) -> None:
+    await secured.start()
+
+    await secured.joins()
+    assert secured.coordinator.headers == ["Bearer secret"]
+
+
+@pytest.mark.parametrize(
+    ("authority", "name", "complaint"),
+    [(Authority(), "127.0.0.1", "certificate verify failed"), (None, "another", "IP address mismatch")],
+)
+async def test_a_coordinator_that_cannot_prove_itself_gets_no_token(
+    secured: Secured, authority: Authority | None, name: str, complaint: str
+) -> None:
+    with capture_logs() as lines:
+        await secured.start(authority, name)
+        await until(lambda: bool(lines))
+
+    assert re.search(complaint, lines[0]["error"]), lines
+    assert secured.coordinator.headers == []
+    await secured.stop()
+    await secured.start()
+    await secured.joins()
+
+
+async def test_a_new_authority_is_taken_up_at_the_next_connection(secured: Secured) -> None:
+    await secured.start()
+    await secured.joins()
+
+    newer = Authority("newer")
+    secured.ca_file.write_text(newer.pem)
+    await secured.stop()
+    await secured.start(newer)
+
+    await secured.joins()
+
+
+@pytest.mark.parametrize("content", [None, "", "no certificate"])
+async def test_a_missing_or_broken_authority_is_named_and_waited_for(secured: Secured, content: str | None) -> None:
+    secured.ca_file.unlink()
+    if content is not None:
+        secured.ca_file.write_text(content)
+    with capture_logs() as lines:
+        await secured.start()
+        await until(lambda: bool(lines))
+    assert f"--ca-file {secured.ca_file}: " in lines[0]["error"]
+
+    secured.ca_file.write_text(secured.authority.pem)
+    await secured.joins()
+
+
+# --- coordinators that do not want it, or do not answer ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 503])
+async def test_an_agent_that_is_refused_says_so_once_and_tries_on(bench: Bench, status: int) -> None:
+    await asyncio.wait_for(bench.connection.joined.wait(), 20)
+    bench.coordinator.refuses = status
+    with capture_logs() as lines:
+        await bench.coordinator.stop()
+        bench.report(1)
+        await bench.coordinator.start()
+        await until(lambda: bench.coordinator.refused >= 4)
+    assert len([line for line in lines if line["log_level"] == "warning" and str(status) in line["error"]]) == 1
+
+    bench.coordinator.refuses = 0
+    await until(lambda: bench.outbox.is_empty)
+
+
+async def test_a_missing_token_is_waited_for(tmp_path: Path, bench: Bench) -> None:
+    bench.connection._token_file = tmp_path / "token"
+    await bench.coordinator.stop()
+    with capture_logs() as lines:
+        await bench.coordinator.start()
+        await until(lambda: any("No such file" in line.get("error", "") for line in lines))
+
+    bench.connection._token_file.write_bytes(b"\xff\n")
+    await asyncio.wait_for(bench.connection.joined.wait(), 20)
+
+
+async def test_a_coordinator_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain_agent.connection.CONNECT_SECONDS", 0.2)
+    coordinator = ScriptedCoordinator()
+    mute = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    coordinator.port = mute.sockets[0].getsockname()[1]
+    made = Bench(coordinator)
+    with capture_logs() as lines:
+        running = asyncio.create_task(made.connection.run())
+        await until(lambda: bool(lines))
+        mute.close()
+        await coordinator.start()
+        await asyncio.wait_for(made.connection.joined.wait(), 20)
+    running.cancel()
+    await coordinator.stop()
+
+    assert lines[0]["error"] == "TimeoutError"
 
 
 @pytest.fixture(autouse=True)

@@ -27,9 +27,12 @@ def test_a_module_is_the_program() -> None:
 
 
 def test_options_are_read() -> None:
-    settings = parse_settings([*REQUIRED, "--run-dir", "/r", "--token-file", "/t", "--grace", "5", "--", "x"])
+    settings = parse_settings(
+        [*REQUIRED, "--run-dir", "/r", "--token-file", "/t", "--ca-file", "/ca", "--grace", "5", "--", "x"]
+    )
 
     assert (settings.run_dir, settings.token_file, settings.grace) == (Path("/r"), Path("/t"), 5.0)
+    assert settings.ca_file == Path("/ca")
 
 
 @pytest.mark.parametrize(

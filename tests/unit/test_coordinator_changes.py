@@ -186,3 +186,65 @@ def test_a_job_that_ends_shuts_every_agent_down_and_those_that_come_later() -> N
 
     assert [agent.of(protocol.Shutdown)[0].reason for agent in (*agents, late)] == ["succeeded"] * 4
     assert world.coordinator.next_deadline() is None
+
+
+def test_a_job_let_go_by_suspension_takes_new_agents_in_when_it_is_resumed() -> None:
+    world, agents = a_running_world(2)
+    world.set_want(running=False)
+    world.run(1)
+    world.end("suspended")
+    world.run(0.2)
+    assert not any(agent.alive for agent in agents)
+
+    world.pods.clear()
+    world.set_want(running=True)
+    for slot in range(2):
+        world.start(slot, 1)
+    world.run(2)
+
+    assert world.members() == [0, 1]
+    assert world.current is not None
+    assert (world.current.number, world.current.reason) == (2, "Resumed")
+
+
+def test_an_agent_that_was_told_to_go_is_in_no_generation_although_it_is_still_connected() -> None:
+    world, agents = a_running_world(2)
+    world.set_want(running=False)
+    world.run(1)
+    agents[0].stopped = True  # it has not read yet that it must go
+    world.end("suspended")
+
+    world.set_want(running=True)
+    world.start(1, 1)
+    world.run(2)
+
+    assert world.members() == [1]
+
+
+def test_an_agent_that_did_not_hear_that_it_was_to_go_is_welcome_when_the_job_is_resumed() -> None:
+    world, agents = a_running_world(2)
+    world.set_want(running=False)
+    world.run(1)
+    agents[0].stopped = True
+    world.end("suspended")
+    world.cut(agents[0])  # what it was told is lost
+    agents[0].stopped = False
+
+    world.set_want(running=True)
+    world.connect(agents[0])
+    world.run(2)
+
+    assert world.members() == [0]
+
+
+def test_a_job_that_is_over_is_not_resumed() -> None:
+    world, _ = a_running_world(2)
+    world.end("succeeded")
+    world.run(0.2)
+
+    world.set_want(running=True)
+    late = world.start(2)
+    world.run(0.2)
+
+    assert not late.alive
+    assert world.current is None

@@ -13,6 +13,7 @@ from builders_coordinator import JOB, a_step, a_want
 
 from pretrain_api import protocol, reports
 from pretrain_api.protocol import COORDINATOR_MESSAGE, CoordinatorMessage, Heartbeat, Hello, Report, StoreReady
+from pretrain_operator.coordinator.callers import Caller, Refusal
 from pretrain_operator.coordinator.server import AgentServer, Channel
 from pretrain_operator.coordinator.types import Announced, Ended, Fact, Reported
 
@@ -41,11 +42,20 @@ class Agent:
                 await self.socket.receive()
 
 
+async def authenticate(request: web.Request, uid: str) -> Caller | Refusal:
+    """Whoever shows no token is believed; `SLOT/ATTEMPT` is a good one, a number is the status of a refusal."""
+    token = request.headers.get("X-Token")
+    if token is None:
+        return Caller(None, None)
+    if "/" in token:
+        slot, attempt = token.split("/")
+        return Caller(int(slot), int(attempt))
+    return Refusal(int(token), "no")
+
+
 @pytest.fixture
 def server() -> AgentServer:
-    return AgentServer(
-        lambda request, uid: None if request.headers.get("X-Token") != "bad" else "the token is not valid"
-    )
+    return AgentServer(authenticate)
 
 
 @pytest.fixture
@@ -54,8 +64,9 @@ async def client(server: AgentServer) -> AsyncIterator[Client]:
         yield client
 
 
-async def connect(client: Client, slot: int, **changes: object) -> Agent:
-    agent = Agent(await client.ws_connect(f"/v1/jobs/{JOB}/agents"))
+async def connect(client: Client, slot: int, token: str | None = None, **changes: object) -> Agent:
+    headers = {"X-Token": token} if token else {}
+    agent = Agent(await client.ws_connect(f"/v1/jobs/{JOB}/agents", headers=headers))
     hello = Hello(job_uid=JOB, slot=slot, attempt=0, agent_id=f"a{slot}", host="127.0.0.1")
     await agent.say(hello.model_copy(update=changes))
     return agent
@@ -151,11 +162,41 @@ async def test_whoever_is_not_authenticated_or_at_the_wrong_place_is_refused(
 ) -> None:
     a_channel(server, 1)
 
-    with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
-        await client.ws_connect(f"/v1/jobs/{JOB}/agents", headers={"X-Token": "bad"})
+    for status in ("401", "403", "503"):
+        with pytest.raises(aiohttp.WSServerHandshakeError, match=status):
+            await client.ws_connect(f"/v1/jobs/{JOB}/agents", headers={"X-Token": status})
     with pytest.raises(aiohttp.WSServerHandshakeError, match="404"):
         await client.ws_connect("/v1/jobs/other/agents")
     assert (await client.get("/healthz")).status == 200
+
+
+async def test_who_is_refused_does_not_learn_which_jobs_there_are(server: AgentServer, client: Client) -> None:
+    a_channel(server, 1)
+
+    answers = [await client.get(f"/v1/jobs/{uid}/agents", headers={"X-Token": "401"}) for uid in (JOB, "other")]
+
+    assert [(answer.status, await answer.text()) for answer in answers] == [(401, "no")] * 2
+
+
+async def test_a_worker_is_taken_by_its_own_token(server: AgentServer, client: Client) -> None:
+    a_channel(server, 2)
+
+    await (await connect(client, 1, token="1/0")).hears("joined")
+
+
+@pytest.mark.parametrize("token", ["0/0", "1/1"])
+async def test_a_hello_in_the_name_of_another_worker_is_answered_with_an_error_and_changes_nothing(
+    server: AgentServer, client: Client, token: str
+) -> None:
+    channel = a_channel(server, 2)
+    impostor = await connect(client, 1, token=token)
+
+    error = await impostor.hears("error")
+    await impostor.hangs_up()
+
+    assert isinstance(error, protocol.Error)
+    assert "slot 1" in error.message
+    assert channel.view().agents == ()
 
 
 async def test_a_lost_connection_is_seen_in_the_view(server: AgentServer, client: Client) -> None:
@@ -250,3 +291,33 @@ async def test_a_want_given_inside_a_callback_comes_after_what_called_it(server:
     await agent.hears("joined")
 
     assert len(seen) >= 2
+
+
+async def test_an_agent_of_a_job_that_is_over_is_told_so_without_a_channel(server: AgentServer, client: Client) -> None:
+    a_channel(server, 1).close()
+    server.dismiss(JOB, protocol.Shutdown(epoch=7, reason="succeeded", message="100 steps are done"))
+
+    agent = await connect(client, 0)
+
+    assert await agent.hears("shutdown") == protocol.Shutdown(epoch=7, reason="succeeded", message="100 steps are done")
+    assert server.connections == 0
+
+
+async def test_of_a_job_that_is_deleted_nothing_is_known(server: AgentServer, client: Client) -> None:
+    server.dismiss(JOB, protocol.Shutdown(reason="succeeded"))
+    server.forget(JOB)
+
+    with pytest.raises(aiohttp.WSServerHandshakeError, match="404"):
+        await connect(client, 0)
+
+
+async def test_the_connected_agents_of_all_jobs_are_counted(server: AgentServer, client: Client) -> None:
+    a_channel(server, 2)
+    agents = [await connect(client, 0), await connect(client, 1)]
+    for agent in agents:
+        await agent.hears("joined")
+    assert server.connections == 2
+
+    await agents[0].socket.close()
+
+    await until(lambda: server.connections == 1)

@@ -124,6 +124,13 @@ class Faults(RuleBasedStateMachine):
     def the_job_is_suspended_or_resumed(self, running: bool) -> None:
         self.world.set_want(running=running)
 
+    @rule(delivered=st.booleans())
+    def the_job_is_suspended_and_its_agents_are_let_go(self, delivered: bool) -> None:
+        self.world.set_want(running=False)
+        self.world.end("suspended")
+        if delivered:
+            self.world.exchange()
+
     @precondition(lambda self: self.world.coordinator is not None)
     @rule()
     def the_coordinator_dies(self) -> None:
@@ -173,6 +180,7 @@ class Faults(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When faults stop, every reachable state makes progress."""
         world = self.world
+        world.exchange()  # Who was told to go goes.
         for agent in world.agents:
             agent.hosts_stores = True
             if agent.alive and (agent.stopped or agent.leaving or (agent.slot, agent.attempt) not in world.pods):
@@ -183,7 +191,8 @@ class Faults(RuleBasedStateMachine):
         if world.coordinator is None:
             world.boot()
         world.set_want(running=True, remove_slots=frozenset(), min=1, hang_timeout=2.0)
-        world.coordinator._settings = replace(QUICK, hang_before_first_step=2.0)  # type: ignore[union-attr]
+        impatient = replace(QUICK, hang_before_first_step=2.0)
+        world.coordinator._settings = world.coordinator._attention._settings = impatient  # type: ignore[union-attr]
         for agent in world.agents:
             if agent.alive and agent.connection is None:
                 world.connect(agent)

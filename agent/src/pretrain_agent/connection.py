@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -27,8 +29,12 @@ from pretrain_api.protocol import (
 FIRST_WAIT = 0.05
 LONGEST_WAIT = 1.0
 CONNECT_SECONDS = 5.0
+"""For the whole of it, from the look-up of the name to the coordinator's consent."""
 PING_SECONDS = 10.0
 """A coordinator that answers no ping for half of this is as good as gone: connect anew."""
+UNHEARD_SECONDS = 3.0
+"""A machine that confirms nothing for so long is gone, or cut off: found out sooner than by the ping, since something
+is sent every HEARTBEAT_SECONDS, and the kernel there confirms it even when the coordinator is busy."""
 
 log = structlog.get_logger()
 
@@ -36,6 +42,8 @@ log = structlog.get_logger()
 class Connection:
     """Says hello on every connection, then sends reports in order, other messages, and heartbeats when idle.
 
+    For `wss://` the coordinator's certificate must be signed by one in `ca_file`, or by one that the system trusts if
+    there is none. Both files are read for every connection, since they change while the agent runs.
     `hello` and `heartbeat` tell the agent's state at the moment; `receive` takes the coordinator's messages.
     `random` gives numbers in [0, 1), so that not all agents come back at the same moment.
     """
@@ -44,6 +52,7 @@ class Connection:
         self,
         url: str,
         token_file: Path | None,
+        ca_file: Path | None,
         outbox: Outbox,
         hello: Callable[[], Hello],
         heartbeat: Callable[[], Heartbeat],
@@ -52,6 +61,7 @@ class Connection:
     ) -> None:
         self._url = url
         self._token_file = token_file
+        self._ca_file = ca_file
         self._outbox = outbox
         self._hello = hello
         self._heartbeat = heartbeat
@@ -89,36 +99,49 @@ class Connection:
     async def run(self) -> None:
         """Stay connected for ever."""
         wait = FIRST_WAIT
-        told = False
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(connect=CONNECT_SECONDS)) as session:
+        told: set[str] = set()
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout()) as session:
             while True:
                 try:
-                    async with session.ws_connect(
-                        self._url, headers=self._headers(), heartbeat=PING_SECONDS, max_msg_size=0
-                    ) as socket:
-                        await self._converse(socket)
-                except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                    if not told:
-                        log.warning("no coordinator: training goes on, trying again", error=str(error), url=self._url)
-                        told = True
+                    async with await self._connect(session) as connected:
+                        await self._converse(connected)
+                except (aiohttp.ClientError, OSError) as error:  # TimeoutError is one
+                    _tell_once(told, str(error) or type(error).__name__, self._url)
                 if self.joined.is_set():
                     log.info("connection to the coordinator ended")
-                    wait, told = FIRST_WAIT, False
+                    wait = FIRST_WAIT
+                    told.clear()
                 self.joined.clear()
                 self._messages.clear()
                 await asyncio.sleep(wait * (0.5 + self._random()))
                 wait = min(2 * wait, LONGEST_WAIT)
 
+    async def _connect(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            connected = await session.ws_connect(
+                self._url, headers=self._headers(), ssl=self._trusted(), heartbeat=PING_SECONDS, max_msg_size=0
+            )
+        _give_up_when_unheard(connected)
+        return connected
+
     def _headers(self) -> dict[str, str]:
         if self._token_file is None:
             return {}
-        return {"Authorization": f"Bearer {self._token_file.read_text().strip()}"}
+        return {"Authorization": f"Bearer {self._token_file.read_bytes().strip().decode(errors='replace')}"}
 
-    async def _converse(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        await socket.send_str(self._hello().to_json())
+    def _trusted(self) -> ssl.SSLContext | bool:
+        if self._ca_file is None:
+            return True
+        try:
+            return ssl.create_default_context(cafile=self._ca_file)
+        except OSError as error:
+            raise OSError(f"--ca-file {self._ca_file}: {error}") from error
+
+    async def _converse(self, connected: aiohttp.ClientWebSocketResponse) -> None:
+        await connected.send_str(self._hello().to_json())
         sender: asyncio.Task[None] | None = None
         try:
-            async for frame in socket:
+            async for frame in connected:
                 if frame.type is not aiohttp.WSMsgType.TEXT or (message := _parse(frame.data)) is None:
                     continue
                 if message.epoch < self._highest_epoch:
@@ -128,7 +151,7 @@ class Connection:
                     continue
                 self._highest_epoch = message.epoch
                 if isinstance(message, Joined) and sender is None:
-                    sender = self._join(socket, message)
+                    sender = self._join(connected, message)
                 elif isinstance(message, Acked):
                     self._outbox.acknowledge(message.seq)
                 await self._receive(message)
@@ -138,32 +161,45 @@ class Connection:
                 with suppress(asyncio.CancelledError, aiohttp.ClientError, OSError):
                     await sender
 
-    def _join(self, socket: aiohttp.ClientWebSocketResponse, joined: Joined) -> asyncio.Task[None]:
+    def _join(self, connected: aiohttp.ClientWebSocketResponse, joined: Joined) -> asyncio.Task[None]:
         self._outbox.acknowledge(joined.acked_seq)
         self._sent_seq = joined.acked_seq
         self.joined.set()
         self._wake()
-        return asyncio.create_task(self._send_all(socket))
+        return asyncio.create_task(self._send_all(connected))
 
-    async def _send_all(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    async def _send_all(self, connected: aiohttp.ClientWebSocketResponse) -> None:
         while True:
             self._work.clear()
             for report in self._outbox.after(self._sent_seq):
-                await socket.send_str(report.to_json())
+                await connected.send_str(report.to_json())
                 self._sent_seq = report.seq
             while self._messages:
-                await socket.send_str(self._messages.popleft().to_json())
+                await connected.send_str(self._messages.popleft().to_json())
             if self._work.is_set():
                 continue
             self._idle.set()
             try:
                 await asyncio.wait_for(self._work.wait(), HEARTBEAT_SECONDS)
             except TimeoutError:
-                await socket.send_str(self._heartbeat().to_json())
+                await connected.send_str(self._heartbeat().to_json())
 
     def _wake(self) -> None:
         self._idle.clear()
         self._work.set()
+
+
+def _tell_once(told: set[str], error: str, url: str) -> None:
+    if error not in told:
+        told.add(error)
+        log.warning("no coordinator: training goes on, trying again", error=error, url=url)
+
+
+def _give_up_when_unheard(connected: aiohttp.ClientWebSocketResponse) -> None:
+    """Have the kernel break the connection when what was sent is not confirmed for too long."""
+    plain: socket.socket | None = connected.get_extra_info("socket")
+    if plain is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNHEARD_SECONDS * 1000))
 
 
 def _parse(text: str) -> CoordinatorMessage | None:

@@ -13,6 +13,7 @@ import warnings
 
 from pretrain_agent.client import SOCKET_VARIABLE, socket_address
 from pretrain_agent.lifeline import die_with_parent
+from pretrain_agent.nameless import ask_for_no_names
 from pretrain_agent.settings import Program
 
 LAST_WORDS_SECONDS = 1.0
@@ -26,6 +27,7 @@ def run_rank(program: Program) -> None:
     die_with_parent(SERVER_PID)  # torch has just set a softer parent-death signal in this process.
     # The ranks are in the agent's process group: a Ctrl-C meant for the agent reaches them too and must not kill them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ask_for_no_names()
     try:
         _run(program)
     except SystemExit as stop:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from pretrain_agent.connection import Connection
-from pretrain_agent.exposition import WorkerMetrics, serve_http
+from pretrain_agent.exposition import WorkerMetrics, http_address, serve_http
 from pretrain_agent.mailbox import Mailbox
+from pretrain_agent.nameless import ask_for_no_names
+from pretrain_agent.network import rank_environment
 from pretrain_agent.outbox import Outbox
 from pretrain_agent.settings import Settings
 from pretrain_agent.warmfork import WarmForkFailed, fork_once, start_fork_server
@@ -33,9 +35,12 @@ log = structlog.get_logger()
 def run_agent(settings: Settings) -> int:
     """Run a worker to its end; its exit code."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    for variable, value in rank_environment(settings.host).items():
+        os.environ.setdefault(variable, value)
     start_fork_server(settings.preload)
     import pretrain_agent.launch  # noqa: F401 - torch: imported while the fork server imports it, too.
 
+    ask_for_no_names()
     try:
         fork_once(settings.preload)
     except WarmForkFailed as error:
@@ -65,6 +70,7 @@ async def _serve(settings: Settings, agent_id: str) -> int:
     line = Connection(
         url=settings.coordinator,
         token_file=settings.token_file,
+        ca_file=settings.ca_file,
         outbox=outbox,
         hello=worker.hello,
         heartbeat=worker.heartbeat,
@@ -73,7 +79,7 @@ async def _serve(settings: Settings, agent_id: str) -> int:
     )
     worker.attach(launcher, line)
     metrics.connected.set_function(lambda: float(line.joined.is_set()))
-    http = await serve_http(settings.host, settings.http_port, metrics, lambda: launcher.alive)
+    http = await serve_http(http_address(settings.host), settings.http_port, metrics, lambda: launcher.alive)
     log.info("agent", slot=settings.slot, attempt=settings.attempt, http=http.addresses, pid=os.getpid())
     _on_signals(loop, worker)
     launcher.start()

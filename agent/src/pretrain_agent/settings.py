@@ -34,6 +34,7 @@ class Settings:
     run_dir: Path | None = None
     grace: float = 30.0
     token_file: Path | None = None
+    ca_file: Path | None = None
 
 
 def parse_settings(argv: Sequence[str]) -> Settings:
@@ -59,6 +60,7 @@ def parse_settings(argv: Sequence[str]) -> Settings:
         run_dir=options.run_dir,
         grace=options.grace,
         token_file=options.token_file,
+        ca_file=options.ca_file,
     )
 
 
@@ -82,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--grace", default=30.0, type=float, help="seconds after SIGTERM for a last checkpoint")
     parser.add_argument("--token-file", type=Path, help="file with the bearer token for the coordinator")
+    parser.add_argument(
+        "--ca-file", type=Path, help="certificates (PEM) of whoever signs the coordinator's, for wss://"
+    )
     return parser
 
 

@@ -244,7 +244,7 @@ class Worker:
         self._run.server.close()
         self._run.ended.set()
         self._run = None
-        self._metrics.generation.set(0)
+        self._metrics.ranks_gone()
 
     async def _host_store(self, number: int) -> None:
         try:
@@ -260,16 +260,16 @@ class Worker:
         run = self._run
         if run is None or run.number != number:
             return  # Read from the socket of a generation that is over.
+        self._metrics.heard(sender.local_rank, body)
         match body:
             case Progress():
-                self._advance(body.step)
+                self._step = body.step
                 return
             case Started():
                 self._report_started(run, body)
                 return
             case StepDone():
-                self._advance(body.step)
-                self._metrics.step_seconds.observe(body.seconds)
+                self._step = body.step
             case Failed() | CheckpointRejected() | NumberTaken():
                 run.explained.add(sender.rank)
             case Held():
@@ -280,14 +280,11 @@ class Worker:
                 pass
         self._report(run.number, body)
 
-    def _advance(self, step: int) -> None:
-        self._step = step
-        self._metrics.step.set(step)
-
     def _report_started(self, run: Run, started: Started) -> None:
         """Once for each rank: torchrun tells of all, and those that know the agent's socket tell themselves."""
         if started.rank not in run.started:
             run.started.add(started.rank)
+            self._metrics.rank_started(started.local_rank, started.pid)
             self._report(run.number, started)
 
     def _report(self, number: int, body: ReportBody) -> None:

@@ -39,6 +39,8 @@ class Attention:
         hang_timeout = want.hang_timeout or max(settings.hang_at_least, 20 * step_seconds)
         if not running.stepped:
             hang_timeout = max(hang_timeout, settings.hang_before_first_step)
+        if want.ranks_wait:
+            hang_timeout = float("inf")
         return Scene(
             now=now,
             witnesses=tuple(self._witness(member, running, want) for member in running.generation.members),

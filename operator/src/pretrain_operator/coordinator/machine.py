@@ -72,10 +72,10 @@ class Coordinator:
         replaced = self._roster.greet(connection_id, hello, now)
         if replaced is not None:
             self._outbox.close(replaced)
-        if self._shutdown is not None:
-            self._outbox.send(connection_id, self._shutdown)
-            return self._outbox.empty()
         agent = self._roster.on(connection_id)
+        if agent is not None and self._shutdown is not None:
+            self._dismiss(agent, self._shutdown)
+            return self._outbox.empty()
         if agent is not None and agent.joined:
             self._welcome(agent, now)
         return self._advance(now)
@@ -118,7 +118,9 @@ class Coordinator:
         return self._advance(now)
 
     def set_want(self, want: Want, now: float) -> Output:
-        """What the plan asks for from now on."""
+        """What the plan asks for from now on. A job that was suspended and is wanted again takes agents in again."""
+        if want.running and self._shutdown is not None and self._shutdown.reason == "suspended":
+            self._shutdown = None
         if self._want is not None and want.running and not self._want.running:
             self._interval = Interval("Resumed", now)
             self._enough_since = None
@@ -132,9 +134,9 @@ class Coordinator:
     def end(self, reason: ShutdownReason, message: str, now: float) -> Output:
         """The job is over: every agent, and every one that comes later, is told to kill its ranks and exit."""
         self._shutdown = protocol.Shutdown(reason=reason, message=message)
-        self._running, self._forming = None, None
+        self._running, self._forming, self._adoptable = None, None, False
         for agent in self._roster.agents:
-            self._outbox.tell(agent, self._shutdown)
+            self._dismiss(agent, self._shutdown)
         return self._outbox.empty()
 
     def next_deadline(self) -> float | None:
@@ -387,6 +389,10 @@ class Coordinator:
     def _members(self, running: Running) -> tuple[Agent, ...]:
         found = (self._roster.find(member.agent_id) for member in running.generation.members)
         return tuple(agent for agent in found if agent is not None)
+
+    def _dismiss(self, agent: Agent, shutdown: protocol.Shutdown) -> None:
+        agent.dismissed = agent.connected
+        self._outbox.tell(agent, shutdown)
 
     def _acknowledge(self, agent: Agent) -> None:
         agent.ack_due = None

@@ -28,6 +28,8 @@ class Agent:
     final_at: float | None = None
     """When it said that it exits next."""
     leaving: bool = False
+    dismissed: bool = False
+    """It was told to exit on its present connection; cleared by its next hello, which shows that it did not hear."""
     silent: bool = False
     """Convicted of silence; cleared by its next word."""
     failed_hosts: int = 0
@@ -62,7 +64,7 @@ class Agent:
     @property
     def available(self) -> bool:
         """It may become a member of the next generation."""
-        return self.joined and self.connected and not self.leaving and not self.silent
+        return self.joined and self.connected and not (self.leaving or self.dismissed or self.silent)
 
     @property
     def claim(self) -> Generation | None:
@@ -97,7 +99,7 @@ class Agent:
             last_heard=self.heard_at,
             rank=next((member.rank for member in members if member.agent_id == self.id), None),
             step=self.step,
-            leaving=self.leaving,
+            leaving=self.leaving or self.dismissed,
         )
 
 
@@ -151,7 +153,7 @@ class Roster:
             self._by_connection.pop(replaced, None)
         self._by_connection[connection] = agent
         agent.heard_at, agent.closed_at, agent.rankless_at, agent.silent = now, None, None, False
-        agent.leaving = agent.leaving or hello.leaving
+        agent.leaving, agent.dismissed = agent.leaving or hello.leaving, False
         agent.runs = hello.generation.number if hello.generation is not None else 0
         return replaced
 

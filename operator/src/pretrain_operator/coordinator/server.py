@@ -16,14 +16,14 @@ from collections.abc import Callable
 from aiohttp import WSMsgType, web
 from pydantic import ValidationError
 
-from pretrain_api.protocol import AGENT_MESSAGE, AgentMessage, CoordinatorMessage, Error, Heartbeat, Hello
+from pretrain_api.protocol import AGENT_MESSAGE, AgentMessage, CoordinatorMessage, Error, Heartbeat, Hello, Shutdown
+from pretrain_operator.coordinator.callers import Authenticate, Caller, Refusal
 from pretrain_operator.coordinator.machine import Coordinator, ShutdownReason
 from pretrain_operator.coordinator.members import ConnectionId
 from pretrain_operator.coordinator.outbox import Output
 from pretrain_operator.coordinator.settings import Settings
 from pretrain_operator.coordinator.types import CoordinatorView, Fact, Want
 
-Authenticate = Callable[[web.Request, str], str | None]
 Clock = Callable[[], float]
 
 QUEUE_LIMIT = 512
@@ -101,6 +101,11 @@ class Channel:
         self._on_facts: Callable[[tuple[Fact, ...]], None] = lambda facts: None
         self._on_change: Callable[[], None] = lambda: None
 
+    @property
+    def connections(self) -> int:
+        """How many agents are connected."""
+        return len(self._connections)
+
     def set_want(self, want: Want) -> None:
         """Tell the coordinator what the plan asks for."""
         self._put(lambda now: self._coordinator.set_want(want, now))
@@ -133,19 +138,23 @@ class Channel:
         for connection in self._connections.values():
             connection.close()
 
-    async def serve(self, socket: web.WebSocketResponse, transport: asyncio.BaseTransport | None) -> None:
-        """Speak with one agent until its connection ends."""
+    async def serve(
+        self, socket: web.WebSocketResponse, transport: asyncio.BaseTransport | None, caller: Caller
+    ) -> None:
+        """Speak with one agent until its connection ends; with none but the caller."""
         connection_id, connection = next(self._ids), Connection(socket, transport)
         self._connections[connection_id] = connection
         writer = asyncio.create_task(connection.write())
         try:
-            await self._read(connection_id, connection, socket)
+            await self._read(connection_id, connection, socket, caller)
         finally:
             del self._connections[connection_id]
             self._put(lambda now: self._coordinator.disconnected(connection_id, now))
             writer.cancel()
 
-    async def _read(self, connection_id: ConnectionId, connection: Connection, socket: web.WebSocketResponse) -> None:
+    async def _read(
+        self, connection_id: ConnectionId, connection: Connection, socket: web.WebSocketResponse, caller: Caller
+    ) -> None:
         greeted = False
         while True:
             message = await socket.receive(timeout=None if greeted else HELLO_SECONDS)
@@ -156,7 +165,11 @@ class Channel:
                 connection.send(Error(epoch=self._epoch, message=parsed))
             elif not greeted and isinstance(parsed, Hello):
                 greeted = True
-                self._put(lambda now, hello=parsed: self._coordinator.connected(connection_id, hello, now))
+                if caller.may_say(parsed):
+                    self._put(lambda now, hello=parsed: self._coordinator.connected(connection_id, hello, now))
+                else:
+                    connection.send(Error(epoch=self._epoch, message=_not_you(caller, parsed)))
+                    connection.close()
             elif greeted:
                 routine = isinstance(parsed, Heartbeat)
                 self._put(
@@ -213,13 +226,28 @@ class AgentServer:
         self._clock = clock or steady_clock()
         self._settings = settings or Settings()
         self._channels: dict[str, Channel] = {}
+        self._farewells: dict[str, Shutdown] = {}
+
+    @property
+    def connections(self) -> int:
+        """Agents connected, of all jobs. Can be asked from any thread."""
+        return sum(channel.connections for channel in tuple(self._channels.values()))
 
     def open(self, job_uid: str, *, epoch: int, highest_number: int) -> Channel:
         """Coordinate a job from now on. `highest_number`: the highest generation number in its status."""
         coordinator = Coordinator(job_uid, epoch, highest_number, self._settings)
         channel = Channel(coordinator, epoch, self._clock, closed=lambda: self._forget(job_uid, channel))
         self._channels[job_uid] = channel
+        self._farewells.pop(job_uid, None)
         return channel
+
+    def dismiss(self, job_uid: str, farewell: Shutdown) -> None:
+        """The job is over and has no channel any more: agents that come all the same are told this."""
+        self._farewells[job_uid] = farewell
+
+    def forget(self, job_uid: str) -> None:
+        """The job exists no more: agents that come are turned away."""
+        self._farewells.pop(job_uid, None)
 
     def application(self) -> web.Application:
         """The web application with its two routes."""
@@ -234,25 +262,41 @@ class AgentServer:
 
     async def _agents(self, request: web.Request) -> web.StreamResponse:
         uid = request.match_info["uid"]
-        error = self._authenticate(request, uid)
-        if error is not None:
-            return web.Response(status=401, text=error)
-        channel = self._channels.get(uid)
+        caller = await self._authenticate(request, uid)
+        if isinstance(caller, Refusal):
+            return web.Response(status=caller.status, text=caller.message)
+        channel = self._channels.get(uid) or self._channel_of_the_dismissed(uid)
         if channel is None:
             return web.Response(status=404, text=f"job {uid} is not coordinated here: retry, or look for its operator")
         socket = web.WebSocketResponse(timeout=CLOSE_SECONDS)
         await socket.prepare(request)
         with contextlib.suppress(TimeoutError):  # It never said hello.
-            await channel.serve(socket, request.transport)
+            await channel.serve(socket, request.transport, caller)
         return socket
 
     async def _shut_down(self, application: web.Application) -> None:
         for channel in tuple(self._channels.values()):
             channel.close()
 
+    def _channel_of_the_dismissed(self, job_uid: str) -> Channel | None:
+        """For one connection of an agent of a job that is over."""
+        farewell = self._farewells.get(job_uid)
+        if farewell is None:
+            return None
+        coordinator = Coordinator(job_uid, farewell.epoch, 0, self._settings)
+        coordinator.end(farewell.reason, farewell.message, self._clock())
+        return Channel(coordinator, farewell.epoch, self._clock, closed=lambda: None)
+
     def _forget(self, job_uid: str, channel: Channel) -> None:
         if self._channels.get(job_uid) is channel:
             del self._channels[job_uid]
+
+
+def _not_you(caller: Caller, hello: Hello) -> str:
+    return (
+        f"the token is that of slot {caller.slot}, attempt {caller.attempt}; hello said slot {hello.slot}, "
+        f"attempt {hello.attempt}: start the agent with its own pod's values"
+    )
 
 
 def _parse(text: str) -> AgentMessage | str:

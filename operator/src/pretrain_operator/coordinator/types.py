@@ -26,6 +26,8 @@ class Want:
     """Seconds without a step after which all ranks are restarted; None: learned from the step times."""
     pods: frozenset[tuple[int, int]] = frozenset()
     """(slot, attempt) of the pods that exist and live: only these may join; a member that is not here is gone."""
+    ranks_wait: bool = False
+    """The ranks said that they wait for something outside: that no step is done is no hang."""
     remove_slots: frozenset[int] = frozenset()
     """Slots to be let go gracefully (scale-down): excluded from the next generation, formed at a step boundary."""
 
@@ -73,6 +75,8 @@ Cause = Literal[
     "WorkerLost", "WorkerSilent", "RankFailed", "WorkerLeft", "Hang", "Resized", "WorkerJoined",
     "CheckpointRejected", "NumberTaken", "Suspended", "Disagreement",
 ]  # fmt: skip
+INTENDED: tuple[Cause, ...] = ("Resized", "WorkerJoined", "WorkerLeft", "Suspended")
+"""Ends on purpose, at a step boundary, with a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Ended:
     @property
     def intended(self) -> bool:
         """At a step boundary, with a checkpoint: no incident."""
-        return self.cause in ("Resized", "WorkerJoined", "WorkerLeft", "Suspended")
+        return self.cause in INTENDED
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import sys
 
 from aiohttp import web
 
+from pretrain_operator.coordinator.callers import anybody
 from pretrain_operator.coordinator.server import AgentServer, steady_clock
 from pretrain_operator.local.cluster import LocalCluster
 from pretrain_operator.service import JobService, Witness
@@ -24,7 +25,7 @@ async def serve(control: socket.socket, agents: socket.socket, epoch: int) -> No
     first = await cluster.snapshot()
     clock = steady_clock()
     # Nobody but this machine reaches the socket, and the job's uid in the address is random.
-    server = AgentServer(lambda request, uid: None, clock)
+    server = AgentServer(anybody, clock)
     channel = server.open(first.status.job_uid, epoch=epoch, highest_number=first.status.generation)
     service = JobService(cluster, channel, Witness(step=cluster.record_step), clock)
     runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)

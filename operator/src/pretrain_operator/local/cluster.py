@@ -64,9 +64,11 @@ class LocalCluster:
                 waiting.set_exception(ConnectionError("the supervisor closed the control channel"))
 
     async def snapshot(self) -> Snapshot:
-        """The newest view, with the status that this process wrote last."""
+        """The newest view, with the status that this process wrote last. A local run stays after its end."""
         view = self._view
-        return Snapshot(view.job, self._status, view.pods, view.faults, view.stopping)
+        spec = view.job.spec.model_copy(update={"ttl_after_finished": None})
+        job = view.job.model_copy(update={"spec": spec})
+        return Snapshot(job, self._status, view.pods, view.faults, view.stopping)
 
     async def create_pod(self, slot: int, attempt: int, placement: Placement) -> None:
         """Start a worker; that it exists already is success."""
@@ -76,6 +78,9 @@ class LocalCluster:
         """End a worker; that it is gone is success."""
         request = DeletePod(id=next(self._ids), slot=pod.slot, attempt=pod.attempt, grace_seconds=grace_seconds)
         await self._ask(request)
+
+    async def delete_job(self) -> None:
+        """Nothing: the run's folder is the user's."""
 
     async def write_status(self, status: JobStatus) -> None:
         """Replace the job's status."""

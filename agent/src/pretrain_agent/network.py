@@ -1,0 +1,37 @@
+"""The addresses at which ranks reach each other: on the network where their workers do."""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import socket
+import struct
+
+_SIOCGIFADDR = 0x8915
+"""Linux: the IPv4 address of an interface."""
+
+
+def rank_environment(host: str) -> dict[str, str]:
+    """Variables that the ranks of a worker at this address should have where nothing else was said."""
+    # gloo takes the address of the machine's name otherwise, which in a pod on its node's network can be that of the
+    # loopback: then ranks wait for each other for minutes, or fail.
+    interface = interface_of(host)
+    return {"GLOO_SOCKET_IFNAME": interface} if interface else {}
+
+
+def interface_of(host: str) -> str | None:
+    """The network interface with this IPv4 address; None: there is none, or it is no such address."""
+    try:
+        wanted = ipaddress.IPv4Address(host).packed
+    except ValueError:
+        return None
+    return next((name for _, name in socket.if_nameindex() if _address(name) == wanted), None)
+
+
+def _address(interface: str) -> bytes | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            answer = fcntl.ioctl(asking, _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
+        except OSError:
+            return None  # It has none.
+    return answer[20:24]

@@ -1,0 +1,88 @@
+"""The keys with which the API server signs service-account tokens, as it publishes them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from jwt import PyJWK
+from jwt.exceptions import PyJWTError
+
+ISSUER_PATH = "/.well-known/openid-configuration"
+KEYS_PATH = "/openid/v1/jwks"
+ALGORITHMS = ("RS256", "ES256")
+"""Those that API servers sign with."""
+PAUSE_SECONDS = 3.0
+"""Between two looks, however many tokens name keys that are not known."""
+STALE_SECONDS = 60.0
+"""After this a removed key is no longer believed, as soon as the API server can be asked."""
+FETCH_SECONDS = 3.0
+"""For one look. No longer than the pause: whoever has a known key then never waits for another's."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What the API server published."""
+
+    issuer: str
+    by_id: dict[str, PyJWK]
+
+
+class KeyRing:
+    """Keeps the keys. `read` gets a path of the API server as JSON and raises OSError when it can't."""
+
+    def __init__(self, read: Callable[[str], Awaitable[Any]], clock: Callable[[], float]) -> None:
+        self._read = read
+        self._clock = clock
+        self._keys = Keys("", {})
+        self._failure: OSError | None = None
+        self._fetched_at = self._tried_at = float("-inf")
+        self._fetching = asyncio.Lock()
+
+    async def find(self, key_id: str) -> tuple[PyJWK, str] | None:
+        """The key of this id and its issuer; None: there is no such key. Raises OSError while that can't be known."""
+        news_is_coming = key_id not in self._keys.by_id and self._fetching.locked()
+        if self._due(key_id) or news_is_coming:
+            async with self._fetching:
+                if self._due(key_id):
+                    await self._fetch()
+        keys = self._keys
+        if key_id in keys.by_id:
+            return keys.by_id[key_id], keys.issuer
+        if self._failure is not None:
+            raise self._failure
+        return None
+
+    def _due(self, key_id: str) -> bool:
+        now = self._clock()
+        if 0 <= now - self._tried_at < PAUSE_SECONDS:
+            return False
+        return key_id not in self._keys.by_id or now - self._fetched_at >= STALE_SECONDS
+
+    async def _fetch(self) -> None:
+        self._tried_at = self._clock()
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                discovery, key_set = await asyncio.gather(self._read(ISSUER_PATH), self._read(KEYS_PATH))
+            self._keys = Keys(str(discovery["issuer"]), usable(key_set["keys"]))
+        except OSError as error:  # TimeoutError is one
+            self._failure = error
+        except (KeyError, TypeError) as error:
+            self._failure = OSError(f"the API server's {ISSUER_PATH} or {KEYS_PATH} is not understood: {error!r}")
+        else:
+            self._failure, self._fetched_at = None, self._tried_at
+
+
+def usable(published: list[dict[str, Any]]) -> dict[str, PyJWK]:
+    """The keys that may sign a service-account token, by id."""
+    keys: dict[str, PyJWK] = {}
+    for data in published:
+        with contextlib.suppress(PyJWTError):  # of a kind that is not known here
+            key = PyJWK.from_dict(data)
+            key_id = cast(object, key.key_id)
+            if key.algorithm_name in ALGORITHMS and isinstance(key_id, str):
+                keys[key_id] = key
+    return keys
