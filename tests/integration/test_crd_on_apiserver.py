@@ -3,70 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 from bad_jobs import BAD_JOBS, GOOD, BadJob, with_changes
+from builders_apiserver import RESOURCE, ApiServer, Refused
 
-from pretrain_api.crd import custom_resource_definition
 from pretrain_api.job import PretrainJob
 from pretrain_api.runreport import Condition, Goodput, Incident, JobStatus, WorkerStatus
-
-ROOT = Path(__file__).parents[2]
-CLUSTER = Path(os.environ.get("PRETRAIN_TEST_CLUSTER", ROOT.parent / "shared" / "cluster"))
-RESOURCE = "pretrainjobs.pretrain.dev"
-
-pytestmark = pytest.mark.skipif(
-    not (CLUSTER / "envtest").exists(), reason=f"no API server: there is no {CLUSTER}/envtest (PRETRAIN_TEST_CLUSTER)"
-)
-
-
-@dataclass(frozen=True)
-class ApiServer:
-    """kubectl against one API server."""
-
-    environment: dict[str, str]
-
-    def kubectl(self, *arguments: str, given: object = None) -> str:
-        """The output; raises CalledProcessError with what kubectl said."""
-        text = json.dumps(given) if given is not None else None
-        ran = subprocess.run(
-            ["kubectl", *arguments], input=text, env=self.environment, capture_output=True, text=True, timeout=60
-        )
-        if ran.returncode:
-            raise Refused(ran.stderr)
-        return ran.stdout
-
-    def create(self, document: dict[str, Any]) -> dict[str, Any]:
-        """The object as the server would keep it."""
-        made = self.kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", given=document)
-        return json.loads(made)
-
-
-class Refused(Exception):
-    """What kubectl said."""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ApiServer]:
-    environment = {**os.environ, "PRETRAIN_ENVTEST": f"crd-{os.getpid()}"}
-    run = {"env": environment, "check": True, "stdout": subprocess.PIPE, "text": True, "timeout": 240}
-    try:
-        printed = subprocess.run([CLUSTER / "envtest", "start"], **run).stdout
-        tools = subprocess.run([CLUSTER / "tools"], **run).stdout.strip()
-        exports = dict(part.split("=", 1) for part in shlex.split(printed.replace("export ", "").replace(";", " ")))
-        started = ApiServer({**environment, **exports, "PATH": f"{tools}:{environment['PATH']}"})
-        started.kubectl("create", "-f", "-", given=custom_resource_definition())
-        started.kubectl("wait", "--for=condition=Established", f"crd/{RESOURCE}", "--timeout=30s")
-        yield started
-    finally:
-        subprocess.run([CLUSTER / "envtest", "stop"], **{**run, "check": False})
 
 
 @pytest.fixture
