@@ -1,0 +1,163 @@
+"""The metrics of one job, from what its service hears and decides."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from pretrain_api.metrics import Family
+from pretrain_api.reports import Failed, Saved, SaveFailed
+from pretrain_api.runreport import Incident, JobStatus, StepRecord
+from pretrain_operator import metrics_families as families
+from pretrain_operator.coordinator.types import Ended, Fact, Reported
+from pretrain_operator.metrics_goodput import GoodputCounters
+from pretrain_operator.metrics_recovery import OvercomeIncidents, phase_seconds
+
+COUNTERS = (
+    families.STEPS, families.STEPS_LOST, families.NOT_FINITE, families.CHECKPOINT_STALL, families.CHECKPOINT_BYTES,
+    families.CHECKPOINT_FAILURES,
+)  # fmt: skip
+
+
+class Distribution:
+    """The counts of a histogram."""
+
+    def __init__(self, family: Family) -> None:
+        self._bounds = family.buckets
+        self._counts = [0] * (len(family.buckets) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    def cumulative(self) -> Iterator[tuple[float, int]]:
+        """(upper bound, values up to it), the infinite one last."""
+        total = 0
+        for bound, count in zip((*self._bounds, math.inf), self._counts, strict=True):
+            total += count
+            yield bound, total
+
+
+Sample = tuple[Family, tuple[str, ...], float | Distribution]
+"""A metric, the values of its labels after namespace and name, and its value."""
+
+
+class JobSeries:
+    """What is known of one job. Counters count from zero, as those of any new process do."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._status = JobStatus()
+        self._last_step: StepRecord | None = None
+        self._goodput = GoodputCounters()
+        self._overcome = OvercomeIncidents()
+        self._counts: dict[Family, float] = dict.fromkeys(COUNTERS, 0.0)
+        self._restarts: Counter[str] = Counter()
+        self._recovery = {phase: Distribution(families.RECOVERY) for phase in families.RECOVERY_PHASES}
+        self._interruption = Distribution(families.INTERRUPTION)
+        self._checkpoint = Distribution(families.CHECKPOINT)
+        self._saved: str | None = None
+        self._not_finite_in = 0
+
+    def began(self, status: JobStatus) -> None:
+        """A service goes on from this status: what it tells of was counted when it happened."""
+        self._overcome.new(status.incidents)
+        self._goodput.began(status, self._clock())
+        self._saved = status.latest_checkpoint
+        self._status = status
+
+    def step(self, record: StepRecord) -> None:
+        """A step was done."""
+        self._last_step = record
+        self._counts[families.STEPS] += 1
+        if not (math.isfinite(record.loss) and math.isfinite(record.grad_norm)):
+            self._counts[families.NOT_FINITE] += 1
+
+    def facts(self, facts: tuple[Fact, ...]) -> None:
+        """The coordinator said so."""
+        for fact in facts:
+            if isinstance(fact, Ended) and not fact.intended:
+                self._restarts[fact.cause] += 1
+            elif isinstance(fact, Reported):
+                self._reported(fact)
+
+    def looked(self, status: JobStatus) -> None:
+        """A look came to this status."""
+        self._status = status
+        self._goodput.looked(status)
+        for incident in self._overcome.new(status.incidents):
+            self._overcame(incident)
+
+    def samples(self) -> Iterator[Sample]:
+        """All metrics of the job, those left out whose value is not known."""
+        yield from self._present()
+        yield from self._counters()
+        if self._status.generation:  # A histogram is many series: not for jobs that have not come so far.
+            yield families.CHECKPOINT, (), self._checkpoint
+            yield families.INTERRUPTION, (), self._interruption
+            for phase, distribution in self._recovery.items():
+                yield families.RECOVERY, (phase,), distribution
+
+    def _present(self) -> Iterator[Sample]:
+        status = self._status
+        for phase in families.PHASES:
+            yield families.PHASE, (phase,), float(phase == status.phase)
+        states = Counter(worker.state for worker in status.workers)
+        for state in families.WORKER_STATES:
+            yield families.WORKERS, (state,), states[state]
+        for source, loss in status.validation_loss.items():
+            yield families.VALIDATION_LOSS, (source,), loss
+        yield families.STEP, (), status.step
+        yield families.TARGET_STEP, (), status.total_steps
+        yield families.TOKENS, (), status.tokens
+        yield families.GENERATION, (), status.generation
+        yield families.FAILURES, (), len(status.bookkeeping.restarts)
+        speed = status.tokens_per_second if status.phase == "Training" else 0.0
+        record = self._last_step
+        known = {
+            families.SPEED: speed,
+            families.PARAMETERS: status.parameters,
+            families.LOSS: status.loss,
+            families.GRADIENT_NORM: record.grad_norm if record is not None else None,
+            families.LEARNING_RATE: record.learning_rate if record is not None else None,
+            families.GOODPUT_RATIO: status.goodput.ratio if status.goodput is not None else None,
+            families.LAST_CHECKPOINT_STEP: status.checkpoints.latest_step,
+            families.LAST_CHECKPOINT_TIME: status.checkpoints.latest_time,
+        }
+        for family, value in known.items():
+            if value is not None:
+                yield family, (), value
+
+    def _counters(self) -> Iterator[Sample]:
+        goodput = self._goodput.seconds(self._clock())
+        for state in families.GOODPUT_STATES:
+            yield families.GOODPUT, (state,), goodput.get(state, 0.0)
+        for cause in families.RESTART_CAUSES:
+            yield families.RESTARTS, (cause,), self._restarts[cause]
+        for family, count in self._counts.items():
+            yield family, (), count
+
+    def _reported(self, fact: Reported) -> None:
+        match fact.body:
+            case Saved() as saved if saved.checkpoint != self._saved:
+                self._saved = saved.checkpoint
+                self._checkpoint.observe(saved.seconds)
+                self._counts[families.CHECKPOINT_BYTES] += saved.bytes
+                self._counts[families.CHECKPOINT_STALL] += saved.stall_seconds
+            case SaveFailed():
+                self._counts[families.CHECKPOINT_FAILURES] += 1
+            case Failed(reason="LossNotFinite") if fact.generation > self._not_finite_in:
+                self._not_finite_in = fact.generation  # All its ranks say so.
+                self._counts[families.NOT_FINITE] += 1
+            case _:
+                pass
+
+    def _overcame(self, incident: Incident) -> None:
+        for phase, seconds in phase_seconds(incident).items():
+            self._recovery[phase].observe(seconds)
+        self._interruption.observe(incident.resumed_seconds or 0.0)
+        self._counts[families.STEPS_LOST] += incident.steps_lost or 0
