@@ -60,7 +60,8 @@ def test_every_rule_has_a_job_that_breaks_it() -> None:
     told = [bad.says for bad in BAD_JOBS]
     rules = [rule for group in RULES.values() for rule in group] + list(ROOT_RULES)
 
-    assert [rule.message for rule in rules if not any(says in rule.message for says in told)] == []
+    of_one_job = [rule.message for rule in rules if "oldSelf" not in rule.rule]
+    assert [message for message in of_one_job if not any(says in message for says in told)] == []
 
 
 def test_null_is_a_value_only_where_it_differs_from_absence() -> None:

@@ -14,11 +14,12 @@ from builders_supervisor import a_job
 
 from pretrain_api.job import PretrainJob
 from pretrain_api.runreport import Bookkeeping, JobStatus, SlotMemory, WorkerStatus
+from pretrain_api.trainer import trainer_config
 from pretrain_cli.errors import BadInput
 from pretrain_cli.faults import parse_fault
 from pretrain_cli.injection import Injector
 from pretrain_cli.jobfile import load_job
-from pretrain_cli.launch import trainer_config, worker_command
+from pretrain_cli.launch import worker_command
 from pretrain_cli.prepare import with_workers
 from pretrain_cli.previous import begin, is_complete, keep_job, refuse_other_job, wall_seconds
 from pretrain_operator.local.folder import RunFolder

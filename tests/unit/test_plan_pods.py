@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from builders_operator import NOON, a_generation, a_job, a_pod, a_view, an_agent
+from builders_operator import NOON, a_generation, a_job, a_pod, a_view, an_agent, observed
 
 from pretrain_api.job import PretrainJob
 from pretrain_api.reports import Failed, Finished
@@ -12,7 +12,7 @@ from pretrain_api.runreport import Bookkeeping, Condition, JobStatus, SlotMemory
 from pretrain_operator.cluster import Pod, Snapshot
 from pretrain_operator.coordinator.types import CoordinatorView
 from pretrain_operator.lifecycle import Verdict
-from pretrain_operator.observe import History, Observed, joined_workers
+from pretrain_operator.observe import History
 from pretrain_operator.plan import CreatePod, Decision, DeletePod, EndAgents, plan
 
 
@@ -22,22 +22,11 @@ def decide(
     view: CoordinatorView | None = None,
     written: JobStatus | None = None,
     stopping: bool = False,
-    heard: float | None = None,
     **fields: Any,
 ) -> Decision:
-    view = view or a_view()
-    written = written or JobStatus(bookkeeping=Bookkeeping(slots=_recorded(*pods)))
-    snapshot = Snapshot(job, written, pods, stopping=stopping)
-    history = History.of(written).advance(snapshot, view, NOON, running=True)
-    workers = joined_workers(pods, view, history, NOON)
-    seen = Observed(workers, view, written, history, stopping=stopping, **fields)
+    seen = observed(job, *pods, view=view, written=written, stopping=stopping, **fields)
     assert plan(job, seen, NOON) == plan(job, seen, NOON), "the same input gives the same decision"
     return plan(job, seen, NOON)
-
-
-def _recorded(*pods: Pod) -> tuple[SlotMemory, ...]:
-    highest = {pod.slot: max(other.attempt for other in pods if other.slot == pod.slot) for pod in pods}
-    return tuple(SlotMemory(slot=slot, attempt=attempt, joined=True) for slot, attempt in highest.items())
 
 
 def three_training() -> dict[str, Any]:

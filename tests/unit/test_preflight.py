@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from bad_jobs import with_changes
+from builders_moto import Bucket, moto
 
 from pretrain_api.dataset import DATASET_FILE
 from pretrain_api.job import PretrainJob
@@ -101,14 +102,74 @@ def test_a_uri_of_another_kind_is_refused(data: Path, uri: str, message: str) ->
     assert message in refused(data, {"spec.training.data.tokenizer": uri})["spec.training.data.tokenizer"]
 
 
-def test_data_in_s3_is_refused_for_local_runs(data: Path) -> None:
-    found = refused(
-        data,
-        {"spec.training.data": {"tokenizer": "s3://a/t.json", "sources": [{"name": "web", "uri": "s3://a/web"}]}},
-    )
+class InS3:
+    """The corpus in the bucket `corpus` of a service, and a job that names it."""
+
+    changes: ClassVar[dict[str, Any]] = {
+        "spec.training.data": {
+            "tokenizer": "s3://corpus/tokenizer.json",
+            "sources": [{"name": "web", "uri": "s3://corpus/web/"}],
+        }
+    }
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self.environ, self.bucket = environ, Bucket(environ)
+
+    def checked(self, data: Path) -> Resolved:
+        job = PretrainJob.model_validate(with_changes(self.changes))
+        return check(resolve_uris(job, data.parent / "job.yaml", data.parent / "out"), self.environ)
+
+    def refused(self, data: Path) -> dict[str, str]:
+        with pytest.raises(InvalidJob) as refusal:
+            self.checked(data)
+        return {problem.path: problem.message for problem in refusal.value.problems}
+
+
+@pytest.fixture
+def in_s3(data: Path) -> Iterator[InS3]:
+    with moto() as environ:
+        found = InS3(environ)
+        found.bucket.create()
+        found.bucket.upload(data)
+        yield found
+
+
+def test_data_in_s3_is_checked_where_it_is(in_s3: InS3, data: Path) -> None:
+    resolved = in_s3.checked(data)
+
+    assert resolved.job.spec.training.data.sources[0].uri == "s3://corpus/web/"
+    assert resolved.datasets == checked(data).datasets
+    assert resolved.identity == checked(data).identity
+
+
+def test_data_in_s3_that_is_missing_is_said_with_the_field(in_s3: InS3, data: Path) -> None:
+    in_s3.bucket.delete("tokenizer.json")
+    in_s3.bucket.delete(f"web/{DATASET_FILE}")
+
+    assert in_s3.refused(data) == {
+        "spec.training.data.tokenizer": "there is no s3://corpus/tokenizer.json: correct the URI, or upload it first",
+        URI: f"there is no s3://corpus/web/{DATASET_FILE}: correct the URI, or upload it first",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"short", "has 5 bytes, and"), (None, "there is no shard s3://corpus/web/00000.bin")]
+)
+def test_a_shard_in_s3_of_another_size_is_refused(in_s3: InS3, data: Path, content: bytes | None, message: str) -> None:
+    in_s3.bucket.delete("web/00000.bin")
+    if content is not None:
+        in_s3.bucket.put("web/00000.bin", content)
+
+    assert message in in_s3.refused(data)[URI]
+
+
+def test_a_service_that_does_not_answer_is_said_with_the_field(data: Path) -> None:
+    nowhere = InS3({"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"})
+
+    found = nowhere.refused(data)
 
     assert set(found) == {"spec.training.data.tokenizer", URI}
-    assert "copy it to a folder" in found[URI]
+    assert "cannot be read (s3://corpus/web: Could not connect" in found[URI]
 
 
 def test_everything_missing_is_said_at_once(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from pretrain_api.trainer import ExitCode
 FIRST_DELAY = 1.0
 """Seconds before the third pod of a slot whose first two never joined; each later one waits twice as long."""
 LONGEST_DELAY = 300.0
+LONGEST_REFUSAL = 15.0
+"""Seconds between two tries where the cluster takes no pods: what is mended goes on so soon."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ def delay_after(failures: int) -> float:
     if failures <= 1:
         return 0.0
     return min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(failures - 2, 16))
+
+
+def delay_after_refusals(times: int) -> float:
+    """Seconds to wait after the cluster refused a pod so many times in a row."""
+    return min(LONGEST_REFUSAL, FIRST_DELAY * 2.0 ** min(times - 1, 16))
 
 
 def _matches(rule: spec.Rule, failure: Failed) -> bool:

@@ -108,6 +108,10 @@ class Cluster(Protocol):
         """End a worker: SIGTERM, then SIGKILL after the grace; 0: SIGKILL at once. That it is gone is success."""
         ...
 
+    async def delete_job(self) -> None:
+        """Remove the job itself with all that belongs to it; its time after the end is over. Gone is success."""
+        ...
+
     async def write_status(self, status: JobStatus) -> None:
         """Replace the job's status."""
         ...

@@ -8,6 +8,7 @@ from pretrain_api.job import Recovery
 from pretrain_api.lineage import parse_manifest_key
 from pretrain_api.protocol import Generation
 from pretrain_api.reports import (
+    Blocked,
     CheckpointRejected,
     Evaluated,
     Failed,
@@ -20,18 +21,34 @@ from pretrain_api.reports import (
     SaveFailed,
     Started,
     StepDone,
+    Unblocked,
 )
-from pretrain_api.runreport import GenerationSummary, GoodputState, JobStatus, StepRecord
+from pretrain_api.runreport import (
+    CheckpointSummary,
+    GenerationSummary,
+    GoodputState,
+    JobStatus,
+    NodeFailure,
+    Obstacle,
+    StepRecord,
+    Suspect,
+)
 from pretrain_operator.budget import Spent, action_on, decisive, is_collective
 from pretrain_operator.cluster import Event, InjectedFault
 from pretrain_operator.coordinator.types import Announced, Ended, Fact, Reported
 from pretrain_operator.goodput import Timeline
 from pretrain_operator.incidents import IncidentLog
+from pretrain_operator.suspects import SILENT, judged, with_failure, with_quarantine, with_silence
 
 MAX_GENERATIONS = 200
 """Kept in the status, the newest ones."""
 PROGRAM_CAUSES = ("RankFailed", "Hang", "CheckpointRejected")
 STEPPING: tuple[GoodputState, ...] = ("training", "redoing")
+REMEMBERED_SAVES = 5
+SAVES_IN_GRACE = 3.0
+"""A worker that ends may find a save under way, then takes its own, and disks have bad days."""
+GRACE_SECONDS = (30.0, 600.0)
+"""A worker that is taken away on purpose has at least and at most so long to end."""
 
 
 class Ledger:
@@ -55,11 +72,14 @@ class Ledger:
         self._held_step = -1
         self._failures: list[Failed] = []
         self._unexplained: Generation | None = None
+        self._judged = status.suspects
         self._falls_back = False
         """The current generation found a checkpoint corrupt that nobody had found before."""
         self.spent = Spent(books.restarts, books.program_failures, books.last_failure)
         self.fatal = ""
         """A rule of the job says that the job ends: why."""
+        self.ranks_wait: Obstacle | None = books.ranks_wait
+        """What the ranks of the current generation wait for."""
 
     @property
     def state(self) -> GoodputState:
@@ -71,6 +91,18 @@ class Ledger:
         """The cause of the newest fault that is not overcome yet, or an empty text."""
         return self._incidents.recovering
 
+    @property
+    def suspects(self) -> tuple[Suspect, ...]:
+        """The nodes that something counts against."""
+        return self._status.suspects
+
+    @property
+    def grace_seconds(self) -> float:
+        """What a worker needs to end with a checkpoint, from how long the last saves took."""
+        least, most = GRACE_SECONDS
+        slowest = max(self._status.bookkeeping.save_seconds, default=0.0)
+        return min(most, max(least, SAVES_IN_GRACE * slowest))
+
     def status(self) -> JobStatus:
         """The status given at first with all that the facts changed."""
         books = self._status.bookkeeping.model_copy(
@@ -80,6 +112,7 @@ class Ledger:
                 "restarts": self.spent.restarts,
                 "program_failures": self.spent.program_failures,
                 "last_failure": self.spent.last_failure,
+                "ranks_wait": self.ranks_wait,
             }
         )
         return self._status.model_copy(
@@ -96,6 +129,8 @@ class Ledger:
 
     def adopt(self, generation: Generation) -> None:
         """A generation that was announced before this ledger was made."""
+        if generation.number > self._status.generation:
+            self.ranks_wait = None
         self._generation = generation
         self._incidents.adopt(generation)
         self._set(generation=max(self._status.generation, generation.number))
@@ -113,6 +148,19 @@ class Ledger:
             self._timeline.switch("queued", now)
         if self.state == "queued" and pods_run:
             self._timeline.switch("starting", now)
+
+    def nodes(
+        self, crashes: Iterable[tuple[str, NodeFailure]], silent: Iterable[str], now: float, recovery: Recovery
+    ) -> None:
+        """What was seen of nodes: workers that crashed there, and those from which nothing is heard any more."""
+        suspects = self.suspects
+        for node, failure in crashes:
+            suspects = with_failure(suspects, node, failure)
+        for node in sorted(silent):
+            suspects = with_silence(suspects, node, now)
+        if suspects != self._judged:  # Time alone changes no status.
+            self._judged = judged(suspects, recovery.suspects, now)
+            self._set(suspects=self._judged)
 
     def pods_failed(self, count: int, time: float, message: str, recovery: Recovery) -> None:
         """So many pods ended before they joined. Where steps are done all the same, it costs nothing: a replacement
@@ -152,6 +200,7 @@ class Ledger:
         self._falls_back = False
         self._held_step = -1
         self._generation = fact.generation
+        self.ranks_wait = None
         self._incidents.announced(fact)
         if self.state in STEPPING:
             self._timeline.switch("starting", fact.time)
@@ -161,6 +210,7 @@ class Ledger:
         return (Event("Normal", "GenerationFormed", f"{text}: {fact.generation.reason}"),)
 
     def _ended(self, fact: Ended, recovery: Recovery) -> tuple[Event, ...]:
+        self.ranks_wait = None
         if self.state == "suspended":
             return ()
         ran = self._ran == fact.number
@@ -172,9 +222,21 @@ class Ledger:
             return ()
         self._timeline.switch("recovering", fact.fault_time)
         self._charge(fact, recovery)
+        self._suspect(fact)
         who = "" if fact.slot is None else f" (worker {fact.slot})"
-        text = f"generation {fact.number} ended at step {step}{who}"
+        where = f" on {fact.node}" if fact.node else ""
+        text = f"generation {fact.number} ended at step {step}{who}{where}"
         return (Event("Warning", fact.cause, f"{text}: {fact.message}" if fact.message else text),)
+
+    def _suspect(self, fact: Ended) -> None:
+        """Blame the node of a worker that fell silent, or whose ranks were killed by something else than the job."""
+        suspects = self.suspects
+        if fact.cause == SILENT:
+            suspects = with_silence(suspects, fact.node, fact.time)
+            suspects = with_failure(suspects, fact.node, NodeFailure(time=fact.time, cause=SILENT))
+        elif fact.cause == "RankFailed" and any(failure.exit_code < 0 for failure in decisive(self._failures)):
+            suspects = with_failure(suspects, fact.node, NodeFailure(time=fact.time, cause="Killed"))
+        self._set(suspects=suspects)
 
     def _charge(self, fact: Ended, recovery: Recovery) -> None:
         """Count the failure against the budget, unless the job's rules ignore it.
@@ -204,9 +266,9 @@ class Ledger:
             case Restored():
                 self._restored(body, fact)
             case StepDone():
-                self._step_done(body, fact)
+                return self._step_done(body, fact)
             case Saved():
-                return self._saved(body)
+                return self._saved(body, fact)
             case SaveFailed():
                 return (Event("Warning", "SaveFailed", f"no checkpoint of step {body.step}: {body.message}"),)
             case Held():
@@ -222,7 +284,11 @@ class Ledger:
             case CheckpointRejected():
                 return self._rejected(body, fact)
             case Failed():
-                self._failed(body, recovery)
+                self._failed(body, fact, recovery)
+            case Blocked():
+                self._blocked(body, fact)
+            case Unblocked():
+                self._unblocked(fact.time)
             case Finished():
                 self._finished(body, fact)
             case _:  # Progress, NumberTaken: the coordinator's business
@@ -246,19 +312,19 @@ class Ledger:
         self._set(
             step=body.step,
             latest_checkpoint=body.checkpoint,
-            checkpoints=self._status.checkpoints.model_copy(
-                update={"latest_step": body.step if body.checkpoint else None}
-            ),
+            checkpoints=self._latest(body.step if body.checkpoint else None, body.checkpoint, None),
             parameters=body.parameters or self._status.parameters,
             unigram_loss=self._status.unigram_loss if body.unigram_loss is None else body.unigram_loss,
             bookkeeping=books.model_copy(update={"checkpoint_step": max(books.checkpoint_step, body.step)}),
         )
 
-    def _step_done(self, body: StepDone, fact: Reported) -> None:
+    def _step_done(self, body: StepDone, fact: Reported) -> tuple[Event, ...]:
         if fact.generation == self._ran and body.step <= self._status.step:
-            return
+            return ()
         self._ran = fact.generation
         self._summarize(fact.generation, body.step - 1)
+        self.ranks_wait = None
+        overcome = bool(self.recovering)
         self._incidents.resumed(fact.time)
         kind = self._kind_of(body.step)
         if body.step > self._held_step:
@@ -287,22 +353,36 @@ class Ledger:
                 time=fact.time,
             )
         )
+        return (self._recovered(body.step, fact.generation),) if overcome else ()
 
-    def _saved(self, body: Saved) -> tuple[Event, ...]:
+    def _recovered(self, step: int, generation: int) -> Event:
+        """The end of the story that the end of a generation began."""
+        incident, workers = self._incidents.incidents()[-1], self._workers(generation)
+        text = f"step {step} is done by {workers} worker{'s' * (workers != 1)}"
+        if incident.resumed_seconds is not None:
+            text += f", {incident.resumed_seconds:.1f} s after the fault ({incident.cause})"
+        if incident.steps_lost is not None:
+            text += f", with {incident.steps_lost} steps to do again" if incident.steps_lost else ", with no step lost"
+        return Event("Normal", "Recovered", text)
+
+    def _saved(self, body: Saved, fact: Reported) -> tuple[Event, ...]:
         if body.checkpoint == self._saved_last:
             return ()
         self._saved_last = body.checkpoint
         before = self._status.checkpoints
-        self._checkpoint(body.step, body.checkpoint)
+        self._checkpoint(body.step, body.checkpoint, fact.time)
         stall = before.stall_seconds + body.stall_seconds
+        books = self._status.bookkeeping
+        seconds = (*books.save_seconds, round(body.seconds, 3))[-REMEMBERED_SAVES:]
         self._set(
-            checkpoints=self._status.checkpoints.model_copy(update={"saved": before.saved + 1, "stall_seconds": stall})
+            bookkeeping=books.model_copy(update={"save_seconds": seconds}),
+            checkpoints=self._status.checkpoints.model_copy(update={"saved": before.saved + 1, "stall_seconds": stall}),
         )
         return (Event("Normal", "CheckpointSaved", f"checkpoint of step {body.step} in {body.seconds:.2f} s"),)
 
     def _held(self, body: Held, fact: Reported) -> None:
         self._held_step = max(self._held_step, body.step)
-        self._checkpoint(body.step, body.checkpoint)
+        self._checkpoint(body.step, body.checkpoint, fact.time)
         self._busy(fact.time, {"saving": float("inf")})
         if self.state in STEPPING:
             self._timeline.switch("holding", fact.time)
@@ -314,27 +394,49 @@ class Ledger:
         self._falls_back = True
         return (Event("Warning", "CheckpointCorrupt", f"{body.checkpoint} can't be used: {body.message}"),)
 
-    def _failed(self, body: Failed, recovery: Recovery) -> None:
+    def _failed(self, body: Failed, fact: Reported, recovery: Recovery) -> None:
         self._failures.append(body)
-        if action_on(body, recovery.rules) == "Fail":
-            self.fatal = f"rank {body.rank} failed with exit code {body.exit_code} ({body.reason}): {body.message}"
+        match action_on(body, recovery.rules):
+            case "Fail":
+                self.fatal = f"rank {body.rank} failed with exit code {body.exit_code} ({body.reason}): {body.message}"
+            case "Quarantine":
+                self._set(suspects=with_quarantine(self.suspects, self._node_of(fact), fact.time))
+            case _:
+                pass
+
+    def _blocked(self, body: Blocked, fact: Reported) -> None:
+        self.ranks_wait = Obstacle(reason=body.reason, message=body.message)
+        if self.state in STEPPING:
+            self._timeline.switch("recovering", fact.time)
+
+    def _unblocked(self, time: float) -> None:
+        self.ranks_wait = None
+        if self.state == "recovering" and not self.recovering:
+            self._timeline.switch(self._kind_of(self._status.step + 1), time)
 
     def _finished(self, body: Finished, fact: Reported) -> None:
-        self._checkpoint(body.step, body.checkpoint)
+        self._checkpoint(body.step, body.checkpoint, fact.time)
         self._set(step=body.step, tokens=body.tokens)
         self._busy(fact.time, {"saving": float("inf")})
         self.close(fact.time, failed=False)
 
-    def _checkpoint(self, step: int, key: str) -> None:
+    def _checkpoint(self, step: int, key: str, time: float) -> None:
         """A checkpoint is in force. One of a later step than any before is progress: the budget is whole again."""
         books = self._status.bookkeeping
         if step > books.checkpoint_step:
             self.spent = Spent()
         self._set(
             latest_checkpoint=key,
-            checkpoints=self._status.checkpoints.model_copy(update={"latest_step": step}),
+            checkpoints=self._latest(step, key, time),
             bookkeeping=books.model_copy(update={"checkpoint_step": max(books.checkpoint_step, step)}),
         )
+
+    def _latest(self, step: int | None, key: str | None, time: float | None) -> CheckpointSummary:
+        """The summary with this checkpoint as the latest. One that was so before keeps the time it has."""
+        before = self._status.checkpoints
+        if key == self._status.latest_checkpoint and before.latest_time is not None:
+            time = before.latest_time
+        return before.model_copy(update={"latest_step": step, "latest_time": time})
 
     def _busy(self, until: float, parts: dict[GoodputState, float]) -> None:
         """Ranks between two steps did something else than training."""
@@ -343,6 +445,10 @@ class Ledger:
 
     def _kind_of(self, step: int) -> GoodputState:
         return "redoing" if step <= self._status.bookkeeping.highest_step else "training"
+
+    def _node_of(self, fact: Reported) -> str:
+        members = self._generation.members if self._generation is not None and self.knows(fact.generation) else ()
+        return next((member.node for member in members if member.slot == fact.slot), "")
 
     def _workers(self, generation: int) -> int:
         if self._generation is not None and self._generation.number == generation:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pretrain_api.job import PretrainJob
 from pretrain_api.runreport import Phase
+from pretrain_operator.blocked import what_stops
 from pretrain_operator.observe import Observed
 
 EndReason = Literal["succeeded", "failed", "suspended"]
@@ -84,6 +85,15 @@ def suspended(job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
     return Verdict("Suspended", "Suspended", "spec.suspend is true", runs=False, end="suspended")
 
 
+def blocked(job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
+    """Nobody can train until somebody mends something."""
+    obstacle = what_stops(job, seen)
+    if obstacle is None:
+        return None
+    recovers = seen.recovering or seen.state == "recovering"
+    return Verdict("Recovering" if recovers else "Pending", obstacle.reason, obstacle.message)
+
+
 def training(job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
     """Steps are being done."""
     if seen.state not in ("training", "redoing", "evaluating", "saving") or seen.view.current is None:
@@ -125,7 +135,7 @@ def pending(job: PretrainJob, _seen: Observed, _now: float) -> Verdict | None:
 
 
 POLICIES: tuple[Policy, ...] = (
-    ended, finished, failed, exhausted, stopping, suspended, training, recovering, holding, starting, pending,
+    ended, finished, failed, exhausted, stopping, suspended, blocked, training, recovering, holding, starting, pending,
 )  # fmt: skip
 
 

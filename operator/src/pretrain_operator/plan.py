@@ -11,14 +11,14 @@ from pretrain_operator.cluster import Placement, Pod
 from pretrain_operator.conditions import seconds_true
 from pretrain_operator.coordinator.types import Want
 from pretrain_operator.lifecycle import EndReason, Verdict, lifecycle
-from pretrain_operator.observe import Identity, Observed, Worker
+from pretrain_operator.lost import NEVER, Patience, is_alone, made_in_vain, patience
+from pretrain_operator.observe import Identity, Observed, Worker, wanted_replicas, wanted_slots
+from pretrain_operator.suspects import judged, next_release, placement
 
-LOST_AGENT_SECONDS = 5.0
-"""A worker whose agent is in no generation and was not heard for so long is replaced, its pod alive or not."""
 LINGER_SECONDS = 5.0
 """Agents that were let go have so long to exit by themselves; a worker that never joined is deleted at once."""
-GRACE_SECONDS = 30.0
-"""A worker that is taken away on purpose has so long to end."""
+END_GRACE_SECONDS = 30.0
+"""After the end of the job a worker has nothing left to save."""
 CONDITION_OF_PHASE = {"Succeeded": "Complete", "Failed": "Failed", "Suspended": "Suspended"}
 
 
@@ -47,7 +47,12 @@ class EndAgents:
     message: str
 
 
-Action = CreatePod | DeletePod | EndAgents
+@dataclass(frozen=True)
+class DeleteJob:
+    """Remove the job with all that is left of it: its time after the end is over."""
+
+
+Action = CreatePod | DeletePod | EndAgents | DeleteJob
 
 
 @dataclass(frozen=True)
@@ -79,36 +84,35 @@ def plan(job: PretrainJob, seen: Observed, now: float) -> Decision:
         _run_pods(pods, job, seen, now)
     else:
         _end_pods(pods, verdict, seen, now)
+        _end_job(pods, job, verdict, seen, now)
     return Decision(
-        want=_want(job, verdict, pods),
+        want=_want(job, verdict, pods, seen),
         verdict=verdict,
         actions=tuple(pods.actions),
         requeue_after=max(0.0, min(pods.waits)) if pods.waits else None,
     )
 
 
-def _want(job: PretrainJob, verdict: Verdict, pods: _Pods) -> Want:
+def _want(job: PretrainJob, verdict: Verdict, pods: _Pods, seen: Observed) -> Want:
     workers, hang = job.spec.workers, job.spec.recovery.hang
     return Want(
-        replicas=_replicas(job),
+        replicas=wanted_replicas(job),
         min=workers.elastic.min,
         max=workers.max,
         shrink_after=workers.elastic.shrink_after.total_seconds(),
         running=verdict.runs,
         hang_timeout=hang.timeout.total_seconds() if hang else None,
+        ranks_wait=seen.ranks_wait is not None,
         pods=frozenset(pods.may_join),
         remove_slots=frozenset(pods.remove),
     )
 
 
-def _replicas(job: PretrainJob) -> int:
-    workers = job.spec.workers
-    return max(workers.elastic.min, min(workers.replicas, workers.max))
-
-
 def _run_pods(pods: _Pods, job: PretrainJob, seen: Observed, now: float) -> None:
     """Slots 0..replicas+spares-1 have one living pod each, others none."""
-    wanted = range(_replicas(job) + job.spec.workers.spares)
+    wanted, alone = wanted_slots(job), is_alone(seen.workers)
+    suspects = judged(seen.suspects, job.spec.recovery.suspects, now)
+    where = placement(suspects, seen.workers, seen.grace_seconds, now)
     for slot in sorted({*wanted, *(worker.pod.slot for worker in seen.workers)}):
         workers = [worker for worker in seen.workers if worker.pod.slot == slot]
         living = [worker for worker in workers if worker.pod.alive]
@@ -117,44 +121,54 @@ def _run_pods(pods: _Pods, job: PretrainJob, seen: Observed, now: float) -> None
         for older in living[:-1]:
             pods.actions.append(DeletePod(older.pod, 0.0))
         current = living[-1] if living else None
-        if slot not in wanted:
-            _take_away(pods, current)
-        elif current is None:
-            _start(pods, slot, seen, now)
-        elif _is_lost(current):
-            pods.actions.append(DeletePod(current.pod, 0.0))
-            _start(pods, slot, seen, now)
-        else:
-            pods.may_join.add(current.identity)
-            if not current.member and current.silent_seconds > 0:
-                pods.waits.append(LOST_AGENT_SECONDS - current.silent_seconds)
+        left = _patience(current, job, where, seen, now, alone=alone) if current is not None else Patience(0.0)
+        if current is not None and not left.over:
+            if slot in wanted:
+                _keep(pods, current, left, seen, now)
+            else:
+                _take_away(pods, current, seen)
+            continue
+        pods.actions += [DeletePod(current.pod, 0.0)] if current is not None else []
+        if slot in wanted and not left.failed:
+            _start(pods, slot, where, seen, now)
 
 
-def _start(pods: _Pods, slot: int, seen: Observed, now: float) -> None:
-    """The next attempt of a slot: at once, unless the ones before it never even joined."""
+def _patience(
+    worker: Worker, job: PretrainJob, where: Placement, seen: Observed, now: float, *, alone: bool
+) -> Patience:
+    if made_in_vain(worker, seen.history.slots.get(worker.pod.slot), job, where, now):
+        return Patience(0.0)
+    return patience(worker, alone=alone)
+
+
+def _keep(pods: _Pods, worker: Worker, left: Patience, seen: Observed, now: float) -> None:
+    pods.may_join.add(worker.identity)
+    if left.seconds != NEVER:
+        pods.waits.append(left.seconds)
+    if worker.pod.phase == "Pending" and (release := next_release(seen.suspects, now)) is not None:
+        pods.waits.append(release)  # It may have been kept from the node that it needs.
+
+
+def _start(pods: _Pods, slot: int, where: Placement, seen: Observed, now: float) -> None:
+    """The next attempt of a slot: at once, unless the ones before it never even joined, or the cluster refuses."""
     memory = seen.history.slots.get(slot)
-    wait = 0.0 if memory is None else memory.failed_at + delay_after(memory.failures) - now
-    if wait > 0:
-        pods.waits.append(wait)
+    ready_at = 0.0 if memory is None else memory.failed_at + delay_after(memory.failures)
+    if seen.refusal is not None:
+        ready_at = max(ready_at, seen.refusal.retry_at)
+    if ready_at > now:
+        pods.waits.append(ready_at - now)
         return
     attempt = seen.history.next_attempt(slot)
-    pods.actions.append(CreatePod(slot, attempt, Placement()))
+    pods.actions.append(CreatePod(slot, attempt, where))
     pods.may_join.add((slot, attempt))  # its agent may be here before the next round
 
 
-def _take_away(pods: _Pods, worker: Worker | None) -> None:
+def _take_away(pods: _Pods, worker: Worker, seen: Observed) -> None:
     """Scale-down: first out of the generation, at a step boundary, then away."""
-    if worker is None:
-        return
     pods.may_join.add(worker.identity)
     pods.remove.add(worker.pod.slot)
     if not worker.member and not worker.pod.deleting:
-        pods.actions.append(DeletePod(worker.pod, GRACE_SECONDS))
-
-
-def _is_lost(worker: Worker) -> bool:
-    """Its agent is in no generation, was heard once, and no more."""
-    return not worker.member and worker.silent_seconds >= LOST_AGENT_SECONDS
+        pods.actions.append(DeletePod(worker.pod, seen.grace_seconds))
 
 
 def _end_pods(pods: _Pods, verdict: Verdict, seen: Observed, now: float) -> None:
@@ -172,8 +186,22 @@ def _end_pods(pods: _Pods, verdict: Verdict, seen: Observed, now: float) -> None
     told = [worker for worker in living if lingers and seen.history.joined(*worker.identity)]
     pods.waits += [LINGER_SECONDS - since] if since is not None and told else []
     pods.actions += [
-        DeletePod(worker.pod, GRACE_SECONDS) for worker in living if worker not in told and not worker.pod.deleting
+        DeletePod(worker.pod, END_GRACE_SECONDS) for worker in living if worker not in told and not worker.pod.deleting
     ]
+
+
+def _end_job(pods: _Pods, job: PretrainJob, verdict: Verdict, seen: Observed, now: float) -> None:
+    """A job that has ended, whose workers are gone, and whose time is over goes itself."""
+    ttl = job.spec.ttl_after_finished
+    if ttl is None or verdict.phase not in ("Succeeded", "Failed") or any(w.pod.alive for w in seen.workers):
+        return
+    since = seconds_true(seen.written.conditions, CONDITION_OF_PHASE[verdict.phase], now)
+    if since is None:
+        return  # The end is not written yet.
+    if since >= ttl.total_seconds():
+        pods.actions.append(DeleteJob())
+    else:
+        pods.waits.append(ttl.total_seconds() - since)
 
 
 def _bury(pods: _Pods, dead: Iterable[Worker], seen: Observed) -> None:

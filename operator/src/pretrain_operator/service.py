@@ -9,18 +9,22 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pretrain_api.runreport import JobStatus, StepRecord
-from pretrain_operator.cluster import Cluster, Event, Snapshot
+from pretrain_operator.budget import delay_after_refusals
+from pretrain_operator.cluster import Cluster, Event, Refused, Snapshot
 from pretrain_operator.coordinator.types import CoordinatorView, Fact, Reported, Want
 from pretrain_operator.ledger import Ledger
 from pretrain_operator.lifecycle import EndReason
-from pretrain_operator.observe import History, Identity, Observed, joined_workers
+from pretrain_operator.lost import fell_silent, is_alone
+from pretrain_operator.observe import History, Identity, Observed, Refusal, Worker, joined_workers, missing_slots
 from pretrain_operator.pace import Hands, Retries, Wake
-from pretrain_operator.plan import Action, CreatePod, Decision, DeletePod, EndAgents, plan
-from pretrain_operator.status import compose, phase_event, urgent_part
+from pretrain_operator.plan import Action, CreatePod, Decision, DeleteJob, DeletePod, EndAgents, plan
+from pretrain_operator.status import compose, news, urgent_part
+from pretrain_operator.suspects import crashes, silent_nodes
 
 PROGRESS_SECONDS = 0.5
-"""Between two writes of the status for nothing but progress."""
 FINAL_PHASES = ("Succeeded", "Failed")
+LATE_SECONDS = 5.0
+"""A service that wakes up so much too late was stopped or starved: the silence of others meanwhile proves nothing."""
 
 
 class Channel(Protocol):
@@ -51,6 +55,8 @@ class Channel(Protocol):
 class Witness:
     """Who is told what a service hears and does: metrics, the line log of a local run."""
 
+    began: Callable[[JobStatus], None] = lambda _: None
+    """A service goes on from this status, as last written."""
     step: Callable[[StepRecord], None] = lambda _: None
     """A step was done."""
     facts: Callable[[tuple[Fact, ...]], None] = lambda _: None
@@ -68,23 +74,38 @@ class Round:
     """Those of the decision that are still to be done."""
     status: JobStatus
     over: bool
-    """The job has ended and no worker is left."""
+    """The job has ended, no worker is left, and nothing more is to come."""
+    spec_generation: int
+    """metadata.generation of the job that was decided on."""
 
 
 class JobService:
     """One job from its first look to its end. `run` is the loop; `look` and `act` are its two halves. Looking goes on
     while things are being done, so that the loss of a pod reaches the coordinator however slow the cluster is."""
 
-    def __init__(self, cluster: Cluster, channel: Channel, witness: Witness, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        channel: Channel,
+        witness: Witness,
+        clock: Callable[[], float],
+        progress_seconds: float = PROGRESS_SECONDS,
+    ) -> None:
+        """`progress_seconds`: between two writes of the status for nothing but progress."""
         self._cluster = cluster
         self._channel = channel
         self._witness = witness
         self._clock = clock
+        self._progress_seconds = progress_seconds
         self._wake = Wake()
         self._ledger: Ledger | None = None
         self._snapshot: Snapshot | None = None
         self._history = History()
-        self._created: set[Identity] = set()
+        self._sound_since = float("-inf")
+        self._created: dict[Identity, tuple[int, frozenset[str]]] = {}
+        """With metadata.generation of the job and the nodes that the pod is kept from."""
+        self._refusal: Refusal | None = None
+        self._job_deleted = False
         self._written = JobStatus()
         self._written_at = float("-inf")
         self._want: Want | None = None
@@ -105,30 +126,33 @@ class JobService:
                     round_ = await self.look()
                 except OSError:  # the cluster does not answer
                     await asyncio.sleep(looks.delay())
+                    self._sound_since = self._clock()
                     continue
                 looks.succeeded()
                 rest = hands.rest()
+                if self._job_deleted:
+                    return self._written
                 if not rest and self.owes(round_):
                     hands.start(self.act(round_))
                     rest = hands.rest()
                 elif not rest and round_.over:
                     return self._written
-                await self._wake.wait(self._next_look(round_, rest))
+                await self._sleep(self._next_look(round_, rest))
         finally:
             await hands.stop()
 
     async def look(self) -> Round:
         """Observe, decide and tell the coordinator. Raises OSError when the cluster does not answer."""
-        for slot, attempt in self._created:
-            self._history = self._history.created(slot, attempt)
+        for (slot, attempt), (spec_generation, kept_from) in self._created.items():
+            self._history = self._history.created(slot, attempt, spec_generation, kept_from)
         self._created.clear()  # those created from here on may be missing in the snapshot
         snapshot = await self._cluster.snapshot()
         now = self._clock()
         ledger = self._ledger_for(snapshot)
         view = self._channel.view()
-        self._observe(snapshot, view, ledger, now)
+        workers = self._observe(snapshot, view, ledger, now)
         seen = Observed(
-            workers=joined_workers(snapshot.pods, view, self._history, now),
+            workers=workers,
             view=view,
             written=self._written,
             history=self._history,
@@ -137,6 +161,11 @@ class JobService:
             spent=ledger.spent,
             fatal=ledger.fatal,
             stopping=snapshot.stopping,
+            suspects=ledger.suspects,
+            refusal=self._refusal,
+            ranks_wait=ledger.ranks_wait,
+            invalid=snapshot.invalid,
+            grace_seconds=ledger.grace_seconds,
         )
         decision = plan(snapshot.job, seen, now)
         if decision.want != self._want:
@@ -149,18 +178,22 @@ class JobService:
         final = phase in FINAL_PHASES or (snapshot.stopping and phase == "Suspended")
         self._witness.looked(status, self._clock() - now)
         over = final and self._written.phase == phase and not any(pod.alive for pod in snapshot.pods)
-        return Round(decision, self._still_to_do(decision), status, over)
+        if phase in FINAL_PHASES and snapshot.job.spec.ttl_after_finished is not None:
+            over = False  # It is served until it is deleted.
+        return Round(decision, self._still_to_do(decision), status, over, snapshot.job.metadata.generation)
 
     async def act(self, round_: Round) -> bool:
         """Do what was decided, write the status if that is due, tell people. False: something did not succeed and is
         to be tried again; what did not depend on it was done all the same."""
-        errors = [error for action in round_.actions if (error := await self._perform(action)) is not None]
+        errors = await self._perform_all(round_)
+        if self._job_deleted:
+            return True
         try:
             if self._due(round_):
                 before = self._written
                 await self._cluster.write_status(round_.status)
                 self._written, self._written_at = round_.status, self._clock()
-                self._events.extend(phase_event(before, round_.status))
+                self._events.extend(news(before, round_.status))
             while self._events:
                 await self._cluster.emit(self._events[0])
                 self._events.popleft()
@@ -192,12 +225,16 @@ class JobService:
         if self._ledger is None:
             self._written = snapshot.status
             self._history = History.of(snapshot.status)
+            self._sound_since = self._clock()
+            if (refused := snapshot.status.bookkeeping.refused) is not None:
+                self._refusal = Refusal(refused.reason, refused.message)
             self._ledger = Ledger(snapshot.status, self._witness.step)
+            self._witness.began(snapshot.status)
             early, self._early = tuple(self._early), []
             self.take(early)
         return self._ledger
 
-    def _observe(self, snapshot: Snapshot, view: CoordinatorView, ledger: Ledger, now: float) -> None:
+    def _observe(self, snapshot: Snapshot, view: CoordinatorView, ledger: Ledger, now: float) -> tuple[Worker, ...]:
         """Bring the history and the ledger up to the present."""
         phase = self._written.phase
         running = not (snapshot.stopping or snapshot.job.spec.suspend or phase in (*FINAL_PHASES, "Suspended"))
@@ -210,6 +247,14 @@ class JobService:
             ledger.adopt(view.current)
         pods_run = any(pod.phase == "Running" for pod in snapshot.pods)
         ledger.look(now, pods_run=pods_run, suspended=phase == "Suspended", faults=snapshot.faults)
+        workers = joined_workers(snapshot.pods, view, self._history, now, self._sound_since)
+        if running:
+            alone = is_alone(workers)
+            silent = silent_nodes((worker for worker in workers if fell_silent(worker, alone=alone)), workers)
+            ledger.nodes(crashes(snapshot.pods), silent, now, snapshot.job.spec.recovery)
+        if not missing_slots(snapshot.job, workers):
+            self._refusal = None
+        return workers
 
     def _still_to_do(self, decision: Decision) -> tuple[Action, ...]:
         """The actions without that of letting the agents go, when they were told: those who come later are told too."""
@@ -230,7 +275,7 @@ class JobService:
         return urgent or round_.over or self._progress_wait() <= 0
 
     def _progress_wait(self) -> float:
-        return self._written_at + PROGRESS_SECONDS - self._clock()
+        return self._written_at + self._progress_seconds - self._clock()
 
     def _next_look(self, round_: Round, rest: float) -> float | None:
         """Seconds after which there is something to do even if nobody says anything."""
@@ -243,20 +288,46 @@ class JobService:
             waits.append(self._progress_wait())
         return max(0.0, min(waits)) if waits else None
 
-    async def _perform(self, action: Action) -> OSError | None:
-        try:
-            match action:
-                case CreatePod(slot, attempt, placement):
-                    await self._cluster.create_pod(slot, attempt, placement)
-                    self._created.add((slot, attempt))
-                case DeletePod(pod, grace_seconds):
-                    await self._cluster.delete_pod(pod, grace_seconds)
-                case EndAgents(reason, message):
-                    await self._channel.end(reason, message)
-                    self._let_go = reason
-        except OSError as error:
-            return error
-        return None
+    async def _sleep(self, seconds: float | None) -> None:
+        """Until there is something to do, and notice an oversleeping."""
+        due = self._clock() + (float("inf") if seconds is None else seconds)
+        await self._wake.wait(seconds)
+        if self._clock() > due + LATE_SECONDS:
+            self._sound_since = self._clock()
+
+    async def _perform_all(self, round_: Round) -> list[OSError]:
+        """Do one thing after the other; returns what did not succeed. Once a pod was refused no other is tried: a
+        refusal is no trouble of the cluster but its answer, and the plan knows when to ask again."""
+        errors: list[OSError] = []
+        refused = False
+        for action in round_.actions:
+            if refused and isinstance(action, CreatePod):
+                continue
+            try:
+                await self._perform(action, round_.spec_generation)
+            except Refused as refusal:
+                refused = True
+                times = 1 + (self._refusal.times if self._refusal is not None else 0)
+                retry_at = self._clock() + delay_after_refusals(times)
+                self._refusal = Refusal(refusal.reason, refusal.message, times, retry_at)
+            except OSError as error:
+                errors.append(error)
+        return errors
+
+    async def _perform(self, action: Action, spec_generation: int) -> None:
+        match action:
+            case CreatePod(slot, attempt, placement):
+                await self._cluster.create_pod(slot, attempt, placement)
+                self._created[slot, attempt] = (spec_generation, placement.never)
+                self._refusal = None
+            case DeletePod(pod, grace_seconds):
+                await self._cluster.delete_pod(pod, grace_seconds)
+            case EndAgents(reason, message):
+                await self._channel.end(reason, message)
+                self._let_go = reason
+            case DeleteJob():
+                await self._cluster.delete_job()
+                self._job_deleted = True
 
     def _complain(self, errors: list[OSError]) -> None:
         """Tell people of an error, once however often it comes again in a row."""
@@ -268,4 +339,5 @@ class JobService:
 
 def _last_words(snapshot: Snapshot, identity: Identity) -> str:
     pod = next((pod for pod in snapshot.pods if (pod.slot, pod.attempt) == identity), None)
-    return f" (worker {identity[0]}): {pod.message or pod.reason}" if pod is not None else f" (worker {identity[0]})"
+    said = (pod.message or pod.reason) if pod is not None else "its pod is gone, or nothing was heard of it and it went"
+    return f" (worker {identity[0]}): {said}"

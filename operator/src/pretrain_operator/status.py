@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from pretrain_api.job import PretrainJob
-from pretrain_api.runreport import Condition, JobStatus, WorkerStatus
+from pretrain_api.runreport import Condition, JobStatus, Obstacle, WorkerStatus
+from pretrain_operator.blocked import INVALID_SPEC, combined, obstacles
 from pretrain_operator.cluster import Event
 from pretrain_operator.conditions import condition_of, with_condition
 from pretrain_operator.lifecycle import Verdict
-from pretrain_operator.observe import Observed, Worker
+from pretrain_operator.observe import Observed, Worker, missing_slots
+
+BLOCKED = "Blocked"
 
 
 def compose(job: PretrainJob, facts: JobStatus, verdict: Verdict, seen: Observed, now: float) -> JobStatus:
     """What the ledger knows, what was decided and what was seen, as one status."""
     view = seen.view
+    refusal = seen.refusal if verdict.runs and missing_slots(job, seen.workers) else None
     books = facts.bookkeeping.model_copy(
-        update={"slots": tuple(memory for _, memory in sorted(seen.history.slots.items()))}
+        update={
+            "slots": tuple(memory for _, memory in sorted(seen.history.slots.items())),
+            "refused": None if refusal is None else Obstacle(reason=refusal.reason, message=refusal.message),
+        }
     )
     return facts.model_copy(
         update={
@@ -22,6 +29,7 @@ def compose(job: PretrainJob, facts: JobStatus, verdict: Verdict, seen: Observed
             "reason": verdict.reason,
             "message": verdict.message,
             "job_uid": facts.job_uid or job.metadata.uid,
+            "observed_generation": job.metadata.generation,
             "generation": max(facts.generation, view.highest_number),
             "replicas": sum(worker.pod.alive for worker in seen.workers),
             "workers": worker_statuses(seen),
@@ -54,16 +62,42 @@ def urgent_part(status: JobStatus) -> tuple[object, ...]:
         len(status.incidents),
         status.latest_checkpoint,
         tuple((item.type, item.status) for item in status.conditions),
+        _blocked_by(status),
     )
 
 
-def phase_event(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
-    """The change of phase, told to people."""
-    if (before.phase, before.reason) == (after.phase, after.reason):
+def news(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
+    """What people are told of a change of status, each thing once."""
+    return (*_obstacle_events(before, after), *_phase_events(before, after))
+
+
+def _obstacle_events(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
+    reason = _blocked_by(after)
+    if reason == _blocked_by(before):
         return ()
-    kind = "Warning" if after.phase in ("Failed", "Recovering") else "Normal"
+    blocked = condition_of(after.conditions, BLOCKED)
+    if blocked is None or not reason:
+        return (Event("Normal", "Unblocked", f"{_blocked_by(before)} is mended: the job goes on"),)
+    return (Event("Warning", reason, blocked.message),)
+
+
+def _phase_events(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
+    """The change of phase, unless other events tell of it: the ledger's of a recovery or a change of workers."""
+    if (before.phase, before.reason) == (after.phase, after.reason) or after.reason == _blocked_by(after):
+        return ()
+    if after.phase == "Recovering" or (after.phase, after.reason) == ("Holding", "Resizing"):
+        return ()
+    if after.phase == "Training" and (before.phase == "Recovering" or before.reason == "Resizing"):
+        return ()
+    kind = "Warning" if after.phase == "Failed" else "Normal"
     message = after.message if after.reason == after.phase else f"{after.phase}: {after.message}"
     return (Event(kind, after.reason, message),)
+
+
+def _blocked_by(status: JobStatus) -> str:
+    """The reason of what is in the way; empty: nothing is."""
+    blocked = condition_of(status.conditions, BLOCKED)
+    return blocked.reason if blocked is not None and blocked.status == "True" else ""
 
 
 def _worker_status(worker: Worker, seen: Observed) -> WorkerStatus:
@@ -104,12 +138,22 @@ def _pids(worker: Worker, seen: Observed) -> dict[int, int]:
     return {}
 
 
+def _obstacle(job: PretrainJob, seen: Observed, verdict: Verdict) -> Obstacle | None:
+    """What is in the way of the job as it is: a job that wants no workers can only be told of a mistake in its spec."""
+    if verdict.phase in ("Succeeded", "Failed"):
+        return None
+    found = obstacles(job, seen)
+    return combined(found if verdict.runs else [item for item in found if item.reason == INVALID_SPEC])
+
+
 def _conditions(job: PretrainJob, seen: Observed, verdict: Verdict, now: float) -> tuple[Condition, ...]:
-    """`Training` and `Degraded` always; `Suspended`, `Complete` and `Failed` from the first time they are true."""
+    """`Training` and `Degraded` always; the others from the first time they are true."""
     members = len(seen.view.current.members) if seen.view.current is not None else 0
     wanted = job.spec.workers.replicas
     degraded = verdict.runs and (verdict.phase == "Recovering" or (verdict.phase == "Training" and members < wanted))
+    obstacle = _obstacle(job, seen, verdict)
     truths = {
+        BLOCKED: obstacle is not None,
         "Training": verdict.phase == "Training",
         "Degraded": degraded,
         "Suspended": verdict.phase == "Suspended",
@@ -124,6 +168,8 @@ def _conditions(job: PretrainJob, seen: Observed, verdict: Verdict, now: float) 
         if kind == "Degraded":
             reason = "FewerWorkers" if degraded else "AsWanted"
             message = f"{members} of {wanted} workers train" if degraded else ""
+        if kind == BLOCKED:
+            reason, message = (obstacle.reason, obstacle.message) if obstacle else ("NothingInTheWay", "")
         new = Condition(
             type=kind,
             status="True" if true else "False",

@@ -67,7 +67,7 @@ class Attention:
         elif any(other.pod[0] == member.slot and other is not agent for other in self._roster.joined):
             gone = "another agent took its slot"
         if agent is None:
-            # Adopted: it has not come back to this coordinator yet.
-            return Witness(member, gone, heard_at=running.since, lost_at=running.since)
+            # Adopted and not back at this coordinator yet, or let go because its pod is gone. A step takes all members.
+            return Witness(member, gone, heard_at=running.advanced_at, lost_at=running.advanced_at)
         lost = [time for time in (agent.closed_at, agent.rankless_at, agent.final_at) if time is not None]
         return Witness(member, gone, max(agent.heard_at, running.since), min(lost) if lost else None)

@@ -13,7 +13,7 @@ import structlog
 
 from pretrain_operator.kubernetes.api import LEASES, Api, ApiError, Object
 
-DURATION_SECONDS = 4
+DURATION_SECONDS = 8
 """Others leave a holder alone for so long after they saw it renew. All else is a part of this."""
 DEADLINE = 3 / 4
 """A holder stops acting so long after it sent its last renewal that succeeded: before others may take over."""
