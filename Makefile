@@ -45,6 +45,7 @@ lint: install ## Style, types, import rules, drift of generated files
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pretrain_cli.crd --check
+	$(BIN)/python -m pretrain_cli.crd --check --file charts/pretrain-operator/files/crd.yaml
 
 format: install ## Mend the style
 	$(BIN)/ruff format .
@@ -52,6 +53,7 @@ format: install ## Mend the style
 
 generate: install ## Write the generated files: CRD
 	$(BIN)/python -m pretrain_cli.crd
+	$(BIN)/python -m pretrain_cli.crd --file charts/pretrain-operator/files/crd.yaml
 
 bench-recovery: compile ## Kill-to-next-step beside plain torchrun
 	$(BIN)/python benchmarks/recovery/run.py
@@ -60,8 +62,31 @@ bench-overhead: compile ## Step time under the agent beside plain torchrun
 	$(BIN)/python benchmarks/overhead/run.py
 
 lock: install ## Renew the locked requirements
-	for name in dev runtime; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	for name in dev runtime build operator trainer; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-annotate --no-emit-index-url --no-emit-find-links requirements/$$name.in -o requirements/$$name.txt || exit 1; done
 
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' operator/pyproject.toml)
+
+images: ## Build the images pretrain-operator and pretrain-trainer (TORCH, TORCH_INDEX: which build of torch)
+	mkdir -p dist/wheels
+	test ! -d "$(FIND_LINKS)" || cp -pu "$(FIND_LINKS)"/torch-*.whl dist/wheels/
+	for target in operator trainer; do docker build --quiet --target $$target --tag pretrain-$$target:$(VERSION) \
+	  --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+	  --build-arg TORCH="$(TORCH)" --build-arg TORCH_INDEX="$(TORCH_INDEX)" . || exit 1; done
+
+kind-up: install ## A kind cluster and an S3 service; prints how to reach them
+	@examples/kind/up
+
+kind-load: ## The images onto the nodes of that cluster
+	examples/kind/load pretrain-operator:$(VERSION) pretrain-trainer:$(VERSION)
+
+kind-demo: install ## On a kind cluster: install the operator, train, break things, tell the story
+	settings=$$(examples/kind/up) && eval "$$settings" && $(MAKE) --no-print-directory images && examples/kind/demo $(VERSION)
+
+kind-test: compile ## The end-to-end suite on a kind cluster
+	settings=$$(examples/kind/up) && eval "$$settings" && $(MAKE) --no-print-directory images && $(BIN)/pytest tests/e2e
+
+.PHONY: images kind-up kind-load kind-demo kind-test
+
 clean: ## Remove the environment, runs and caches
-	rm -rf $(VENV) runs examples/data .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs dist examples/data .pytest_cache .ruff_cache .hypothesis
