@@ -56,6 +56,10 @@ class ApiServer:
     def service_account(self, namespace: str, name: str, folder: Path) -> Path:
         """Make a service account, which may do nothing yet; returns a kubeconfig of it."""
         self.kubectl("-n", namespace, "create", "serviceaccount", name)
+        return self.kubeconfig_of(namespace, name, folder)
+
+    def kubeconfig_of(self, namespace: str, name: str, folder: Path) -> Path:
+        """A kubeconfig of a service account that exists."""
         config = json.loads(self.kubectl("config", "view", "--raw", "-o", "json"))
         config["users"] = [
             {"name": user["name"], "user": {"token": self.token(namespace, name)}} for user in config["users"]

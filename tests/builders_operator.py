@@ -10,9 +10,10 @@ from pretrain_api.job import PretrainJob
 from pretrain_api.lineage import manifest_key
 from pretrain_api.protocol import Generation, Member
 from pretrain_api.reports import Finished, ReportBody, Restored, Saved, Started, StepDone
-from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_api.runreport import Bookkeeping, JobStatus, SlotMemory, StepRecord
 from pretrain_operator.cluster import Event, InjectedFault, Placement, Pod, PodPhase, Snapshot
 from pretrain_operator.coordinator.types import AgentView, Announced, CoordinatorView, Ended, Fact, Reported, Want
+from pretrain_operator.observe import History, Observed, joined_workers
 
 NOON = 1_800_000_000.0
 
@@ -25,13 +26,15 @@ def a_job(
     spares: int = 0,
     suspend: bool = False,
     recovery: dict[str, Any] | None = None,
+    ttl: str | None = None,
+    generation: int = 0,
 ) -> PretrainJob:
     elastic = {"min": minimum} | ({"max": maximum} if maximum is not None else {})
     return PretrainJob.model_validate(
         {
             "apiVersion": "pretrain.dev/v1alpha1",
             "kind": "PretrainJob",
-            "metadata": {"name": "test", "uid": "uid-1"},
+            "metadata": {"name": "test", "uid": "uid-1", "generation": generation},
             "spec": {
                 "suspend": suspend,
                 "workers": {"replicas": replicas, "elastic": elastic, "spares": spares},
@@ -42,13 +45,44 @@ def a_job(
                 },
                 "checkpoint": {"storage": {"path": "checkpoints"}},
                 "recovery": recovery or {},
+                "ttlAfterFinished": ttl,
             },
         }
     )
 
 
-def a_pod(slot: int, attempt: int = 0, phase: PodPhase = "Running", *, deleting: bool = False) -> Pod:
-    return Pod(slot, attempt, phase, node=f"node-{slot}", deleting=deleting)
+def a_pod(slot: int, attempt: int = 0, phase: PodPhase = "Running", *, deleting: bool = False, **fields: Any) -> Pod:
+    return Pod(slot, attempt, phase, **{"node": f"node-{slot}", "deleting": deleting} | fields)
+
+
+def a_stuck_pod(slot: int, reason: str = "Unschedulable", message: str = "", **fields: Any) -> Pod:
+    """One that cannot start."""
+    node = "" if reason == "Unschedulable" else f"node-{slot}"
+    return a_pod(slot, phase="Pending", **{"reason": reason, "message": message, "node": node} | fields)
+
+
+def observed(
+    job: PretrainJob,
+    *pods: Pod,
+    view: CoordinatorView | None = None,
+    written: JobStatus | None = None,
+    heard: dict[tuple[int, int], float] | None = None,
+    sound_since: float = NOON - 3600,
+    stopping: bool = False,
+    **fields: Any,
+) -> Observed:
+    """What there is of the job at noon. Pods are on record and their agents have joined unless `written` says else."""
+    view = view or a_view()
+    written = written or JobStatus(bookkeeping=Bookkeeping(slots=_recorded(*pods)))
+    before = replace(History.of(written), heard=heard or {})
+    history = before.advance(Snapshot(job, written, pods, stopping=stopping), view, NOON, running=True)
+    workers = joined_workers(pods, view, history, NOON, sound_since)
+    return Observed(workers, view, written, history, stopping=stopping, **fields)
+
+
+def _recorded(*pods: Pod) -> tuple[SlotMemory, ...]:
+    highest = {pod.slot: max(other.attempt for other in pods if other.slot == pod.slot) for pod in pods}
+    return tuple(SlotMemory(slot=slot, attempt=attempt, joined=True) for slot, attempt in highest.items())
 
 
 def an_agent(slot: int, attempt: int = 0, *, heard: float = NOON, connected: bool = True) -> AgentView:
@@ -77,6 +111,7 @@ def a_generation(number: int, *members: tuple[int, int], reason: str = "Started"
                 slot=slot,
                 attempt=attempt,
                 host="localhost",
+                node=f"node-{slot}",
                 processes=processes,
             )
             for rank, (slot, attempt) in enumerate(members)
@@ -154,6 +189,7 @@ class World:
     holding: bool = False
     step: int = 0
     stopping: bool = False
+    deleted: bool = False
     finished: Finished | None = None
     frozen: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
     faults: tuple[InjectedFault, ...] = ()
@@ -219,6 +255,14 @@ class FakeCluster:
                     del self.world.pods[identity]
                 else:
                     self.world.pods[identity] = replace(self.world.pods[identity], deleting=True)
+
+        self.world.write(effect)
+
+    async def delete_job(self) -> None:
+        self._fail()
+
+        def effect() -> None:
+            self.world.deleted = True
 
         self.world.write(effect)
 

@@ -153,7 +153,8 @@ class Candidate:
 
     def _start(self) -> None:
         self.loop = _Loop(lambda: self._clock.offset + self._world.time * self._clock.rate)
-        self.lease = Lease(cast(Api, _Api(self._world)), "system", "operator", self.name, self.loop.time, now=self._now)
+        where = ("system", "operator", self.name, self.loop.time)
+        self.lease = Lease(cast(Api, _Api(self._world)), *where, now=self._now, duration=4)
         self._life = self._do(self._live())
 
     def _now(self) -> datetime:
