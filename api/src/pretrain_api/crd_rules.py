@@ -1,7 +1,8 @@
 """The cross-field rules as CEL, so that the API server refuses what `pretrain_api.job` refuses.
 
 Each rule is the twin of a validator in `job`, `training` or `presets`. Two of those have none, for CEL cannot say them:
-that `onLog` compiles as a Python regular expression, and that a duration is at most ten years.
+that `onLog` compiles as a Python regular expression, and that a duration is at most ten years. Rules on `oldSelf` have
+no twin: they keep what the workers are started with, which is written down once, from being changed behind them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from pretrain_api import job, training
-from pretrain_api.model import Model
+from pretrain_api.model import Model, RopeScaling
 from pretrain_api.presets import PRESETS
 
 
@@ -40,12 +41,24 @@ def _known(model: str, *names: str) -> str:
     return f"(has({model}.preset) || ({own}))"
 
 
+def _fixed(field: str) -> CelRule:
+    return CelRule(
+        "self == oldSelf", f"{field} is fixed once the job exists: delete the job and create it anew, checkpoints stay"
+    )
+
+
 _HEADS, _WIDTH = _number("self", "heads"), _number("self", "width")
 _IS_LLAMA = (
     f"(has(self.family) || has(self.preset)) && "
     f"{_field('self', 'family', {name: shape.family for name, shape in PRESETS.items()})} == 'llama'"
 )
-_KV_HEADS = f"(has(self.model.kvHeads) ? self.model.kvHeads : {_number('self.model', 'heads')})"
+_PRESET_KV_HEADS = {preset: shape.kv_heads or shape.heads for preset, shape in PRESETS.items()}
+# A preset's own number counts only while heads and width are the preset's too, as in `model.resolve`.
+_KV_HEADS = (
+    "(has(self.model.kvHeads) ? self.model.kvHeads : "
+    "(has(self.model.preset) && !has(self.model.heads) && !has(self.model.width)) ? "
+    f"{_field('self.model', 'kvHeads', _PRESET_KV_HEADS)} : {_number('self.model', 'heads')})"
+)
 # `10B` -> `10e9`, which CEL reads as a double.
 _TOKENS = "double(string(self.tokens).replace('K', 'e3').replace('M', 'e6').replace('B', 'e9').replace('T', 'e12'))"
 _TOKENS_PER_STEP = f"double(self.batch.sequences * {_number('self.model', 'context')})"
@@ -67,6 +80,10 @@ _MODEL_RULES = (
     CelRule(
         f"!has(self.kvHeads) || !{_known('self', 'heads')} || self.kvHeads == {_HEADS} || ({_IS_LLAMA})",
         "kvHeads is for family llama: leave it out, or set family to llama",
+    ),
+    CelRule(
+        f"!(has(self.ropeTheta) || has(self.ropeScaling)) || ({_IS_LLAMA})",
+        "ropeTheta and ropeScaling are for family llama: leave them out, or set family to llama",
     ),
     CelRule(
         f"!has(self.bias) || !self.bias || !({_IS_LLAMA})",
@@ -97,6 +114,7 @@ _TRAINING_RULES = (
         f"!{_known('self.model', 'layers')} || {_number('self.model', 'layers')} % self.parallelism.pipeline == 0",
         "parallelism.pipeline does not divide the model's layers: choose a divisor",
     ),
+    _fixed("training"),
 )
 
 RULES: Mapping[type[BaseModel], tuple[CelRule, ...]] = MappingProxyType(
@@ -118,6 +136,12 @@ RULES: Mapping[type[BaseModel], tuple[CelRule, ...]] = MappingProxyType(
             ),
         ),
         Model: _MODEL_RULES,
+        RopeScaling: (
+            CelRule(
+                "self.lowFrequencyFactor < self.highFrequencyFactor",
+                "lowFrequencyFactor is not less than highFrequencyFactor: lower the first",
+            ),
+        ),
         training.Batch: (
             CelRule("self.sequences % self.microBatch == 0", "microBatch does not divide sequences: choose a divisor"),
         ),
@@ -128,6 +152,8 @@ RULES: Mapping[type[BaseModel], tuple[CelRule, ...]] = MappingProxyType(
             ),
         ),
         training.Training: _TRAINING_RULES,
+        job.Checkpoint: (_fixed("checkpoint"),),
+        job.Divergence: (_fixed("recovery.divergence"),),
         job.Storage: (CelRule("has(self.s3) != has(self.path)", "give exactly one of s3 and path"),),
         job.Interval: (CelRule("has(self.steps) != has(self.duration)", "give exactly one of steps and duration"),),
         job.Rule: (

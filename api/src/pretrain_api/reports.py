@@ -50,6 +50,10 @@ class StepDone(Wire):
     seconds: float = Field(description="Duration of this step")
     stall_seconds: float = Field(default=0.0, description="Of which blocked by a checkpoint's copy")
     data_seconds: float = Field(default=0.0, description="Of which waiting for data")
+    loss_contribution: float | None = Field(
+        default=None, description="What this rank's micro-batches add to the loss: those of all ranks sum up to it"
+    )
+    device_bytes: int | None = Field(default=None, description="Most memory of this rank's accelerator in use so far")
 
 
 class Progress(Wire):
@@ -57,6 +61,10 @@ class Progress(Wire):
 
     kind: Literal["progress"] = "progress"
     step: int
+    seconds: float = Field(default=0.0, description="Duration of this step, as this rank saw it")
+    data_seconds: float = Field(default=0.0, description="Of which waiting for data")
+    loss_contribution: float | None = Field(default=None, description="As in StepDone")
+    device_bytes: int | None = Field(default=None, description="As in StepDone")
 
 
 class Saved(Wire):
@@ -68,6 +76,9 @@ class Saved(Wire):
     bytes: int
     stall_seconds: float = Field(description="How long the step loop waited for the copy")
     seconds: float = Field(description="From the step boundary to the manifest")
+    stages: dict[str, float] = Field(
+        default_factory=dict[str, float], description="Time by stage: copy, upload (of this rank), agree, commit"
+    )
 
 
 class SaveFailed(Wire):

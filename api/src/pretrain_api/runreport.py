@@ -68,6 +68,7 @@ class CheckpointSummary(Frozen):
 
     saved: int = 0
     latest_step: int | None = None
+    latest_time: float | None = Field(default=None, description="Unix seconds at which that one came into force")
     stall_seconds: float = 0.0
 
 
@@ -80,6 +81,30 @@ class Condition(Frozen):
     message: str = ""
     observed_generation: int | None = None
     last_transition_time: str = ""
+
+
+class NodeFailure(Frozen):
+    """A failure of a worker that may be its node's fault."""
+
+    time: float = Field(description="Unix seconds")
+    cause: str = Field(description="`OOMKilled`, `Error`, `Killed`, `WorkerSilent`, …")
+
+
+class Suspect(Frozen):
+    """A node on which workers failed or fell silent."""
+
+    node: str
+    failures: tuple[NodeFailure, ...] = Field(default=(), description="Those within `recovery.suspects.window`")
+    silent_at: float | None = Field(default=None, description="Unix seconds at which nothing there answered")
+    quarantined_at: float | None = Field(default=None, description="Unix seconds at which a rule of the job said so")
+    avoided: bool = Field(default=False, description="New workers rather go elsewhere")
+
+
+class Obstacle(Frozen):
+    """What keeps workers from training until somebody mends it."""
+
+    reason: str = Field(description="CamelCase: `QuotaExceeded`, `StorageUnavailable`, …")
+    message: str
 
 
 class WorkerStatus(Frozen):
@@ -102,6 +127,12 @@ class SlotMemory(Frozen):
     counted: bool = Field(default=False, description="That attempt ended before it joined, which was counted")
     failures: int = Field(default=0, description="Attempts in a row that ended before they joined")
     failed_at: float = Field(default=0.0, description="Unix seconds of the last of them")
+    spec_generation: int | None = Field(
+        default=None, description="metadata.generation of the job that the pod was made from; null: not known"
+    )
+    kept_from: tuple[str, ...] | None = Field(
+        default=None, description="Nodes that the pod must not be put on; null: not known"
+    )
 
 
 class Bookkeeping(Frozen):
@@ -117,6 +148,9 @@ class Bookkeeping(Frozen):
     program_failures: int = Field(default=0, description="Of which failures of the training program itself")
     last_failure: str = ""
     slots: tuple[SlotMemory, ...] = ()
+    save_seconds: tuple[float, ...] = Field(default=(), description="How long the last saves took")
+    refused: Obstacle | None = Field(default=None, description="Why the cluster takes no more pods")
+    ranks_wait: Obstacle | None = Field(default=None, description="What the ranks of `generation` wait for")
 
 
 class JobStatus(Frozen):
@@ -126,6 +160,7 @@ class JobStatus(Frozen):
     reason: str = ""
     message: str = ""
     job_uid: str = ""
+    observed_generation: int = Field(default=0, description="metadata.generation of the spec that was acted on last")
     generation: int = Field(default=0, description="Highest generation number known")
     replicas: int = 0
     workers: tuple[WorkerStatus, ...] = ()
@@ -144,6 +179,7 @@ class JobStatus(Frozen):
     checkpoints: CheckpointSummary = CheckpointSummary()
     generations: tuple[GenerationSummary, ...] = ()
     incidents: tuple[Incident, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
     conditions: tuple[Condition, ...] = ()
     bookkeeping: Bookkeeping = Bookkeeping()
 

@@ -7,7 +7,7 @@ from enum import IntEnum
 from pydantic import Field
 
 from pretrain_api.base import Frozen
-from pretrain_api.job import Checkpoint, Divergence
+from pretrain_api.job import Checkpoint, Divergence, PretrainJob
 from pretrain_api.training import Training
 
 
@@ -30,6 +30,15 @@ class ExitCode(IntEnum):
     """A peer went away in the middle of a collective."""
 
 
+class Cache(Frozen):
+    """Where shards of sources in S3 are kept for as long as there is room; those in folders are read where they are."""
+
+    path: str | None = Field(
+        default=None, description="A folder that all ranks of a host share; absent: `pretrain` in the user's cache"
+    )
+    bytes: int = Field(default=10 << 30, ge=1, description="Most that is kept; the largest shard must fit")
+
+
 class TrainerConfig(Frozen):
     """Everything is resolved: URIs are absolute paths or s3:// URIs, `checkpoint.storage.path` is absolute."""
 
@@ -38,4 +47,18 @@ class TrainerConfig(Frozen):
     training: Training
     checkpoint: Checkpoint
     divergence: Divergence = Divergence()
+    cache: Cache = Cache()
     threads: int = Field(default=1, ge=1, description="CPU threads of each process: pinned, since it changes bits")
+
+
+def trainer_config(job: PretrainJob, job_uid: str, *, threads: int = 1, cache: Cache | None = None) -> TrainerConfig:
+    """What the training program of a resolved job is started with."""
+    return TrainerConfig(
+        job_name=job.metadata.name,
+        job_uid=job_uid,
+        training=job.spec.training,
+        checkpoint=job.spec.checkpoint,
+        divergence=job.spec.recovery.divergence,
+        cache=cache or Cache(),
+        threads=threads,
+    )
