@@ -9,7 +9,7 @@ PACKAGES := api store agent trainer operator cli
 OUT ?= runs/quickstart
 FAULT ?= kill:worker=1,step=130
 
-.PHONY: help install quickstart test lint format generate lock clean bench-recovery bench-overhead
+.PHONY: help install quickstart test lint format generate lock clean bench-recovery bench-overhead bench-operator
 
 help: ## These lines
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -46,20 +46,25 @@ lint: install ## Style, types, import rules, drift of generated files
 	$(BIN)/lint-imports
 	$(BIN)/python -m pretrain_cli.crd --check
 	$(BIN)/python -m pretrain_cli.crd --check --file charts/pretrain-operator/files/crd.yaml
+	$(BIN)/python -m dashboards --check
 
 format: install ## Mend the style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-generate: install ## Write the generated files: CRD
+generate: install ## Write the generated files: CRD, dashboards, table of metrics
 	$(BIN)/python -m pretrain_cli.crd
 	$(BIN)/python -m pretrain_cli.crd --file charts/pretrain-operator/files/crd.yaml
+	$(BIN)/python -m dashboards
 
 bench-recovery: compile ## Kill-to-next-step beside plain torchrun
 	$(BIN)/python benchmarks/recovery/run.py
 
 bench-overhead: compile ## Step time under the agent beside plain torchrun
 	$(BIN)/python benchmarks/overhead/run.py
+
+bench-operator: compile ## The operator with many jobs against a real API server
+	$(BIN)/python benchmarks/operator/run.py
 
 lock: install ## Renew the locked requirements
 	for name in dev runtime build operator trainer; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
@@ -83,8 +88,9 @@ kind-load: ## The images onto the nodes of that cluster
 kind-demo: install ## On a kind cluster: install the operator, train, break things, tell the story
 	settings=$$(examples/kind/up) && eval "$$settings" && $(MAKE) --no-print-directory images && examples/kind/demo $(VERSION)
 
-kind-test: compile ## The end-to-end suite on a kind cluster
-	settings=$$(examples/kind/up) && eval "$$settings" && $(MAKE) --no-print-directory images && $(BIN)/pytest tests/e2e
+kind-test: compile ## The end-to-end suite on a kind cluster; MARK=core: what every change must pass
+	settings=$$(examples/kind/up) && eval "$$settings" && $(MAKE) --no-print-directory images && \
+	  $(BIN)/pytest tests/e2e $(if $(MARK),-m $(MARK)) --timeout 600
 
 .PHONY: images kind-up kind-load kind-demo kind-test
 

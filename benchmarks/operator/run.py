@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
@@ -62,6 +63,8 @@ class Creation:
     """From the first `create` to the last pod."""
     cpu_seconds: float
     """Of the operator, until it had nothing more to do."""
+    api_server_cpu_seconds: float
+    """Of the API server and etcd, in the same time."""
     rss_bytes: int
     looks: float
     p50: float
@@ -179,7 +182,7 @@ class Bench:
     def _create(self, size: int) -> Creation:
         first, self._jobs = self._jobs, size
         new, pods = size - first, size * self._workers
-        writes, before = self._writes(), self._operator.figures()
+        writes, before, api_server = self._writes(), self._operator.figures(), self._api_server_cpu()
         with lower_priority() as load:
             jobs = [self._job(number) for number in range(first, size)]
             work = create_jobs(self._server.kubeconfig, jobs, pods)
@@ -196,6 +199,7 @@ class Bench:
             accepted_seconds=accepted,
             seconds=seconds,
             cpu_seconds=after.cpu_seconds,
+            api_server_cpu_seconds=self._api_server_cpu() - api_server,
             rss_bytes=after.rss_bytes,
             looks=after.looks.count,
             p50=after.looks.quantile(0.5),
@@ -214,6 +218,13 @@ class Bench:
     def _settle(self) -> None:
         until_still(lambda: self._writes().total(), STILL_SECONDS)
         self._operator.rests()
+
+    def _api_server_cpu(self) -> float:
+        folder, total = self._server.kubeconfig.parent, 0.0
+        for name in ("kube-apiserver", "etcd"):
+            times = psutil.Process(int((folder / f"{name}.pid").read_text())).cpu_times()
+            total += times.user + times.system
+        return total
 
     def _writes(self) -> Counter[str]:
         """All since the API server was started, by verb and resource."""
@@ -274,6 +285,7 @@ def show(creations: list[Creation], starts: dict[int, list[Start]], idle: Idle, 
         "p99 ms",
         "looks/job",
         "CPU s",
+        "API server's",
         "RSS MB",
     ):
         created.add_column(column, justify="right")
@@ -281,7 +293,7 @@ def show(creations: list[Creation], starts: dict[int, list[Start]], idle: Idle, 
         created.add_row(
             str(row.jobs), str(row.pods), f"{row.new_pods / row.seconds:.0f}", f"{row.accepted_seconds:.1f}",
             f"{row.seconds:.1f}", f"{row.p50 * 1e3:.2f}", f"{row.p99 * 1e3:.2f}", f"{row.looks / row.new_jobs:.1f}",
-            f"{row.cpu_seconds:.1f}", f"{row.rss_bytes / 1e6:.0f}",
+            f"{row.cpu_seconds:.1f}", f"{row.api_server_cpu_seconds:.1f}", f"{row.rss_bytes / 1e6:.0f}",
         )  # fmt: skip
     console.print(created)
     last = creations[-1]

@@ -28,6 +28,7 @@ def test_the_api_server_takes_every_object_of_the_chart(cluster: Cluster, mode: 
     assert "deployment.apps/other-pretrain-operator" in applied
 
 
+@pytest.mark.core
 def test_both_replicas_are_ready_on_different_nodes_and_one_is_active(operator: Cluster) -> None:
     pods = operator.items("pods", "-n", SYSTEM, "-l", f"app.kubernetes.io/instance={RELEASE}")
     running = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
@@ -46,6 +47,7 @@ def test_the_charts_own_test_passes(operator: Cluster) -> None:
     assert "Succeeded" in operator.helm("test", RELEASE, "-n", SYSTEM)
 
 
+@pytest.mark.core
 def test_a_job_of_three_workers_on_three_nodes_trains_to_its_end(
     place: Place, undisturbed: Callable[[], dict[int, float]]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 from builders_kind_jobs import STEPS, Job, Place
@@ -38,9 +39,9 @@ def test_the_node_of_rank_zero_is_killed(place: Place, undisturbed: Losses) -> N
     job = a_job_on_three_nodes(place)
     node = job.rank_zero().node
 
-    with place.cluster.node_killed(node):
+    with ExitStack() as mended:
         with job.fault("node of rank 0 killed"):
-            pass
+            mended.enter_context(place.cluster.node_killed(node))
         nothing_is_stuck(job, node)
 
     ends_like(job, undisturbed)
@@ -50,9 +51,9 @@ def test_a_node_stops_without_a_word(place: Place, undisturbed: Losses) -> None:
     job = a_job_on_three_nodes(place)
     node = job.worker(1).node
 
-    with place.cluster.node_paused(node):
+    with ExitStack() as mended:
         with job.fault("node paused"):
-            pass
+            mended.enter_context(place.cluster.node_paused(node))
         nothing_is_stuck(job, node)
 
     ends_like(job, undisturbed)
@@ -62,9 +63,9 @@ def test_a_node_is_cut_off_and_comes_back(place: Place, undisturbed: Losses) -> 
     job = a_job_on_three_nodes(place)
     node = job.worker(2).node
 
-    with place.cluster.network_cut(node):
+    with ExitStack() as mended:
         with job.fault("network of a node cut"):
-            pass
+            mended.enter_context(place.cluster.network_cut(node))
         nothing_is_stuck(job, node)
 
     ends_like(job, undisturbed)

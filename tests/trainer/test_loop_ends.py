@@ -43,7 +43,7 @@ def test_a_loss_that_is_no_number_ends_the_run_on_all_ranks(corpus: Path) -> Non
         ({"parallelism": {"tensor": 2}}, "training.parallelism.tensor"),
         ({"parallelism": {"shard": "hybrid"}}, "training.parallelism.shard"),
         ({"parallelism": {"shard": "full"}, "exact": True}, "training.exact"),
-        ({"model": {"family": "llama", "layers": 1, "heads": 1, "width": 8, "context": 8}}, "training.model.family"),
+        ({"parallelism": {"pipeline": 2}}, "training.parallelism.pipeline"),
     ],
 )
 def test_what_this_trainer_has_not_is_refused(corpus: Path, training: dict[str, Any], field: str) -> None:

@@ -1,6 +1,7 @@
 """The same losses at every step, whatever the number of ranks."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders_trainer import RankEnd, a_config, a_corpus, run_training
@@ -50,6 +51,39 @@ def test_dropout_does_not_depend_on_the_world_size(corpus: Path, alone: RankEnd)
 
     assert three == pytest.approx(one, rel=1e-5)
     assert one != pytest.approx(alone.losses, rel=1e-3)
+
+
+LLAMA = {"model": {"family": "llama", "layers": 2, "heads": 4, "kvHeads": 2, "width": 32, "context": 16}}
+
+
+@pytest.mark.parametrize("parallelism", [{"shard": "none"}, {"shard": "full"}], ids=["plain", "sharded"])
+def test_a_llama_has_the_losses_of_one_process(corpus: Path, parallelism: dict[str, str]) -> None:
+    alone = run_training(a_config(corpus, LLAMA | {"steps": 20}), 1)[0].losses
+    apart = run_training(a_config(corpus, LLAMA | {"steps": 20, "parallelism": parallelism}), 3)[0].losses
+
+    assert apart == pytest.approx(alone, rel=1e-5)
+    assert alone[-1] < 0.8 * alone[0]
+
+
+def test_exact_sums_of_a_llama_are_the_same_bits(corpus: Path) -> None:
+    one, three = (run_training(a_config(corpus, LLAMA | {"exact": True}), ranks)[0] for ranks in (1, 3))
+
+    assert three.parameters == one.parameters
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": {"kind": "wsd", "warmupSteps": 2, "decaySteps": 2}},
+        {"optimizer": {"kind": "sgd", "learningRate": 0.05}},
+    ],
+    ids=["wsd", "sgd"],
+)
+def test_other_schedules_and_optimizers_have_the_losses_of_one_process(corpus: Path, changes: dict[str, Any]) -> None:
+    one, three = (run_training(a_config(corpus, changes), ranks)[0].losses for ranks in (1, 3))
+
+    assert three == pytest.approx(one, rel=1e-5)
+    assert one[-1] < one[0]
 
 
 def test_bf16_comes_near_fp32(corpus: Path, alone: RankEnd) -> None:

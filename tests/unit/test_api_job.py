@@ -170,10 +170,7 @@ def test_other_bytes_make_another_identity() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("training.model.family", "llama"),
         ("training.precision", "fp8"),
-        ("training.optimizer", {"kind": "sgd"}),
-        ("training.schedule", {"kind": "wsd"}),
         ("training.parallelism", {"tensor": 2}),
         ("training.parallelism", {"pipeline": 2}),
         ("training.parallelism", {"shard": "hybrid"}),
@@ -198,17 +195,30 @@ def test_exact_sums_of_sharded_models_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("path", "value"),
     [
-        ("divergence", {"maxRollbacks": 5}),
-        ("rules", [{"onReason": "OutOfMemory", "action": "Fail"}]),
-        ("suspects", {"failures": 3}),
+        ("recovery.divergence", {"maxRollbacks": 5}),
+        ("workers.elastic.growCooldown", "90s"),
     ],
 )
-def test_what_is_not_applied_yet_is_a_warning(field: str, value: object) -> None:
-    (finding,) = unsupported(job({f"spec.recovery.{field}": value}).spec)
+def test_what_is_not_applied_yet_is_a_warning(path: str, value: object) -> None:
+    (finding,) = unsupported(job({f"spec.{path}": value}).spec)
 
-    assert (finding.severity, finding.path) == ("warning", f"spec.recovery.{field}")
+    assert (finding.severity, finding.path) == ("warning", f"spec.{path}")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("training.model", {"preset": "llama-1b"}),
+        ("training.optimizer", {"kind": "sgd"}),
+        ("training.schedule", {"kind": "wsd"}),
+        ("recovery.rules", [{"onReason": "OutOfMemory", "action": "Quarantine"}]),
+        ("recovery.suspects", {"failures": 3}),
+    ],
+)
+def test_what_is_acted_on_is_no_finding(path: str, value: object) -> None:
+    assert unsupported(job({f"spec.{path}": value}).spec) == ()
 
 
 def test_defaults_written_out_are_no_warning() -> None:

@@ -65,7 +65,8 @@ def test_the_agent_understands_its_command_line() -> None:
     assert settings.coordinator == f"wss://coordinator.system.svc:8443/v1/jobs/{UID}/agents"
     assert (settings.job_uid, settings.slot, settings.attempt) == (UID, 2, 5)
     assert (settings.host, settings.node, settings.http_port) == ("$(POD_IP)", "$(NODE_NAME)", 9400)
-    assert (settings.processes, settings.grace, settings.preload) == (1, 42.5, ("pretrain_trainer.preload",))
+    assert (settings.processes, settings.grace) == (1, 42.5)
+    assert settings.preload == ("pretrain_trainer.preload", "pretrain_trainer.preload_s3")
     assert (settings.program.target, settings.program.args) == ("pretrain_trainer", ("/etc/pretrain/trainer.json",))
 
 

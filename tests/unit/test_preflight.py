@@ -302,6 +302,6 @@ def test_a_place_that_belongs_to_another_job_is_refused(data: Path) -> None:
 
 
 def test_warnings_do_not_stop_a_job(data: Path) -> None:
-    resolved = checked(data, {"spec.recovery.suspects": {"failures": 5}})
+    resolved = checked(data, {"spec.recovery.divergence": {"maxRollbacks": 5}})
 
-    assert [finding.path for finding in resolved.warnings] == ["spec.recovery.suspects"]
+    assert [finding.path for finding in resolved.warnings] == ["spec.recovery.divergence"]

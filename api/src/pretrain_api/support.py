@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from pretrain_api.job import Divergence, PretrainJobSpec, Suspects
-from pretrain_api.model import resolve
+from pretrain_api.job import Divergence, Elastic, PretrainJobSpec
 from pretrain_api.training import Training
 
 
@@ -20,21 +19,14 @@ class Finding(NamedTuple):
 
 def unsupported(spec: PretrainJobSpec) -> tuple[Finding, ...]:
     """Every value of the spec that this version does not act on; errors first."""
-    return (*_training_errors(spec.training), *_checkpoint_errors(spec), *_recovery_warnings(spec))
+    return (*_training_errors(spec.training), *_checkpoint_errors(spec), *_warnings(spec))
 
 
 def _training_errors(training: Training) -> tuple[Finding, ...]:
     at = "spec.training"
     parallelism = training.parallelism
     found = (
-        (resolve(training.model).family == "llama", f"{at}.model.family", "llama is not there yet: use gpt2"),
         (training.precision == "fp8", f"{at}.precision", "fp8 is not there yet: use bf16 or fp32"),
-        (training.optimizer.kind == "sgd", f"{at}.optimizer.kind", "sgd is not there yet: use adamw"),
-        (
-            training.schedule.kind == "wsd",
-            f"{at}.schedule.kind",
-            "wsd is not there yet: use cosine, linear or constant",
-        ),
         (parallelism.tensor > 1, f"{at}.parallelism.tensor", "tensor parallelism is not there yet: leave it at 1"),
         (parallelism.pipeline > 1, f"{at}.parallelism.pipeline", "pipelines are not there yet: leave it at 1"),
         (parallelism.shard == "hybrid", f"{at}.parallelism.shard", "hybrid is not there yet: use full or none"),
@@ -53,15 +45,17 @@ def _checkpoint_errors(spec: PretrainJobSpec) -> tuple[Finding, ...]:
     return (Finding("error", "spec.checkpoint.memory", "checkpoints in memory are not there yet: leave it out"),)
 
 
-def _recovery_warnings(spec: PretrainJobSpec) -> tuple[Finding, ...]:
-    recovery = spec.recovery
+def _warnings(spec: PretrainJobSpec) -> tuple[Finding, ...]:
     found = (
-        (recovery.rules != (), "rules", "failure rules are not applied yet: every failure follows recovery.budget"),
         (
-            recovery.divergence != Divergence(),
-            "divergence",
+            spec.recovery.divergence != Divergence(),
+            "spec.recovery.divergence",
             "divergence is not watched yet: the loss may spike unnoticed",
         ),
-        (recovery.suspects != Suspects(), "suspects", "nodes are not suspected yet: failures exclude no node"),
+        (
+            spec.workers.elastic.grow_cooldown != Elastic().grow_cooldown,
+            "spec.workers.elastic.growCooldown",
+            "a job does not grow beyond replicas by itself yet: raise replicas for that",
+        ),
     )
-    return tuple(Finding("warning", f"spec.recovery.{field}", message) for holds, field, message in found if holds)
+    return tuple(Finding("warning", path, message) for holds, path, message in found if holds)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pretrain_agent.client import AgentLink
 from pretrain_api.identity import job_identity
 from pretrain_api.lineage import JobIdentity, manifest_key
-from pretrain_api.model import ResolvedModel, resolve
+from pretrain_api.model import resolve
 from pretrain_api.protocol import Generation
 from pretrain_api.reports import Restored
 from pretrain_api.trainer import TrainerConfig
@@ -74,7 +74,7 @@ def prepare(
 ) -> Run:
     """Open the data, claim the generation, build the model, restore it, and say so. Collective."""
     training, shape = config.training, resolve(config.training.model)
-    check_supported(training, shape)
+    check_supported(training)
     stages = Stages()
     torch.set_num_threads(config.threads)
 
@@ -131,11 +131,10 @@ def prepare(
     )
 
 
-def check_supported(training: Training, shape: ResolvedModel) -> None:
+def check_supported(training: Training) -> None:
     """Raise InvalidInput for what the API has and this trainer has not."""
     parallelism = training.parallelism
     refusals = (
-        (shape.family != "gpt2", "training.model.family: this trainer has gpt2 only; set it to gpt2"),
         (training.precision == "fp8", "training.precision: this trainer has bf16 and fp32; set it to one of these"),
         (parallelism.shard == "hybrid", "training.parallelism.shard: this trainer has none and full; set it to full"),
         (parallelism.tensor > 1, "training.parallelism.tensor: this trainer has no tensor parallelism; set it to 1"),

@@ -108,7 +108,8 @@ def _connection_closed(scene: Scene, settings: Settings) -> Verdict | None:
         return None
     unreported = any(witness.member.rank == 0 and witness.lost_at is not None for witness in scene.witnesses)
     patience = settings.closed_after_unreported if unreported else settings.closed_after
-    patience = max(patience, scene.step_seconds) if scene.stepped else settings.closed_after_starting
+    paced = scene.stepped and scene.step_seconds > 0  # a new coordinator has yet to learn how long a step takes
+    patience = max(patience, scene.step_seconds) if paced else settings.closed_after_starting
     for witness in scene.witnesses:
         if witness.lost_at is None or not scene.still_lost(witness):
             continue

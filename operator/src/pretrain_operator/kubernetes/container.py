@@ -103,6 +103,8 @@ def _command(job: PretrainJob, worker: Identity, template: Template, settings: P
     if settings.ca:
         options["--ca-file"] = f"{CONFIG_DIR}/{CA}"
     arguments = [str(part) for option in options.items() for part in option]
+    if job.spec.checkpoint.storage.s3 is not None:
+        arguments += ["--preload", "pretrain_trainer.preload_s3"]
     return ["pretrain-agent", *arguments, "--", "-m", "pretrain_trainer", f"{CONFIG_DIR}/{TRAINER_CONFIG}"]
 
 

@@ -96,6 +96,19 @@ async def _connection(options: Options) -> kopf.ConnectionInfo:
     )
 
 
+class _NoComparison(kopf.DiffBaseStorage):
+    """No object is compared with what it was: otherwise kopf would copy it, several times, at every event."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.peering.standalone = True
@@ -104,6 +117,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.networking.connect_timeout = 10
     settings.networking.request_timeout = 30
     settings.networking.enforce_retry_after = True
+    settings.persistence.diffbase_storage = _NoComparison()
     settings.posting.enabled = False
     settings.posting.loggers = False
     settings.process.ultimate_exiting_timeout = 25
