@@ -90,7 +90,7 @@ kind-demo: install ## On a kind cluster: install the operator, train, break thin
 
 kind-test: compile ## The end-to-end suite on a kind cluster; MARK=core: what every change must pass
 	settings=$$(examples/kind/up) && eval "$$settings" && $(MAKE) --no-print-directory images && \
-	  $(BIN)/pytest tests/e2e $(if $(MARK),-m $(MARK)) --timeout 600
+	  $(BIN)/pytest tests/e2e $(if $(MARK),-m $(MARK)) --timeout 900
 
 .PHONY: images kind-up kind-load kind-demo kind-test
 

@@ -26,7 +26,7 @@ from builders_kind import Cluster, Object, Refused, wait_until
 
 from pretrain_api.runreport import Incident, JobStatus, WorkerStatus
 
-STEPS = 120
+STEPS = 300
 TOLERANCE = 1e-5
 CORPUS = "s3://corpus/e2e"
 RUNS = itertools.count(1)
@@ -129,8 +129,13 @@ class Job:
 
     @property
     def losses(self) -> dict[int, float]:
-        """Step -> loss, as far as the status told them; of a step done again the last one counts."""
-        return {seen.status.step: seen.status.loss for seen in self.history if seen.status.loss is not None}
+        """Step -> loss, as far as the status told them; of a step done again the last one counts. A restored job tells
+        of the step that it goes on from, and still of the loss before: only steps that follow another one count."""
+        return {
+            seen.status.step: seen.status.loss
+            for before, seen in itertools.pairwise(self.history)
+            if seen.status.loss is not None and seen.status.step > before.status.step
+        }
 
     def worker(self, slot: int) -> WorkerStatus:
         """The newest pod of a slot, as the status has it."""
@@ -242,7 +247,7 @@ class Job:
     def kill_agent(self, slot: int, signal: str = "KILL") -> None:
         """A signal for the agent of a worker, its ranks apart."""
         processes = self.cluster.processes(self.namespace, self.pod(slot))
-        agents = [process for process in processes if "pretrain-agent" in process.command]
+        agents = [it for it in processes if "pretrain-agent" in it.command and it.pid_in_pod != 1]  # 1 is its init
         assert agents, f"no agent among {[process.command for process in processes]}"
         for process in agents:
             self.cluster.kill(process, signal)

@@ -81,7 +81,7 @@ def undisturbed(operator: Cluster, corpus: None) -> Callable[[], dict[int, float
             alone = Place(operator, f"e2e-undisturbed-{os.urandom(3).hex()}")
             try:
                 job = alone.apply()
-                job.wait_for_phase("Succeeded", timeout=300)
+                job.wait_for_phase("Succeeded", timeout=700)
                 known.update(job.losses)
             finally:
                 alone.close()

@@ -55,7 +55,7 @@ def test_a_job_of_three_workers_on_three_nodes_trains_to_its_end(
 
     job.wait_for_workers(3)
     nodes = {worker.node for worker in job.status.workers}
-    status = job.wait_for_phase("Succeeded", timeout=300)
+    status = job.wait_for_phase("Succeeded", timeout=700)
 
     assert len(nodes) == 3
     assert status.step == STEPS
@@ -75,7 +75,7 @@ def test_an_upgrade_keeps_the_certificate_and_disturbs_no_job(operator: Cluster,
     operator.install("--set", f"podAnnotations.upgraded=t{os.urandom(3).hex()}")
 
     assert certificate() == before
-    status = job.wait_for_phase("Succeeded", timeout=300)
+    status = job.wait_for_phase("Succeeded", timeout=700)
     assert [summary.number for summary in status.generations] == [1]
     assert status.incidents == ()
 
@@ -93,5 +93,5 @@ def test_uninstalling_leaves_jobs_training_and_installing_again_takes_them_over(
     finally:
         operator.install()
 
-    status = job.wait_for_phase("Succeeded", timeout=300)
+    status = job.wait_for_phase("Succeeded", timeout=700)
     assert [summary.number for summary in status.generations] == [1]

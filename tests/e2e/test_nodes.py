@@ -23,7 +23,7 @@ def a_job_on_three_nodes(place: Place) -> Job:
 
 def ends_like(job: Job, undisturbed: Losses) -> None:
     """The job comes to its end with every loss as it would have been, as far as the short one went."""
-    job.wait_for_phase("Succeeded", timeout=400)
+    job.wait_for_phase("Succeeded", timeout=700)
     assert job.losses_match(undisturbed())
 
 

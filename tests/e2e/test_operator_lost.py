@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from builders_kind_jobs import Place
+from builders_kind_jobs import STEPS, Place
 
 Losses = Callable[[], dict[int, float]]
 OUTAGE_SECONDS = 60.0
@@ -22,7 +22,7 @@ def test_the_operator_deleted_in_the_middle_of_a_run_costs_nothing(place: Place,
     job.wait_for_step(step + 20)
 
     assert place.cluster.active_operator() != gone
-    status = job.wait_for_phase("Succeeded", timeout=300)
+    status = job.wait_for_phase("Succeeded", timeout=700)
     assert status.incidents == ()
     assert [generation.number for generation in status.generations] == [1]
     assert job.losses_match(undisturbed())
@@ -38,12 +38,12 @@ def test_the_operator_deleted_in_the_middle_of_a_recovery_delays_it_only(place: 
         place.cluster.kill_active_operator()
     job.wait_for_workers(3)
 
-    job.wait_for_phase("Succeeded", timeout=300)
+    job.wait_for_phase("Succeeded", timeout=700)
     assert job.losses_match(undisturbed())
 
 
 def test_a_store_that_is_away_for_a_minute_ends_nothing(place: Place, undisturbed: Losses) -> None:
-    job = place.apply(changes={"spec.training.steps": 400})
+    job = place.apply(changes={"spec.training.steps": 4 * STEPS})
     job.wait_for_workers(3)
     job.wait_for_step(30)
 
@@ -51,6 +51,6 @@ def test_a_store_that_is_away_for_a_minute_ends_nothing(place: Place, undisturbe
         time.sleep(OUTAGE_SECONDS)  # the length of the outage is the fault itself
         assert job.status.phase == "Training"
 
-    status = job.wait_for_phase("Succeeded", timeout=500)
+    status = job.wait_for_phase("Succeeded", timeout=700)
     assert status.incidents == ()
     assert job.losses_match(undisturbed())

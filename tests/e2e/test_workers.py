@@ -14,7 +14,7 @@ Losses = Callable[[], dict[int, float]]
 
 def ends_like(job: Job, undisturbed: Losses) -> None:
     """The job comes to its end with every loss as it would have been."""
-    status = job.wait_for_phase("Succeeded", timeout=300)
+    status = job.wait_for_phase("Succeeded", timeout=700)
     assert status.step == STEPS
     assert job.losses_match(undisturbed())
 
@@ -144,7 +144,7 @@ def test_two_jobs_do_not_touch_each_other(place: Place, undisturbed: Losses) -> 
         first.delete_worker(0, force=True)
 
     ends_like(first, undisturbed)
-    second.wait_for_phase("Succeeded", timeout=300)
+    second.wait_for_phase("Succeeded", timeout=700)
     assert second.status.incidents == ()
     assert [generation.number for generation in second.status.generations] == [1]
 

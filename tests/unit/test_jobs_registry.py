@@ -161,16 +161,6 @@ async def test_a_list_that_fails_ends_no_job(world: World) -> None:
     assert "close one" not in world.said()
 
 
-async def test_each_job_is_looked_at_again_once_in_so_many_lists(world: World) -> None:
-    jobs = [a_job(f"job-{n}", f"job-{n}") for n in range(8)]
-
-    for _ in range(module.LISTS_PER_LOOK):
-        await world.listed(*jobs)
-    await asyncio.sleep(0)
-
-    assert sorted(line for line in world.log if line.startswith("poke")) == [f"poke job-{n}" for n in range(8)]
-
-
 async def test_pods_wake_the_job_that_they_belong_to(world: World) -> None:
     await world.listed(a_job("one"), a_job("two", "two"))
     world.log.clear()

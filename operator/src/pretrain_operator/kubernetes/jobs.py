@@ -13,10 +13,8 @@ from pretrain_operator.kubernetes.backoff import Backoff
 from pretrain_operator.kubernetes.names import index_by_job
 from pretrain_operator.kubernetes.served import Desk, ServedJob
 
-RESYNC_SECONDS = 60.0
-"""Between two lists of all jobs, which find what the watch missed."""
-LISTS_PER_LOOK = 4
-"""In the time of so many lists each service looks again once: all else that matters to it wakes it."""
+RESYNC_SECONDS = 300.0
+"""Between two lists of all jobs, which find what the watch missed; each service looks again once in this time."""
 
 log = structlog.get_logger()
 
@@ -46,13 +44,12 @@ class Jobs:
 
     async def run(self) -> None:
         """List all jobs again and again, for ever."""
-        backoff, lists = Backoff(self._random), 0
+        backoff = Backoff(self._random)
         while True:
             try:
                 await self._list()
                 backoff.succeeded()
-                self._poke_until_the_next_list(lists % LISTS_PER_LOOK)
-                lists += 1
+                self._poke_each_once_until_the_next_list()
                 pause = RESYNC_SECONDS
             except ApiError as error:
                 log.warning("jobs cannot be listed", reason=error.reason, error=str(error))
@@ -138,11 +135,10 @@ class Jobs:
         if not any((other.namespace, other.name) == (served.namespace, served.name) for other in self._served.values()):
             self._desk.metrics.forget(served.namespace, served.name)
 
-    def _poke_until_the_next_list(self, turn: int) -> None:
-        """Those whose turn it is; all of them in LISTS_PER_LOOK turns."""
+    def _poke_each_once_until_the_next_list(self) -> None:
         loop = asyncio.get_running_loop()
         for served in self._served.values():
-            if not served.at_rest and hash(served.uid) % LISTS_PER_LOOK == turn:
+            if not served.at_rest:
                 loop.call_later(self._random() * RESYNC_SECONDS, served.poke)
 
 
