@@ -203,26 +203,24 @@ hostname pod-{number}
 mount --bind {hosts} /etc/hosts
 mount --bind {resolver} /etc/resolv.conf
 mount --bind {folder} {PLACE}
-{_open_interpreter()}
+{_hide_all_but((Path(sys.base_prefix), ROOT))}
 mount -o remount,bind,ro {PLACE}
 mount -o remount,bind,ro /
-mount -t tmpfs -o mode=1777 tmpfs /tmp
 mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 cd /
 """
 
 
-def _open_interpreter() -> str:
-    """Lets the user in where the interpreter is, should that be in somebody's home."""
-    closed = next((part for part in Path(sys.base_prefix).parents if not part.stat().st_mode & 0o001), None)
-    if closed is None:
-        return ""
-    return f"""
-mount -t tmpfs tmpfs /media
-mkdir /media/python
-mount --bind {sys.base_prefix} /media/python
-mount -t tmpfs -o mode=755 tmpfs {closed}
-mkdir -p {sys.base_prefix}
-mount --move /media/python {sys.base_prefix}
-umount /media
-"""
+def _hide_all_but(needed: tuple[Path, ...]) -> str:
+    """An empty /tmp, and the user let in where the interpreter and the project are, should that be in somebody's home
+    or in /tmp."""
+    closed = {path: next((it for it in path.parents if not it.stat().st_mode & 0o001), None) for path in needed}
+    hidden = [path for path in needed if closed[path] or path.is_relative_to("/tmp")]
+    lines = ["mount -t tmpfs tmpfs /media"]
+    for number, path in enumerate(hidden):
+        lines += [f"mkdir /media/{number}", f"mount --bind {path} /media/{number}"]
+    lines += [f"mount -t tmpfs -o mode=755 tmpfs {it}" for it in sorted({it for it in closed.values() if it})]
+    lines += ["mount -t tmpfs -o mode=1777 tmpfs /tmp"]
+    for number, path in enumerate(hidden):
+        lines += [f"mkdir -p {path}", f"mount --move /media/{number} {path}", f"mount -o remount,bind,ro {path}"]
+    return "\n".join([*lines, "umount /media"])
