@@ -216,19 +216,23 @@ async def test_an_operator_that_was_stopped_for_a_minute_does_not_blame_the_only
     stage.channel.view = lambda: replace(
         view(), agents=tuple(replace(agent, last_heard=silent_since) for agent in view().agents)
     )
-    looks = 0
+    looks, four_looks, looked_at = 0, asyncio.Event(), asyncio.Event()
 
     async def stopped(timeout: float | None) -> None:
         nonlocal looks
         looks += 1
         stage.world.now += 60 if looks == 1 else 5
+        if looks == 4:
+            four_looks.set()
+            await looked_at.wait()
         await asyncio.sleep(0)
 
     monkeypatch.setattr("pretrain_operator.service.Wake.wait", lambda wake, timeout: stopped(timeout))
     serving = asyncio.create_task(stage.service.run())
-    await until(lambda: looks >= 4)
+    await four_looks.wait()
     assert stage.world.created == [(0, 0)]
 
+    looked_at.set()
     await until(lambda: (0, 1) in stage.world.created)
 
     assert stage.world.now - silent_since >= 60 + 30
