@@ -24,13 +24,13 @@ async def acquired(lease: Lease, seconds: float = 30) -> int:
 
 
 async def test_the_lease_says_who_holds_it_as_kubernetes_does(server: ApiServer, api: Api, namespace: str) -> None:
-    lease = Lease(api, namespace, "operator", "pod-a")
+    lease = Lease(api, namespace, "operator", "pod-a", duration=8)
 
     epoch = await acquired(lease)
 
     assert lease.held
     spec = (await api.get(LEASES, namespace, "operator"))["spec"]
-    assert (spec["holderIdentity"], spec["leaseDurationSeconds"], spec["leaseTransitions"]) == ("pod-a", 4, epoch - 1)
+    assert (spec["holderIdentity"], spec["leaseDurationSeconds"], spec["leaseTransitions"]) == ("pod-a", 8, epoch - 1)
     assert "pod-a" in server.kubectl("-n", namespace, "get", "lease", "operator")
 
 
