@@ -153,6 +153,9 @@ class Network:
     def close(self) -> None:
         """End all pods and the network."""
         self._dns.close()
+        for pod in self.pods:  # Process 1 outlives unshare: who changes his user is no longer killed with his parent.
+            with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+                pod.first.kill()
         for process in [*(pod.process for pod in self.pods), *reversed(self._keepers)]:
             process.kill()  # The kernel kills what is below process 1.
             process.wait()
