@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from pretrain_api.dataset import Dataset
 from pretrain_api.lineage import JobIdentity
@@ -23,8 +24,9 @@ def job_identity(
         {"name": source.name, "weight": source.weight, "shards": [shard.sha256 for shard in dataset.shards]}
         for source, dataset in zip(training.data.sources, datasets, strict=True)
     ]
-    model = resolved.model_dump(mode="json") | {"vocabulary": resolved.embedding_rows(datasets[0].vocabulary)}
+    model = model_fields(resolved, resolved.embedding_rows(datasets[0].vocabulary))
     return JobIdentity(
+        model=model,
         model_digest=_digest(model),
         data_digest=_digest(sources),
         tokenizer_digest=tokenizer_digest,
@@ -32,6 +34,16 @@ def job_identity(
         batch_sequences=training.batch.sequences,
         context=resolved.context,
     )
+
+
+def model_fields(resolved: ResolvedModel, rows: int) -> dict[str, Any]:
+    """A model as it is kept with its checkpoints, under the names that users write; `rows` of the embedding."""
+    return resolved.model_dump(mode="json") | {"vocabulary": rows}
+
+
+def model_digest(resolved: ResolvedModel, rows: int) -> str:
+    """What `JobIdentity.model_digest` is of such a model."""
+    return _digest(model_fields(resolved, rows))
 
 
 def differences(found: JobIdentity, wanted: JobIdentity) -> tuple[str, ...]:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from pydantic import Field
 
@@ -36,6 +37,10 @@ class JobIdentity(Frozen):
     seed: int
     batch_sequences: int
     context: int
+    model: dict[str, Any] = Field(
+        default_factory=dict[str, Any],
+        description="What `model_digest` is of, for whoever exports the model or starts another run from it",
+    )
 
 
 class LineageRecord(Frozen):

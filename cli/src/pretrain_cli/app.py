@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from pretrain_api.export import ExportDtype
+from pretrain_cli.export import Wanted
+from pretrain_cli.export import export as export_checkpoint
 from pretrain_cli.prepare import Order
 from pretrain_cli.run import run as run_job
 from pretrain_cli.validate import validate as validate_job
@@ -53,3 +56,19 @@ def run(job: JobFile, workers: Workers = None, out: Out = None, sets: Sets = Non
 def validate(job: JobFile, sets: Sets = None) -> None:
     """Print every mistake of a job file with its path and what is allowed."""
     raise typer.Exit(validate_job(job, tuple(sets or ())))
+
+
+ExportFrom = Annotated[Path, typer.Argument(metavar="RUN_DIR|JOB.yaml", help="Folder of a run, or its job file.")]
+ExportTo = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; empty or not there yet.")]
+Step = Annotated[int | None, typer.Option("--step", min=0, metavar="N", help="That checkpoint; absent: the newest.")]
+Dtype = Annotated[ExportDtype, typer.Option("--dtype", help="Of the weights.")]
+
+
+@main.command()
+def export(run: ExportFrom, out: ExportTo, step: Step = None, dtype: Dtype = "float32") -> None:
+    """Write a checkpoint in Hugging Face format, for AutoModelForCausalLM and AutoTokenizer.
+
+    Every byte is verified first; a damaged newest checkpoint gives way to the one before. Checkpoints in S3 take
+    credentials from the environment. Exit codes: 0 done, 1 failed, 2 bad input.
+    """
+    raise typer.Exit(export_checkpoint(Wanted(run, out, step, dtype)))

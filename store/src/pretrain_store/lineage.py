@@ -82,6 +82,12 @@ def line(listing: Listing) -> tuple[str, ...]:
     return _chain(listing, listing.highest).line
 
 
+def intact(listing: Listing) -> tuple[str, ...]:
+    """The line without what was found corrupt, newest first."""
+    refused = _rejected(listing)
+    return tuple(key for key in line(listing) if key not in refused)
+
+
 def choose_parent(listing: Listing, rejected: Collection[str]) -> Choice:
     """The newest checkpoint of the line that nobody rejected; if it has none, the newest of any lower generation.
 

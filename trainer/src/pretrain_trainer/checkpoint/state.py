@@ -22,12 +22,17 @@ _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 def tensors_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """All tensors of model and optimizer by name; they share memory with the live ones. A tied tensor appears once."""
-    tensors = {f"model.{name}": tensor.detach() for name, tensor in _of_model(model)}
+    tensors = tensors_of_model(model)
     for name, parameter in _parameters(model):
         for entry, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{name}.{entry}"] = value
     return tensors
+
+
+def tensors_of_model(model: nn.Module) -> dict[str, Tensor]:
+    """Those of the model alone."""
+    return {f"model.{name}": tensor.detach() for name, tensor in _of_model(model)}
 
 
 def optimizer_entries(names: Mapping[str, object], model: nn.Module) -> dict[str, tuple[str, ...]]:
