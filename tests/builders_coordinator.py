@@ -46,6 +46,9 @@ class SimAgent:
     formed_number: int = 0
     epoch: int = 0
     step: int = 0
+    stepped_at: float | None = None
+    tells_of_steps: bool = True
+    """Its hellos say when the last step was."""
     started: bool = False
     failed: bool = False
     frozen_ranks: bool = False
@@ -67,7 +70,8 @@ class SimAgent:
     def awake(self) -> bool:
         return self.alive and not self.stopped
 
-    def hello(self, **changes: object) -> Hello:
+    def hello(self, now: float, **changes: object) -> Hello:
+        stepped_at = self.stepped_at if self.tells_of_steps else None
         hello = Hello(
             job_uid=JOB,
             slot=self.slot,
@@ -80,6 +84,8 @@ class SimAgent:
             highest_number=self.highest,
             highest_epoch=self.epoch,
             step=self.step,
+            stepped_seconds=None if stepped_at is None else now - stepped_at,
+            step_seconds=0.0 if stepped_at is None else SLICE,
             leaving=self.leaving,
         )
         return hello.model_copy(update=changes)
@@ -240,7 +246,7 @@ class World:
         agent.incoming.clear()
         self._connections[connection] = agent
         agent.beat_at = self.now
-        self.carry_out(self.coordinator.connected(connection, agent.hello(**changes), self.now))
+        self.carry_out(self.coordinator.connected(connection, agent.hello(self.now, **changes), self.now))
 
     def cut(self, agent: SimAgent) -> None:
         """Break the connection; what is under way is lost."""
@@ -351,7 +357,7 @@ class World:
         first = ranks[0]
         if not all(agent.started for agent in ranks):
             for rank, agent in enumerate(ranks):
-                agent.started, agent.step = True, self.saved_step
+                agent.started, agent.step, agent.stepped_at = True, self.saved_step, None
                 agent.say(reports.Started(rank=rank, local_rank=0, pid=100 + rank), self.now)
             first.say(reports.Restored(step=self.saved_step), self.now)
             return
@@ -365,6 +371,7 @@ class World:
             return
         for agent in ranks:
             agent.step += 1
+            agent.stepped_at = self.now
         first.say(a_step(first.step), self.now)
         command = next((agent.command for agent in ranks if agent.command is not None), None)
         if command is not None:

@@ -118,6 +118,10 @@ class Cluster:
 
         return wait_until(only_one, "one replica of the operator is the active one")
 
+    def active_operator_node(self) -> str:
+        """Where that pod is."""
+        return self.get("pod", self.active_operator(), "-n", SYSTEM)["spec"]["nodeName"]
+
     def kill_active_operator(self) -> str:
         """Delete the active replica's pod at once; returns its name."""
         name = self.active_operator()

@@ -47,7 +47,9 @@ class Clock:
 class World:
     """The API server, the candidates and the order of events."""
 
-    def __init__(self, fates: Iterable[Fate] = ()) -> None:
+    def __init__(self, fates: Iterable[Fate] = (), answers: Iterable[bool] | None = None) -> None:
+        """`answers`: whether a holder's machine takes connections, each time that somebody tries; None: they all do."""
+        self.answers = itertools.repeat(True) if answers is None else iter(answers)
         self.time = 0.0
         self.lease: Object | None = None
         self.candidates: list[Candidate] = []
@@ -154,8 +156,15 @@ class Candidate:
     def _start(self) -> None:
         self.loop = _Loop(lambda: self._clock.offset + self._world.time * self._clock.rate)
         where = ("system", "operator", self.name, self.loop.time)
-        self.lease = Lease(cast(Api, _Api(self._world)), *where, now=self._now, duration=4)
+        self.lease = Lease(
+            cast(Api, _Api(self._world)), *where, now=self._now, duration=4, address=self.name, answers=self._answers
+        )
         self._life = self._do(self._live())
+
+    async def _answers(self, _address: str) -> bool:
+        if next(self._world.answers, False):
+            return True
+        return await asyncio.get_running_loop().create_future()  # not even a refusal comes
 
     def _now(self) -> datetime:
         return NOON + timedelta(seconds=self._world.time) + self._clock.wall

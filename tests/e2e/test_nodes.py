@@ -49,7 +49,7 @@ def test_the_node_of_rank_zero_is_killed(place: Place, undisturbed: Losses) -> N
 
 def test_a_node_stops_without_a_word(place: Place, undisturbed: Losses) -> None:
     job = a_job_on_three_nodes(place)
-    node = job.worker(1).node
+    node = next(worker.node for worker in job.status.workers if worker.node != place.cluster.active_operator_node())
 
     with ExitStack() as mended:
         with job.fault("node paused"):
@@ -59,9 +59,25 @@ def test_a_node_stops_without_a_word(place: Place, undisturbed: Losses) -> None:
     ends_like(job, undisturbed)
 
 
+def test_a_node_stops_without_a_word_and_with_it_the_active_operator(place: Place, undisturbed: Losses) -> None:
+    job = a_job_on_three_nodes(place)
+    node = place.cluster.active_operator_node()
+
+    with ExitStack() as mended:
+        with job.fault("node of the active operator paused") as fault:
+            mended.enter_context(place.cluster.node_paused(node))
+        nothing_is_stuck(job, node)
+
+    [incident] = fault.incidents
+    assert incident.node == node
+    assert incident.detected_seconds is not None
+    assert incident.detected_seconds > 2  # from the fault on, not from when the other replica took over
+    ends_like(job, undisturbed)
+
+
 def test_a_node_is_cut_off_and_comes_back(place: Place, undisturbed: Losses) -> None:
     job = a_job_on_three_nodes(place)
-    node = job.worker(2).node
+    node = [worker.node for worker in job.status.workers if worker.node != place.cluster.active_operator_node()][-1]
 
     with ExitStack() as mended:
         with job.fault("network of a node cut"):

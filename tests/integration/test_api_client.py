@@ -331,26 +331,6 @@ async def test_calls_wait_for_their_turn_but_the_lease_does_not(proxy: ApiProxy,
         assert (await refusal_of(queued)).status == 404
 
 
-async def test_nothing_but_the_lease_is_written_by_who_may_not_act(api: Api, namespace: str) -> None:
-    made = await api.create(CONFIG_MAPS, namespace, a_map("a"))
-    may_act = False
-    api.write_only_while(lambda: may_act)
-
-    for write in (
-        api.create(CONFIG_MAPS, namespace, a_map("b")),
-        api.apply(CONFIG_MAPS, namespace, "b", a_map("b")),
-        api.merge_patch(CONFIG_MAPS, namespace, "a", {"data": None}),
-        api.replace(CONFIG_MAPS, namespace, "a", made),
-        api.delete(CONFIG_MAPS, namespace, "a", uid=made["metadata"]["uid"]),
-    ):
-        assert (await refusal_of(write)).reason == "NotActive"
-    await api.create(LEASES, namespace, {"metadata": {"name": "lease"}})
-    assert (await api.list(CONFIG_MAPS, namespace))[0] == [made]
-
-    may_act = True
-    await api.create(CONFIG_MAPS, namespace, a_map("b"))
-
-
 # ---- watches
 
 

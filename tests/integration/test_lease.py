@@ -11,7 +11,7 @@ from builders_apiproxy import Answer, ApiProxy, Call, Cut, Hang
 from builders_apiserver import ApiServer, connected
 
 from pretrain_operator.kubernetes.api import CONFIG_MAPS, LEASES, Api, ApiError
-from pretrain_operator.kubernetes.lease import Lease, LeaseLost
+from pretrain_operator.kubernetes.lease import DURATION_SECONDS, UNANSWERED, Lease, LeaseLost
 
 
 def a_write(call: Call) -> bool:
@@ -66,6 +66,40 @@ async def test_who_is_cut_off_stops_before_another_takes_over(
     assert not waiting.done()
     await waiting
     assert second.held
+
+
+async def test_whose_machine_is_gone_is_followed_before_the_lease_runs_out(api: Api, namespace: str) -> None:
+    gone = "127.0.0.1:1"
+    first, second = Lease(api, namespace, "operator", "a", address=gone), Lease(api, namespace, "operator", "b")
+    epoch = await acquired(first)
+    acquired_at = asyncio.get_running_loop().time()
+
+    assert await acquired(second) == epoch + 1
+
+    assert not first.held
+    assert asyncio.get_running_loop().time() - acquired_at >= UNANSWERED * DURATION_SECONDS
+    with pytest.raises(LeaseLost, match="held by b"):
+        await first.hold()
+    assert not await first.surely_held()
+
+
+async def test_who_cannot_renew_waits_with_what_it_writes(proxied: Api, proxy: ApiProxy, namespace: str) -> None:
+    lease = Lease(proxied, namespace, "operator", "a")
+    await acquired(lease)
+    proxy.plan(Cut(), lambda call: True, times=1000)
+    holding = asyncio.create_task(lease.hold())
+    async with asyncio.timeout(30):
+        while lease.held:
+            await asyncio.sleep(0.05)
+    sure = asyncio.create_task(lease.surely_held())
+    await asyncio.wait((sure,), timeout=0.5)
+    assert not sure.done()
+    assert not holding.done()
+
+    proxy.heal()
+
+    assert await asyncio.wait_for(sure, 30)
+    holding.cancel()
 
 
 @pytest.mark.parametrize("fault", [Cut("answer lost"), Answer(429, retry_after=1)], ids=str)

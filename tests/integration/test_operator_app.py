@@ -52,10 +52,13 @@ async def test_a_job_trains_to_the_end_and_no_worker_runs_on(town: Town) -> None
 
     async with running_operator(town.options):
         status = await town.reaches("Succeeded")
-        await until(lambda: not town.kubelet.agents or all(a.exited.is_set() for a in town.kubelet.agents.values()))
+
+        async def all_succeeded() -> bool:
+            return [pod["status"]["phase"] for pod in await town.pods()] == ["Succeeded"] * 3
+
+        assert await until(all_succeeded)
 
     assert status.step == 10
-    assert [pod["status"]["phase"] for pod in await town.pods()] == ["Succeeded"] * 3
 
 
 async def test_a_deleted_pod_is_replaced_and_training_goes_on_from_the_checkpoint(town: Town) -> None:
@@ -378,7 +381,11 @@ async def test_nothing_is_written_by_a_replica_that_may_no_longer_act(
     api: Api, namespace: str, apiserver: Path
 ) -> None:
     transport, allowed = await Transport.connect(apiserver), [True]
-    fenced = Api(FencedTransport(transport, lambda: allowed[0]), lambda verb, code: None, 4)
+
+    async def may_write() -> bool:
+        return allowed[0]
+
+    fenced = Api(FencedTransport(transport, may_write), lambda verb, code: None, 4)
     body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "one"}}
     await fenced.create(CONFIG_MAPS, namespace, body)
 

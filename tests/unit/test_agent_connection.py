@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -309,6 +310,26 @@ async def test_a_coordinator_that_accepts_and_says_nothing_is_given_up(monkeypat
     await coordinator.stop()
 
     assert lines[0]["error"] == "TimeoutError"
+
+
+async def test_a_try_that_nobody_answers_is_joined_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain_agent.connection.TRY_SECONDS", 0.05)
+    coordinator = ScriptedCoordinator(host="localhost")
+    with socket.socket() as full, socket.socket() as guest:  # as a Service that leads to a machine that is gone
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        guest.connect(full.getsockname())
+        coordinator.port = full.getsockname()[1]
+        running = asyncio.create_task(Bench(coordinator).connection.run())
+
+        await until(lambda: unanswered(coordinator.port) >= 3)
+    running.cancel()
+
+
+def unanswered(port: int) -> int:
+    """How many tries to connect to the port wait for an answer."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(remote.endswith(f":{port:04X}") and state == "02" for _, _, remote, state, *_ in lines)
 
 
 @pytest.fixture(autouse=True)

@@ -74,6 +74,7 @@ class Bench:
     """A worker between fakes."""
 
     def __init__(self, folder: Path) -> None:
+        self.now = 12.0
         self.outbox, self.mailbox, self.stores = Outbox(), Mailbox(), FakeStores()
         self.launcher, self.line = FakeLauncher(), FakeLine()
         self.worker = Worker(
@@ -85,7 +86,7 @@ class Bench:
             mailbox=self.mailbox,
             stores=self.stores,
             metrics=WorkerMetrics(),
-            clock=lambda: 12.0,
+            clock=lambda: self.now,
         )
         self.worker.attach(self.launcher, self.line)
 
@@ -135,6 +136,26 @@ async def test_a_generation_with_this_agent_is_handed_to_torchrun(bench: Bench) 
     hello = bench.worker.hello()
     assert (hello.generation, hello.highest_number, hello.highest_epoch) == (a_generation(3, (ME, PEER)), 3, 4)
     await until(lambda: bench.stores.dropped_below == 3)
+
+
+async def test_a_hello_tells_when_the_last_step_was_and_how_long_it_took(bench: Bench) -> None:
+    await bench.form(3)
+    rank = await bench.rank()
+    assert bench.worker.hello().stepped_seconds is None
+    for step in (5, 7):
+        bench.now += 4.0
+        rank.say(Progress(step=step))
+        await until(lambda step=step: bench.worker.heartbeat().step == step)
+    bench.now += 9.0
+    rank.say(Progress(step=7))  # said again
+    rank.say(a_step(7))
+    await until(lambda: bench.bodies(StepDone) != [])
+
+    hello = bench.worker.hello()
+
+    assert (hello.stepped_seconds, hello.step_seconds) == (9.0, 2.0)
+    await bench.form(4)
+    assert bench.worker.hello().stepped_seconds is None
 
 
 async def test_a_generation_told_twice_starts_once(bench: Bench) -> None:

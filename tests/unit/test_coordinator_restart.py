@@ -30,6 +30,8 @@ def test_a_restarted_coordinator_takes_over_what_runs_and_nobody_is_disturbed() 
 
 def test_a_member_that_does_not_come_back_to_a_restarted_coordinator_is_lost_when_steps_stand_still() -> None:
     world, agents = a_running_world()
+    for agent in agents:
+        agent.tells_of_steps = False
     world.crash()
     agents[2].stopped = True
     world.boot()
@@ -42,6 +44,43 @@ def test_a_member_that_does_not_come_back_to_a_restarted_coordinator_is_lost_whe
 
     assert world.causes() == ["WorkerLost"]
     assert world.members() == [0, 1]
+
+
+def test_a_member_lost_before_its_coordinator_came_is_lost_since_the_last_step() -> None:
+    world, agents = a_running_world()
+    world.crash()
+    agents[2].stopped = True
+    stopped_at = world.now
+    world.run(6)
+    world.epoch += 1
+    world.boot()
+    for agent in agents[:2]:
+        world.connect(agent)
+    world.run(1.4)
+    assert world.ended() == []
+
+    world.run(0.3)
+
+    [ended] = world.ended()
+    assert (ended.cause, ended.slot) == ("WorkerLost", 2)
+    assert stopped_at - 0.1 <= ended.fault_time <= stopped_at + 0.1
+    world.run(1)
+    assert world.members() == [0, 1]
+
+
+def test_members_that_stand_still_are_all_waited_for_by_a_restarted_coordinator() -> None:
+    world, agents = a_running_world()
+    world.crash()
+    agents[2].frozen_ranks = True
+    world.run(6)
+    world.epoch += 1
+    world.boot()
+    for agent in agents:
+        world.connect(agent)
+        world.run(0.6)
+    world.run(5)
+
+    assert world.ended() == []
 
 
 def test_a_restarted_coordinator_lets_members_come_before_it_forms_with_spares() -> None:

@@ -51,6 +51,57 @@ def test_who_crashes_is_followed_within_five_seconds(world: World) -> None:
         world.candidates[before == "b"].restart()
 
 
+def test_who_crashes_with_its_machine_is_followed_within_half_the_duration() -> None:
+    world = World(answers=())
+    world.candidate("a")
+    world.run(until=1)
+    world.candidate("b")
+    world.run(until=10.3)
+    world.candidates[0].crash()
+
+    world.run(until=12.4)
+
+    assert holder_of(world) == "b"
+    world.close()
+
+
+def test_nobody_takes_over_from_one_that_renews_though_its_machine_takes_no_connections() -> None:
+    world = World(answers=())
+    world.candidate("a")
+    world.run(until=1)
+    world.candidate("b")
+
+    world.run(until=600)
+
+    assert [name for _, name, _ in world.epochs] == ["a"]
+    world.close()
+
+
+def test_a_process_that_starts_where_the_holder_was_knows_that_it_is_gone(world: World) -> None:
+    holder = world.candidate("a")
+    world.run(until=10.3)
+    holder.restart()
+
+    world.run(until=12.4)
+
+    assert [name for _, name, _ in world.epochs] == ["a", "a"]
+
+
+def test_a_holder_that_cannot_renew_for_a_while_only_waits_with_its_writes() -> None:
+    world = World([Fate(), Fate(), *[Fate(lost="call", heard=False)] * 2])
+    holder = world.candidate("a")
+    held = []
+    for quarter in range(1, 24):
+        world.run(until=quarter / 4)
+        held.append(holder.lease.held)
+
+    assert False in held
+    assert held[-1]
+    assert not world.lost
+    assert len(world.epochs) == 1
+    world.close()
+
+
 def test_who_lets_go_is_followed_at_once(world: World) -> None:
     first = world.candidate("a")
     world.run(until=1)
@@ -233,11 +284,15 @@ TROUBLE = st.tuples(
     st.lists(st.one_of(GOOD_FATES, GOOD_FATES, FATES), max_size=150),
     st.tuples(CLOCKS, CLOCKS, CLOCKS),
     st.lists(TROUBLE, max_size=25),
+    st.lists(st.booleans(), max_size=100),
 )
 def test_two_never_hold_together_epochs_rise_and_in_the_end_one_holds(
-    fates: list[Fate], clocks: tuple[Clock, ...], troubles: list[tuple[float, int, str, float]]
+    fates: list[Fate],
+    clocks: tuple[Clock, ...],
+    troubles: list[tuple[float, int, str, float]],
+    answers: list[bool],
 ) -> None:
-    world = World(fates)
+    world = World(fates, answers)
     for name, clock in zip("abb", clocks, strict=True):  # two have one identity
         world.candidate(name, clock)
     for wait, who, what, seconds in troubles:

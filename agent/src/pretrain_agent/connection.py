@@ -14,6 +14,7 @@ import aiohttp
 import structlog
 from pydantic import ValidationError
 
+from pretrain_agent.network import ServiceResolver
 from pretrain_agent.outbox import Outbox
 from pretrain_api.protocol import (
     COORDINATOR_MESSAGE,
@@ -28,8 +29,13 @@ from pretrain_api.protocol import (
 
 FIRST_WAIT = 0.05
 LONGEST_WAIT = 1.0
+"""Between two connections: what a coordinator counts on that has just taken over."""
 CONNECT_SECONDS = 5.0
 """For the whole of it, from the look-up of the name to the coordinator's consent."""
+TRY_SECONDS = 1.0
+"""A try that nobody answers is joined by another one after so long, up to `TRIES`. A Service may lead to a machine that
+is gone until somewhat later it leads to another one; a try stays with the machine that it was sent to."""
+TRIES = 4
 PING_SECONDS = 10.0
 """A coordinator that answers no ping for half of this is as good as gone: connect anew."""
 UNHEARD_SECONDS = 3.0
@@ -100,7 +106,11 @@ class Connection:
         """Stay connected for ever."""
         wait = FIRST_WAIT
         told: set[str] = set()
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout()) as session:
+        resolver = ServiceResolver(aiohttp.DefaultResolver(), TRIES)
+        connector = aiohttp.TCPConnector(
+            resolver=resolver, use_dns_cache=False, happy_eyeballs_delay=TRY_SECONDS, interleave=TRIES
+        )
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(), connector=connector) as session:
             while True:
                 try:
                     async with await self._connect(session) as connected:
@@ -113,7 +123,7 @@ class Connection:
                     told.clear()
                 self.joined.clear()
                 self._messages.clear()
-                await asyncio.sleep(wait * (0.5 + self._random()))
+                await asyncio.sleep(wait * (0.5 + self._random() / 2))
                 wait = min(2 * wait, LONGEST_WAIT)
 
     async def _connect(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:

@@ -1,11 +1,17 @@
-"""The addresses at which ranks reach each other: on the network where their workers do."""
+"""Addresses: at which ranks reach each other, on the network where their workers do; and where the coordinator is."""
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import ipaddress
 import socket
 import struct
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+RESOLVE_SECONDS = 1.0
+"""A name server may be on the machine that is gone as well."""
 
 _SIOCGIFADDR = 0x8915
 """Linux: the IPv4 address of an interface."""
@@ -26,6 +32,32 @@ def interface_of(host: str) -> str | None:
     except ValueError:
         return None
     return next((name for _, name in socket.if_nameindex() if _address(name) == wanted), None)
+
+
+class ServiceResolver(AbstractResolver):
+    """Each address of a name `tries` times over, for as many tries to connect to it; the last ones that were known when
+    the name cannot be looked up in RESOLVE_SECONDS."""
+
+    def __init__(self, resolver: AbstractResolver, tries: int) -> None:
+        self._resolver = resolver
+        self._tries = tries
+        self._known: dict[tuple[str, int], list[ResolveResult]] = {}
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """As AbstractResolver's. Raises OSError, TimeoutError included, for a name that was never known."""
+        try:
+            async with asyncio.timeout(RESOLVE_SECONDS if (host, port) in self._known else None):
+                self._known[host, port] = await self._resolver.resolve(host, port, family)
+        except OSError:
+            if (host, port) not in self._known:
+                raise
+        return self._known[host, port] * self._tries
+
+    async def close(self) -> None:
+        """Release the other resolver."""
+        await self._resolver.close()
 
 
 def _address(interface: str) -> bytes | None:

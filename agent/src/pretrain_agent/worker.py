@@ -149,6 +149,9 @@ class Worker:
         self._highest_number = 0
         self._formed_number = 0
         self._step = 0
+        self._stepped_at: float | None = None
+        """When a rank last said that it got a step further, in the generation that runs."""
+        self._step_seconds = 0.0
         self._leaving = False
         self._finished = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,6 +179,8 @@ class Worker:
             highest_number=self._highest_number,
             highest_epoch=self._line.highest_epoch,
             step=self._step,
+            stepped_seconds=None if self._stepped_at is None else max(0.0, self._clock() - self._stepped_at),
+            step_seconds=self._step_seconds,
             leaving=self._leaving,
         )
 
@@ -228,7 +233,7 @@ class Worker:
             generation, lambda sender, body: self._take_report(number, sender, body), self._metrics.dropped.inc
         )
         await server.open(path)
-        self._finished = False
+        self._finished, self._stepped_at = False, None
         self._run = Run(Assignment(generation, member, path), server)
         self._metrics.generation.set(number)
         self._metrics.restarts.labels(generation.reason).inc()
@@ -263,13 +268,13 @@ class Worker:
         self._metrics.heard(sender.local_rank, body)
         match body:
             case Progress():
-                self._step = body.step
+                self._stepped(body.step)
                 return
             case Started():
                 self._report_started(run, body)
                 return
             case StepDone():
-                self._step = body.step
+                self._stepped(body.step)
             case Failed() | CheckpointRejected() | NumberTaken():
                 run.explained.add(sender.rank)
             case Held():
@@ -279,6 +284,14 @@ class Worker:
             case _:
                 pass
         self._report(run.number, body)
+
+    def _stepped(self, step: int) -> None:
+        now = self._clock()
+        if self._stepped_at is not None and step > self._step:
+            self._step_seconds = max(0.0, now - self._stepped_at) / (step - self._step)
+        if self._stepped_at is None or step > self._step:
+            self._stepped_at = now
+        self._step = step
 
     def _report_started(self, run: Run, started: Started) -> None:
         """Once for each rank: torchrun tells of all, and those that know the agent's socket tell themselves."""

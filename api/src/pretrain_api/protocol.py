@@ -71,6 +71,12 @@ class Hello(Wire):
     highest_number: int = Field(default=0, description="The highest generation number this agent ever saw")
     highest_epoch: int = 0
     step: int = Field(default=0, description="Steps completed, as far as this agent's ranks said")
+    stepped_seconds: float | None = Field(
+        default=None, description="Since its ranks said that they got a step further; None: not yet in this generation"
+    )
+    step_seconds: float = Field(
+        default=0.0, description="What the last step took, as it looked from here; 0: not known"
+    )
     leaving: bool = Field(default=False, description="SIGTERM was received: it will go at the next step boundary")
 
 

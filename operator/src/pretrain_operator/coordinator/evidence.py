@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretrain_api.protocol import Member
+from pretrain_api.protocol import Hello, Member
 from pretrain_operator.coordinator.liveness import Scene, Witness
 from pretrain_operator.coordinator.members import Agent, Roster
 from pretrain_operator.coordinator.progress import Pace, Running
@@ -23,11 +23,20 @@ class Attention:
         """Somebody speaks. If nobody did for a while, the others may be on their way back as well."""
         last = self._last_heard()
         if self._roster.joined and (last is None or now - last > self._settings.silence_after):
-            self.wait_for_others(now)
+            self._wait_for_others(now, self._settings.reconnect_grace)
 
-    def wait_for_others(self, now: float) -> None:
+    def meet(self, hello: Hello, now: float) -> None:
+        """The first agent tells of a generation that this coordinator did not form. Who is missing from one that stands
+        still is most likely the reason for it."""
+        settings = self._settings
+        self.pace.know_step(hello.step_seconds)
+        still = max(settings.standstill_after, 3 * hello.step_seconds)
+        stands = bool(hello.step_seconds) and hello.stepped_seconds is not None and hello.stepped_seconds >= still
+        self._wait_for_others(now, settings.reconnect_grace_still if stands else settings.reconnect_grace)
+
+    def _wait_for_others(self, now: float, seconds: float) -> None:
         """Nobody is called lost for a while: agents come back one by one, with back-off."""
-        self._quiet_until = max(self._quiet_until, now + self._settings.reconnect_grace)
+        self._quiet_until = max(self._quiet_until, now + seconds)
 
     def learn_gap(self, agent: Agent, now: float) -> None:
         """An agent speaks after a gap. Long ones were no rhythm but an accident."""

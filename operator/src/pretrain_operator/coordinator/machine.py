@@ -317,7 +317,7 @@ class Coordinator:
         self._running = Running(claim, since=now, adopted=True, step=step, stepped=step > 0)
         self._running.reconnected(agent, now)
         self._memory.adopt(claim, step)
-        self._attention.wait_for_others(now)
+        self._attention.meet(agent.hello, now)
 
     def _report(self, agent: Agent, report: protocol.Report, now: float) -> None:
         if report.seq <= agent.acked_seq:

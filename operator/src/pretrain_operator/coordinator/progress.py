@@ -35,6 +35,11 @@ class Pace:
         """A step took so long."""
         self._steps.append(seconds)
 
+    def know_step(self, seconds: float) -> None:
+        """What somebody else says of the time of a step: better than nothing."""
+        if not self._steps and seconds > 0:
+            self.learn_step(seconds)
+
     def learn_gap(self, seconds: float, at_most: float) -> None:
         """An agent was silent for so long and then spoke. Longer than `at_most` was no rhythm but an accident."""
         if seconds <= at_most:
@@ -76,6 +81,8 @@ class Running:
 
     def __post_init__(self) -> None:
         self.advanced_at = self.active_at = self.since
+        if self.adopted:
+            self.advanced_at = float("-inf")
 
     @property
     def number(self) -> int:
@@ -97,7 +104,9 @@ class Running:
             self._advance(agent, heartbeat.step, now)
 
     def reconnected(self, agent: Agent, now: float) -> None:
-        """A hello that claims this generation is as good as a heartbeat."""
+        """A hello that claims this generation is as good as a heartbeat, and tells of the time before."""
+        ago = agent.hello.stepped_seconds
+        self.advanced_at = max(self.advanced_at, self.since if ago is None else now - ago)
         self.beat(agent, Heartbeat(generation=self.number, step=agent.hello.step), now)
 
     def take(self, agent: Agent, body: reports.ReportBody, now: float) -> None:

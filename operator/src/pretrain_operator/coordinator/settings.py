@@ -36,6 +36,9 @@ class Settings:
     """A collective error waits so long for the report or the broken connection that explains it."""
     reconnect_grace: float = 2.5
     """After nobody was heard, agents come back one by one, with back-off: nobody is called lost for so long."""
+    reconnect_grace_still: float = 1.5
+    """The same after somebody else coordinated, where steps stand still since before: agents try at least every second,
+    and no longer are those who live waited for than it takes to come back."""
 
     hang_at_least: float = 60.0
     """Without a step for so long, or 20 steps if that is longer, all ranks hang."""

@@ -85,7 +85,6 @@ class Lane:
 
     def __init__(self, width: int) -> None:
         self.slots = asyncio.Semaphore(width)
-        self.may_write: Callable[[], bool] = lambda: True
 
 
 def _uncounted(verb: str, code: str) -> None:
@@ -114,11 +113,6 @@ class Api:
         """To the cluster that the kubeconfig names; without one: the cluster around this pod, else KUBECONFIG's.
         `on_call` hears of each request: its verb and the answer's HTTP status (`0`: none)."""
         return cls(await Transport.connect(kubeconfig), on_call, concurrency)
-
-    def write_only_while(self, allowed: Callable[[], bool]) -> None:
-        """From now on refuse to write anything but Leases while `allowed()` is false: a process that was stopped and
-        goes on must not first send what it decided before."""
-        self._work.may_write = allowed
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
         """One object."""
@@ -246,8 +240,6 @@ class Api:
         async with lane.slots:
             tries = 0
             while True:
-                if method != "GET" and not lane.may_write():
-                    raise ApiError(0, "NotActive", "this replica may no longer act: it does not hold the Lease")
                 try:
                     return await self._call_once(verb, method, path, body, kind)
                 except ApiError as error:

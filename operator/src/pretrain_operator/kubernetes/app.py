@@ -47,7 +47,10 @@ class Operator:
         nodes = Informer(api, NODES, None) if options.namespace is None else None
         self._stage = Stage(options, options.pod_settings(), pods, nodes, metrics, steady_clock())
         identity = f"{options.pod_name or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-        self._lease = Lease(api, options.pod_namespace, options.lease_name, identity, duration=options.lease_seconds)
+        self._lease = Lease(
+            api, options.pod_namespace, options.lease_name, identity,
+            duration=options.lease_seconds, address=options.address,
+        )  # fmt: skip
         self._heartbeat = Heartbeat(time.monotonic)
         self._acting: Active | None = None
         self.active = asyncio.Event()
@@ -81,7 +84,7 @@ class Operator:
             await informer.synced()
         epoch = await self._lease.acquire()
         log.info("this replica is the active one", epoch=epoch)
-        api = Api(FencedTransport(self._transport, lambda: self._lease.held), self.metrics.api_call, CONCURRENCY)
+        api = Api(FencedTransport(self._transport, self._lease.surely_held), self.metrics.api_call, CONCURRENCY)
         self._acting = acting = Active(self._stage, api, epoch)
         try:
             async with asyncio.TaskGroup() as group:

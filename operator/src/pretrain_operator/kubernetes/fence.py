@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -11,9 +11,10 @@ from pretrain_operator.kubernetes.transport import Transport
 
 
 class FencedTransport(Transport):
-    """Refuses to send anything but reads unless `may_write`. Shares the connections of another transport."""
+    """Refuses to send anything but reads unless `may_write`, which may take a while to say. Shares the connections of
+    another transport."""
 
-    def __init__(self, open_: Transport, may_write: Callable[[], bool]) -> None:
+    def __init__(self, open_: Transport, may_write: Callable[[], Awaitable[bool]]) -> None:
         self._open = open_
         self._may_write = may_write
 
@@ -21,7 +22,7 @@ class FencedTransport(Transport):
         self, method: str, path: str, headers: dict[str, str], body: Any, *, total: float | None, silence: float
     ) -> aiohttp.ClientResponse:
         """As Transport's. Raises OSError where writing is no longer allowed."""
-        if method != "GET" and not self._may_write():
+        if method != "GET" and not await self._may_write():
             raise OSError("this replica is no longer the active one")
         return await self._open.request(method, path, headers, body, total=total, silence=silence)
 

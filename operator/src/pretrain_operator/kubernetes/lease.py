@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,15 +15,23 @@ from pretrain_operator.kubernetes.api import LEASES, Api, ApiError, Object
 
 DURATION_SECONDS = 8
 """Others leave a holder alone for so long after they saw it renew. All else is a part of this."""
+UNANSWERED = 3 / 8
+"""So long only if nothing takes a connection where the holder is: its machine is gone, or cut off."""
+FRESH = 1 / 4
+"""A holder writes so long after it sent its last renewal that succeeded: before anybody may take over."""
 DEADLINE = 3 / 4
-"""A holder stops acting so long after it sent its last renewal that succeeded: before others may take over."""
-RENEWAL = 1 / 4
+"""It ends so long after it: until then the next renewal may still succeed."""
+RENEWAL = 1 / 8
 TRY = 1 / 4
 """For one call: another one may do better than one that hangs."""
-LOOK = 1 / 8
-"""Between two looks of one who waits: it takes over within 9/8 of the duration after the last renewal."""
+DIAL = 1 / 8
+"""For a connection to the holder's machine."""
+LOOK = 1 / 16
+"""Between two looks of one who waits."""
 RETRY = 1 / 16
 """Between two tries to renew."""
+ADDRESS = "pretrain.dev/address"
+"""Annotation of the Lease: where its holder's machine takes connections, `host:port`."""
 
 log = structlog.get_logger()
 
@@ -42,13 +50,26 @@ class Seen:
     """By the own monotonic clock: what clocks elsewhere say does not matter."""
 
 
+async def takes_connections(address: str) -> bool:
+    """Whether a machine is there, `host:port`: its kernel answers, however busy the process is. Waits for ever."""
+    host, _, port = address.rpartition(":")
+    try:
+        _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except (OSError, ValueError):
+        return False
+    writer.close()
+    return True
+
+
 class Lease:
     """One candidate for a Lease. `acquire`, then `hold` beside the work; `release` when the work has stopped.
 
     A Lease is taken over when it was let go, or when it has not changed for its duration by the candidate's own clock;
-    also if its holder has the candidate's identity: that may be another process. Writes are guarded by the resource
-    version: of several candidates one wins. The duration is in whole seconds, `clock` counts monotonic ones, `now` is
-    written down for people."""
+    also if its holder has the candidate's identity: that may be another process. It is taken over sooner when nothing
+    answers at the holder's address either (`answers` tells). Both rest on the Lease alone: a holder that has not
+    renewed for a shorter time than either does not write. Writes are guarded by the resource version: of several
+    candidates one wins. The duration is in whole seconds, `clock` counts monotonic ones, `now` is written down for
+    people. `address`: where this candidate's machine takes connections; empty: others wait for the whole duration."""
 
     def __init__(
         self,
@@ -59,6 +80,8 @@ class Lease:
         clock: Callable[[], float] = time.monotonic,
         *,
         duration: int = DURATION_SECONDS,
+        address: str = "",
+        answers: Callable[[str], Awaitable[bool]] = takes_connections,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._api = api
@@ -67,18 +90,30 @@ class Lease:
         self._identity = identity
         self._clock = clock
         self._duration = duration
+        self._address = address
+        self._answers = answers
         self._now = now
         self._seen: Seen | None = None
         self._mine: Object | None = None
         """The Lease as this holder last wrote it."""
         self._renewed = float("-inf")
         """When the last renewal that succeeded was sent."""
+        self._news = asyncio.Event()
+        """It was renewed, or lost."""
         self._complaint = ""
 
     @property
     def held(self) -> bool:
         """Nobody else may hold it now. Ask before each write: a process that was stopped for a while does not know."""
-        return self._mine is not None and self._clock() < self._renewed + DEADLINE * self._duration
+        return self._mine is not None and self._clock() < self._renewed + FRESH * self._duration
+
+    async def surely_held(self) -> bool:
+        """Wait until nobody else may hold it; False: it is lost."""
+        while not self.held:
+            if self._mine is None:
+                return False
+            await self._news.wait()
+        return True
 
     async def acquire(self) -> int:
         """Wait for the Lease and take it; returns the epoch, higher than that of any holder before."""
@@ -96,7 +131,7 @@ class Lease:
         """Renew the Lease for ever; raises LeaseLost when that fails."""
         while True:
             await asyncio.sleep(max(0.0, self._renewed + RENEWAL * self._duration - self._clock()))
-            if self._mine is None or not self.held:  # the process was stopped for a while
+            if self._mine is None or self._clock() >= self._renewed + DEADLINE * self._duration:  # it was stopped
                 raise self._lost("the Lease was not renewed in time")
             try:
                 async with asyncio.timeout(self._renewed + DEADLINE * self._duration - self._clock()):
@@ -107,6 +142,7 @@ class Lease:
     async def release(self) -> None:
         """Let the Lease go, so that another one need not wait. Call it when `hold` was cancelled and nothing acts."""
         mine, self._mine = self._mine, None
+        self._tell()
         try:
             while mine is not None:
                 try:
@@ -130,10 +166,23 @@ class Lease:
             self._seen = Seen(version, now)
         spec = _spec(found)
         left = self._seen.since + max(self._duration, spec.get("leaseDurationSeconds") or 0) - now
-        if spec.get("holderIdentity") and left > 0:
+        if spec.get("holderIdentity") and left > 0 and not await self._is_unanswered(found, self._seen.since):
             return min(left, LOOK * self._duration)
         await self._take(found)
         return 0.0
+
+    async def _is_unanswered(self, found: Object, since: float) -> bool:
+        """Not renewed for a while, and no machine is there that could still do so. Returns when that time is over."""
+        duration = max(self._duration, _spec(found).get("leaseDurationSeconds") or 0)
+        address = _annotations(found).get(ADDRESS)
+        if not address or self._clock() < since + (UNANSWERED - DIAL) * duration:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DIAL * duration):
+                if address != self._address and await self._answers(address):  # else it was a process before this one
+                    return False
+        await asyncio.sleep(max(0.0, since + UNANSWERED * duration - self._clock()))
+        return True
 
     async def _take(self, found: Object) -> None:
         """Write ourselves down as the new holder. Not to know whether that succeeded is not to hold it."""
@@ -145,14 +194,16 @@ class Lease:
             "renewTime": _micro_time(now),
             "leaseTransitions": _next_transitions(found, now),
         }
+        metadata: Object = {**found["metadata"], "annotations": {**_annotations(found), ADDRESS: self._address}}
         sent = self._clock()
         try:
-            self._mine = await self._write({**found, "spec": spec})
+            self._mine = await self._write({**found, "metadata": metadata, "spec": spec})
         except ApiError as error:
             if error.status != 409:  # AlreadyExists or Conflict: another one was quicker
                 raise
             return
         self._renewed = sent
+        self._tell()
         self._complaint = ""
 
     async def _renewed_after(self, mine: Object) -> Object:
@@ -169,6 +220,7 @@ class Lease:
                 await asyncio.sleep(max(0.0, sent + RETRY * self._duration - self._clock()))
                 continue
             self._renewed = sent
+            self._tell()
             self._complaint = ""
             return renewed
 
@@ -181,8 +233,13 @@ class Lease:
             raise self._lost(f"the Lease is held by {spec.get('holderIdentity') or 'nobody'}")
         return found
 
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
     def _lost(self, message: str) -> LeaseLost:
         self._mine = None
+        self._tell()
         return LeaseLost(message)
 
     async def _find(self) -> Object | None:
@@ -211,6 +268,10 @@ class Lease:
 
 def _spec(lease: Object) -> Object:
     return lease.get("spec") or {}
+
+
+def _annotations(lease: Object) -> dict[str, str]:
+    return lease["metadata"].get("annotations") or {}
 
 
 def _next_transitions(lease: Object, now: datetime) -> int:

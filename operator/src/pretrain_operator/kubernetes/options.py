@@ -40,6 +40,8 @@ class Options:
     """Between two writes of a job's status for nothing but progress: each is a write of the API server's database."""
     pod_name: str = ""
     """Of this replica, which then labels itself while it is active; empty: it runs in no pod."""
+    pod_ip: str = ""
+    """Of this replica: where the others see whether its machine is there."""
     pod_namespace: str = "default"
     """Where the Lease is, and the pods of this operator."""
     service_accounts: tuple[str, ...] = ("default",)
@@ -48,6 +50,12 @@ class Options:
     """For jobs that name no image; empty: the resource's default."""
     kubeconfig: Path | None = None
     """None: the cluster around this pod, else KUBECONFIG's."""
+
+    @property
+    def address(self) -> str:
+        """Where this process always takes connections, `host:port`; empty: not known."""
+        host = f"[{self.pod_ip}]" if ":" in self.pod_ip else self.pod_ip
+        return f"{host}:{self.probe_port}" if host else ""
 
     def pod_settings(self) -> PodSettings:
         """What worker pods are made from. Reads the certificate's authority: raises BadOptions."""
@@ -83,6 +91,7 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
     progress = "between two writes of a job's status for nothing but progress"
     flag("--progress-seconds", "PRETRAIN_PROGRESS_SECONDS", progress, str(Options.progress_seconds), _duration)
     flag("--pod-name", "POD_NAME", "name of this replica's pod")
+    flag("--pod-ip", "POD_IP", "address of this replica's pod")
     flag("--pod-namespace", "POD_NAMESPACE", "namespace of the operator", Options.pod_namespace)
     flag("--service-accounts", "PRETRAIN_SERVICE_ACCOUNTS", "what jobs may run as, comma-separated", "default", _names)
     flag("--default-image", "PRETRAIN_DEFAULT_IMAGE", "trainer image of jobs that name none")
@@ -103,6 +112,7 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
         lease_seconds=given.lease_seconds,
         progress_seconds=given.progress_seconds,
         pod_name=given.pod_name,
+        pod_ip=given.pod_ip,
         pod_namespace=given.pod_namespace,
         service_accounts=given.service_accounts,
         default_image=given.default_image,
