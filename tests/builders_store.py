@@ -10,6 +10,8 @@ from pretrain_api.lineage import (
     JobIdentity,
     LineageRecord,
     Manifest,
+    Rollback,
+    StepRange,
     StoredObject,
     checkpoint_folder,
     manifest_key,
@@ -78,6 +80,8 @@ def a_record(
     nonce: str = "",
     job_uid: str = "job",
     rejected: Iterable[str] = (),
+    rollbacks: Iterable[Rollback] = (),
+    skipped: Iterable[tuple[int, int]] = (),
 ) -> LineageRecord:
     return LineageRecord(
         generation=generation,
@@ -86,7 +90,15 @@ def a_record(
         parent=None if parent is None else manifest_key(*parent),
         world_size=1,
         rejected=tuple(rejected),
+        rollbacks=tuple(rollbacks),
+        skipped=tuple(StepRange(first=first, last=last) for first, last in skipped),
         reason="Started",
+    )
+
+
+def a_rollback(generation: int, to_step: int, since: int = 99) -> Rollback:
+    return Rollback(
+        generation=generation, job_uid="job", cause="LossSpike", step=since + 2, since=since, to_step=to_step
     )
 
 

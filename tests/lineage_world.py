@@ -20,15 +20,31 @@ from pretrain_api.job import Retain
 from pretrain_api.lineage import (
     LineageRecord,
     Manifest,
+    Rollback,
+    StepRange,
     StoredObject,
     checkpoint_folder,
+    data_step,
+    merged,
     parse_manifest_key,
     parse_record_key,
     record_key,
 )
 from pretrain_store.errors import Corrupt, HistoryError, Missing, NoUsableCheckpoint, Unavailable
 from pretrain_store.history import commit, put_record, read_listing, read_manifest, retire, sweep
-from pretrain_store.lineage import Listing, choose_parent, doomed, line, refuse_foreign, superseded
+from pretrain_store.lineage import (
+    Choice,
+    Course,
+    Listing,
+    choose_parent,
+    choose_return,
+    doomed,
+    given_up,
+    inherited,
+    line,
+    refuse_foreign,
+    superseded,
+)
 from pretrain_store.port import ObjectInfo
 
 Outcome = Literal["done", "lost", "failed", "late", "killed"]
@@ -65,6 +81,8 @@ class World:
         """As they were put, whatever became of them."""
         self.trained: dict[str, tuple[int, ...]] = {}
         """Manifest key -> the process that trained step 1, 2, …"""
+        self.skipped: dict[str, tuple[StepRange, ...]] = {}
+        """Manifest key -> the data that its generation passes over."""
         self.rejected: set[str] = set()
         self.retired: set[str] = set()
         """Manifest keys that were deleted; a late put may bring one back without its objects, behind the newest two."""
@@ -119,10 +137,15 @@ class World:
             for key, step in zip(keys, steps, strict=True):
                 assert len(self.trained[key]) == step
                 assert self.trained[key] == self.trained[keys[0]][:step], f"{key} is of another history than {keys[0]}"
+                assert data_steps(step, self.skipped[key]) == data_steps(step, self.skipped[keys[0]]), "data was moved"
+        as_read = self.listing_as_read()
+        assert not given_up(as_read) & set(line(as_read)), "what a rollback left behind is on the line"
 
     def _check_commit(self, writer: Writer, key: str, before: Listing) -> None:
         assert before.records[writer.generation].nonce == writer.nonce, "committed under another's number"
-        self.trained[key] = tuple(json.loads(Manifest.from_json(self.memory.objects[key]).created_at))
+        manifest = Manifest.from_json(self.memory.objects[key])
+        self.trained[key] = tuple(json.loads(manifest.created_at))
+        self.skipped[key] = manifest.skipped
         if writer.generation != before.highest:
             after = line(self.listing())
             assert after[:1] == line(before)[:1], "a zombie's commit became the head of the line"
@@ -156,13 +179,26 @@ class World:
 class Writer:
     """A process that opens the store for one generation: restores, then saves and tidies up until it must stop."""
 
-    def __init__(self, world: World, generation: int, job_uid: str, *, first: bool, nonce: str, saves: int) -> None:
+    def __init__(
+        self,
+        world: World,
+        generation: int,
+        job_uid: str,
+        *,
+        first: bool,
+        nonce: str,
+        saves: int,
+        diverges: frozenset[int] = frozenset(),
+    ) -> None:
         self.world = world
         self.generation = generation
         self.job_uid = job_uid
         self.first = first
         self.nonce = nonce
         self.saves = saves
+        self.diverges = diverges
+        """After so many saves it rolls back."""
+        self.skipped: tuple[StepRange, ...] = ()
         self.highest_seen = 0
         self.looked = False
         """For later records, since its last deletion of a manifest."""
@@ -222,29 +258,17 @@ class Writer:
         try:
             choice = choose_parent(listing, self.world.rejected)
         except NoUsableCheckpoint as error:
-            left = listing.manifests - set(error.rejected)
+            left = listing.manifests - given_up(listing) - set(error.rejected)
             raise AssertionError(f"there was one: {left}") if left else error from None
-        assert choice.parent is not None or not listing.manifests, "from nothing, although there are checkpoints"
-        record = LineageRecord(
-            generation=self.generation,
-            nonce=self.nonce,
-            job_uid=self.job_uid,
-            parent=choice.parent,
-            world_size=1,
-            rejected=choice.rejected,
-            reason="Started",
-        )
-        _again(lambda: put_record(store, record))
-        assert self.highest_seen == self.generation, "goes on below a later record"
-        self.parent = choice.parent
-        self.owns = True
-        try:
-            trained = () if choice.parent is None else _again(lambda: _restore(store, choice.parent or ""))
-        except Corrupt as error:
-            self.world.rejected.add(error.key)
-            raise
-        for _ in range(self.saves):
-            trained = (*trained, *[int(self.nonce)] * 3)
+        left = listing.manifests - given_up(listing)
+        assert choice.parent is not None or not left, "from nothing, although there are checkpoints"
+        assert choice.parent not in given_up(listing), "goes on from what a rollback left behind"
+        parent = self._manifest(store, choice)
+        trained = self._enter(store, choice, inherited(listing, parent))
+        for number in range(self.saves):
+            if number in self.diverges:
+                trained = self._roll_back(store, trained)
+            trained = (*trained, *[100 * int(self.nonce) + number] * 3)
             try:
                 self._save(store, trained)
                 listing = read_listing(store, listing)
@@ -255,6 +279,61 @@ class Writer:
                 sweep(store, self.generation)
             except Unavailable:
                 continue  # a failed save is tried again at the next interval
+
+    def _enter(self, store: TurnByTurn, choice: Choice, course: Course) -> tuple[int, ...]:
+        record = LineageRecord(
+            generation=self.generation,
+            nonce=self.nonce,
+            job_uid=self.job_uid,
+            parent=choice.parent,
+            world_size=1,
+            skipped=course.skipped,
+            rollbacks=course.rollbacks,
+            rejected=choice.rejected,
+            reason="Started",
+        )
+        _again(lambda: put_record(store, record))
+        assert self.highest_seen == self.generation, "goes on below a later record"
+        self.parent, self.skipped = choice.parent, course.skipped
+        self.owns = True
+        try:
+            return () if choice.parent is None else _again(lambda: _restore(store, choice.parent or ""))
+        except Corrupt as error:
+            self.world.rejected.add(error.key)
+            raise
+
+    def _roll_back(self, store: TurnByTurn, trained: tuple[int, ...]) -> tuple[int, ...]:
+        """As if the loss had spiked two steps before the last checkpoint, and this were noticed now."""
+        listing = _again(lambda: read_listing(store))
+        if superseded(listing, self.generation) is not None:
+            raise Unavailable("somebody goes on above this one")
+        since = max(1, len(trained) - 2)
+        choice = choose_return(listing, since)
+        parent = self._manifest(store, choice)
+        course = inherited(listing, parent)
+        to_step, came = (parent.step, parent.skipped) if parent is not None else (0, ())
+        assert to_step < since, "goes back to what was saved after the spike had begun"
+        first = max(data_step(to_step, came) + 1, data_step(since, self.skipped))
+        skipped = StepRange(first=first, last=first + 2)
+        self.generation = listing.highest + 1
+        rollback = Rollback(
+            generation=self.generation,
+            job_uid=self.job_uid,
+            cause="LossSpike",
+            step=len(trained) + 1,
+            since=since,
+            to_step=to_step,
+            skipped=skipped,
+        )
+        course = Course(merged((*course.skipped, skipped)), (), (*course.rollbacks, rollback))
+        return self._enter(store, choice, course)
+
+    def _manifest(self, store: TurnByTurn, choice: Choice) -> Manifest | None:
+        try:
+            return None if choice.parent is None else _again(lambda: read_manifest(store, choice.parent or ""))
+        except Corrupt as error:
+            self.world.rejected.add(error.key)
+            raise
 
     def _save(self, store: TurnByTurn, trained: tuple[int, ...]) -> None:
         step = len(trained)
@@ -269,6 +348,7 @@ class Writer:
             tokens=step,
             world_size=1,
             job_uid=self.job_uid,
+            skipped=self.skipped,
             objects=tuple(objects),
             created_at=json.dumps(trained),
         )
@@ -333,3 +413,8 @@ def _place(key: str) -> tuple[int, int]:
     place = parse_manifest_key(key)
     assert place is not None, key
     return place
+
+
+def data_steps(step: int, skipped: tuple[StepRange, ...]) -> list[int]:
+    """What the steps up to this one were trained on."""
+    return [data_step(number, skipped) for number in range(1, step + 1)]

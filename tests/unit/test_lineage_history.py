@@ -1,7 +1,7 @@
 """Invariant: what is on the line is one history, and nothing that it needs is deleted, whatever happens in which order.
 
 Writers run the real code, interleaved at single store calls: zombies, races for a number, lost answers, late puts and
-deletes, kills, restarts, corrupt objects, manifests and records, a second job that takes the prefix over.
+deletes, kills, restarts, corrupt objects, manifests and records, rollbacks, a second job that takes the prefix over.
 """
 
 from __future__ import annotations
@@ -37,11 +37,17 @@ class History(RuleBasedStateMachine):
         self.run_to_the_end(self.writer(1, first=True, saves=saves))
 
     @precondition(lambda self: len(self.alive) < MOST_WRITERS)
-    @rule(ahead=st.sampled_from([0, 1, 1, 1, 2]), other=st.sampled_from([False, False, True]), first=st.booleans())
-    def a_process_starts(self, ahead: int, other: bool, first: bool) -> None:
-        """Its number is the next one as a rule, another's at times."""
+    @rule(
+        ahead=st.sampled_from([0, 1, 1, 1, 2]),
+        other=st.sampled_from([False, False, True]),
+        first=st.booleans(),
+        diverges=st.frozensets(st.integers(0, 4), max_size=2),
+    )
+    def a_process_starts(self, ahead: int, other: bool, first: bool, diverges: frozenset[int]) -> None:
+        """Its number is the next one as a rule, another's at times. Its loss may diverge: then it rolls back."""
         taken = max(self.world.records, default=0)
-        self.writer(max(1, taken + ahead), job_uid="other" if other else "job", first=first or not other, saves=5)
+        number, uid = max(1, taken + ahead), "other" if other else "job"
+        self.writer(number, job_uid=uid, first=first or not other, saves=5, diverges=diverges)
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), calls=st.integers(1, 25))
@@ -135,9 +141,13 @@ class History(RuleBasedStateMachine):
     def head(self) -> tuple[str, ...]:
         return line(self.world.listing())[:3]
 
-    def writer(self, number: int, *, job_uid: str = "job", first: bool, saves: int) -> Writer:
+    def writer(
+        self, number: int, *, job_uid: str = "job", first: bool, saves: int, diverges: frozenset[int] = frozenset()
+    ) -> Writer:
         nonce = str(next(self.nonces))
-        self.writers.append(Writer(self.world, number, job_uid, first=first, nonce=nonce, saves=saves))
+        self.writers.append(
+            Writer(self.world, number, job_uid, first=first, nonce=nonce, saves=saves, diverges=diverges)
+        )
         return self.writers[-1]
 
     @staticmethod

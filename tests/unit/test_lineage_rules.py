@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from builders_store import a_listing, a_record
+from builders_store import a_listing, a_manifest, a_record, a_rollback
 
 from pretrain_api.job import Retain
-from pretrain_api.lineage import manifest_key
+from pretrain_api.lineage import StepRange, manifest_key
 from pretrain_store.errors import NoUsableCheckpoint, Superseded
 from pretrain_store.lineage import (
     Choice,
     Later,
     Listing,
     choose_parent,
+    choose_return,
     doomed,
+    given_up,
+    inherited,
     line,
     plausible,
     refuse_foreign,
@@ -199,3 +202,70 @@ def test_below_a_record_that_cannot_be_read_nothing_is_off_the_line() -> None:
 
     assert line(listing) == places((3, 60), (2, 40), (2, 30))
     assert doomed(listing, 3, Retain(last=2)).checkpoints == places((2, 30), (2, 50))
+
+
+ROLLED_BACK = a_listing(
+    [a_record(1), a_record(2, (1, 20), rollbacks=[a_rollback(2, 20, since=35)], skipped=[(30, 40)])],
+    [(1, 10), (1, 20), (1, 30), (1, 40)],
+)
+"""Generation 2 is a rollback of generation 1, whose loss spiked at step 35."""
+
+
+def test_a_rollback_leaves_behind_what_was_saved_after_the_step_that_it_goes_back_to() -> None:
+    assert line(ROLLED_BACK) == places((1, 20), (1, 10))
+    assert given_up(ROLLED_BACK) == set(places((1, 30), (1, 40)))
+    assert choose_parent(ROLLED_BACK, ()).parent == places((1, 20))[0]
+
+
+def test_what_a_rollback_left_behind_is_not_even_a_last_resort() -> None:
+    with pytest.raises(NoUsableCheckpoint) as raised:
+        choose_parent(ROLLED_BACK, places((1, 10), (1, 20)))
+    assert raised.value.rejected == places((1, 10), (1, 20))
+
+    later = a_listing(
+        [*ROLLED_BACK.records.values(), a_record(3, (1, 20), rollbacks=[a_rollback(2, 20)])],
+        [(1, 20), (1, 30), (1, 40), (2, 30)],
+    )
+    assert choose_parent(later, places((1, 20))).parent == places((2, 30))[0]
+
+
+def test_a_rollback_goes_back_to_the_newest_checkpoint_from_before_the_spike() -> None:
+    before = a_listing([a_record(1)], [(1, 10), (1, 20), (1, 30), (1, 40)])
+
+    assert choose_return(before, 35).parent == places((1, 30))[0]
+    assert choose_return(before, 30).parent == places((1, 20))[0]
+    assert choose_return(before, 10).parent is None
+
+
+def test_where_a_rollback_led_to_another_one_the_next_goes_further_back_if_it_can() -> None:
+    assert choose_return(ROLLED_BACK, 35).parent == places((1, 10))[0]
+    only = a_listing(ROLLED_BACK.records.values(), [(1, 20), (1, 30)])
+    assert choose_return(only, 35).parent == places((1, 20))[0]
+
+
+def test_after_a_rollback_to_the_beginning_a_restart_begins_there_too() -> None:
+    listing = a_listing([a_record(1), a_record(2, rollbacks=[a_rollback(2, 0, since=5)])], [(1, 10)])
+
+    assert line(listing) == ()
+    assert choose_parent(listing, ()).parent is None
+
+
+def test_retention_deletes_what_a_rollback_left_behind_once_the_line_has_two() -> None:
+    grown = a_listing(ROLLED_BACK.records.values(), [(1, 20), (1, 30), (1, 40), (2, 30)])
+
+    assert doomed(grown, 2, Retain(last=2)).checkpoints == places((1, 30), (1, 40))
+
+
+def test_the_course_goes_on_whichever_checkpoint_a_generation_goes_on_from() -> None:
+    course = inherited(ROLLED_BACK, a_manifest(1, 10))
+
+    assert course.skipped == (StepRange(first=30, last=40),)
+    assert course.rollbacks == (a_rollback(2, 20, since=35),)
+    assert inherited(ROLLED_BACK, None) == course
+
+
+def test_what_a_checkpoint_has_trained_on_is_not_skipped_any_more() -> None:
+    assert inherited(ROLLED_BACK, a_manifest(1, 34)).skipped == (StepRange(first=35, last=40),)
+    assert inherited(ROLLED_BACK, a_manifest(1, 50)).skipped == ()
+    trained = a_manifest(2, 34).model_copy(update={"skipped": (StepRange(first=30, last=40),)})
+    assert inherited(ROLLED_BACK, trained).skipped == (StepRange(first=30, last=40),)

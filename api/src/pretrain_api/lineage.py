@@ -11,7 +11,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -25,6 +26,43 @@ class StepRange(Frozen):
 
     first: int = Field(ge=1)
     last: int = Field(ge=1)
+
+
+class SlowedRange(Frozen):
+    """Steps first..last, both included, whose learning rate is multiplied by `factor`."""
+
+    first: int = Field(ge=1)
+    last: int = Field(ge=1)
+    factor: float = Field(gt=0, le=1)
+
+
+DivergenceCause = Literal["LossSpike", "LossNotFinite"]
+
+
+class Rollback(Frozen):
+    """A return to an earlier state because the loss diverged: what was seen and what was done about it."""
+
+    generation: int = Field(ge=1, description="The number that it took")
+    job_uid: str
+    cause: DivergenceCause
+    step: int = Field(ge=1, description="Where it was noticed; the update of this step was not made")
+    since: int = Field(ge=1, description="Where it began")
+    to_step: int = Field(ge=0, description="The step that was gone back to; 0: to the beginning")
+    skipped: StepRange | None = Field(default=None, description="Steps of data that are passed over from then on")
+    slowed: SlowedRange | None = None
+
+
+class LossMemory(Frozen):
+    """What the divergence detector remembers of the steps before, as part of the state: a restart changes no verdict.
+
+    Losses and norms are kept as they are judged, in six digits."""
+
+    losses: tuple[float, ...] = Field(default=(), description="Of the last steps that were no outliers, oldest first")
+    norms: tuple[float, ...] = Field(default=(), description="Gradient norms before clipping, of the same steps")
+    outliers: tuple[int, ...] = Field(default=(), description="The latest steps that were outliers")
+    span: tuple[int, float] = Field(default=(0, 0.0), description="Of the span under way: its steps, and their sum")
+    lowest: float | None = Field(default=None, description="Lowest mean loss of a span so far")
+    flat_spans: int = Field(default=0, ge=0, description="Spans since then")
 
 
 class JobIdentity(Frozen):
@@ -53,6 +91,10 @@ class LineageRecord(Frozen):
     parent: str | None = Field(description="Key of the manifest restored from; null only where no manifest exists")
     world_size: int = Field(ge=1)
     skipped: tuple[StepRange, ...] = ()
+    slowed: tuple[SlowedRange, ...] = ()
+    rollbacks: tuple[Rollback, ...] = Field(
+        default=(), description="All so far, oldest first; the last one is this record's own if it names its number"
+    )
     rejected: tuple[str, ...] = Field(default=(), description="Keys of manifests found corrupt and passed over")
     reason: str
     created_at: str = Field(default="", description="RFC 3339, for people; no rule reads it")
@@ -76,6 +118,9 @@ class Manifest(Frozen):
     world_size: int = Field(ge=1)
     job_uid: str
     skipped: tuple[StepRange, ...] = ()
+    slowed: tuple[SlowedRange, ...] = ()
+    dropped: tuple[StepRange, ...] = Field(default=(), description="Steps whose update was not made: they diverged")
+    watch: LossMemory = LossMemory()
     objects: tuple[StoredObject, ...]
     created_at: str = ""
 
@@ -115,3 +160,28 @@ def parse_manifest_key(key: str) -> tuple[int, int] | None:
     """(generation, step) of a manifest's key, or None when it is no such key."""
     match = _MANIFEST.fullmatch(key)
     return (int(match[1]), int(match[2])) if match else None
+
+
+def data_step(step: int, skipped: Sequence[StepRange]) -> int:
+    """The data step that this step trains on: the step-th one that is in no skipped range."""
+    passed = 0
+    for gap in sorted(skipped, key=lambda item: item.first):
+        first = max(gap.first, passed + 1)
+        if gap.last < first:
+            continue
+        if first > step:
+            break
+        step += gap.last - first + 1
+        passed = gap.last
+    return step
+
+
+def merged(ranges: Iterable[StepRange]) -> tuple[StepRange, ...]:
+    """The same steps in as few ranges as possible, in order."""
+    result: list[StepRange] = []
+    for item in sorted(ranges, key=lambda item: (item.first, item.last)):
+        if result and item.first <= result[-1].last + 1:
+            result[-1] = StepRange(first=result[-1].first, last=max(result[-1].last, item.last))
+        else:
+            result.append(item)
+    return tuple(result)

@@ -7,6 +7,10 @@ on nobody's chain, and no clock is needed.
 A record that cannot be read still owns its number: somebody put it and may be training under it, so the next number
 must be higher, and its own checkpoints are the newest. Where it went on from is unknown: the chain ends there, and
 nothing before that point is deleted for being off the line.
+
+A rollback is a record whose parent lies before the trouble. What earlier generations saved after that point is given
+up: it is off the line from then on, and not even a last resort. Each record repeats the rollbacks and the course (the
+skipped data, the lowered learning rates) of the highest one before it, so that the newest record says it all.
 """
 
 from __future__ import annotations
@@ -15,7 +19,16 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from pretrain_api.job import Retain
-from pretrain_api.lineage import LineageRecord, parse_manifest_key
+from pretrain_api.lineage import (
+    LineageRecord,
+    Manifest,
+    Rollback,
+    SlowedRange,
+    StepRange,
+    data_step,
+    merged,
+    parse_manifest_key,
+)
 from pretrain_store.errors import NoUsableCheckpoint, Superseded
 
 KEEP_AT_LEAST = 2
@@ -50,6 +63,15 @@ class Choice:
 
     parent: str | None
     rejected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Course:
+    """What holds for everybody who goes on from here."""
+
+    skipped: tuple[StepRange, ...] = ()
+    slowed: tuple[SlowedRange, ...] = ()
+    rollbacks: tuple[Rollback, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,16 +113,58 @@ def intact(listing: Listing) -> tuple[str, ...]:
 def choose_parent(listing: Listing, rejected: Collection[str]) -> Choice:
     """The newest checkpoint of the line that nobody rejected; if it has none, the newest of any lower generation.
 
-    The parent is null only when the prefix has no manifest at all. Raises NoUsableCheckpoint when all are rejected.
+    The parent is null only when the prefix has no manifest but those that rollbacks gave up. Raises NoUsableCheckpoint
+    when all others are rejected.
     """
     refused = _rejected(listing) | frozenset(rejected)
     named = tuple(sorted(refused & listing.manifests | frozenset(rejected)))
-    if not listing.manifests:
+    left = listing.manifests - given_up(listing)
+    if not left:
         return Choice(parent=None, rejected=named)
     for key in _candidates(listing):
-        if key not in refused:
+        if key in left and key not in refused:
             return Choice(parent=key, rejected=named)
     raise NoUsableCheckpoint(named)
+
+
+def choose_return(listing: Listing, before: int) -> Choice:
+    """Where to roll back to: the newest usable checkpoint of the line of a step below `before`; null: to the beginning.
+
+    One that an earlier rollback went back to may be where the trouble comes from, so the one before it is taken where
+    there is one.
+    """
+    refused = _rejected(listing) | given_up(listing)
+    usable = [key for key in line(listing) if key not in refused and _place(key)[1] < before]
+    steps_tried = {rollback.to_step for rollback in _newest(listing).rollbacks}
+    fresh = [key for key in usable if _place(key)[1] not in steps_tried]
+    return Choice(next(iter(fresh or usable), None), tuple(sorted(_rejected(listing) & listing.manifests)))
+
+
+def inherited(listing: Listing, parent: Manifest | None) -> Course:
+    """The course of a generation that goes on from `parent`. What that has trained on cannot be skipped any more."""
+    newest = _newest(listing)
+    came = parent.skipped if parent is not None else ()
+    trained = data_step(parent.step, came) if parent is not None else 0
+    ahead = (
+        StepRange(first=max(item.first, trained + 1), last=item.last) for item in newest.skipped if item.last > trained
+    )
+    slowed = parent.slowed if parent is not None else ()
+    return Course(
+        skipped=merged((*came, *ahead)),
+        slowed=(*newest.slowed, *(item for item in slowed if item not in newest.slowed)),
+        rollbacks=newest.rollbacks,
+    )
+
+
+def given_up(listing: Listing) -> frozenset[str]:
+    """What rollbacks left behind: manifests of earlier generations, of steps after the one that was gone back to."""
+    rollbacks = _newest(listing).rollbacks
+    return frozenset(
+        key
+        for key in listing.manifests
+        for generation, step in (_place(key),)
+        if any(generation < rollback.generation and step > rollback.to_step for rollback in rollbacks)
+    )
 
 
 def refuse_foreign(listing: Listing, job_uid: str, *, may_take_over: bool) -> None:
@@ -133,7 +197,7 @@ def doomed(listing: Listing, generation: int, retain: Retain) -> Deletion:
     if listing.highest != generation or generation not in listing.records:
         return Deletion(generation, ())
     chain = _chain(listing, generation)
-    refused = _rejected(listing)
+    refused = _rejected(listing) | given_up(listing)
     usable = [key for key in chain.line if key not in refused]
     if len(usable) < KEEP_AT_LEAST:
         return Deletion(generation, ())
@@ -190,6 +254,14 @@ def _candidates(listing: Listing) -> Iterator[str]:
     for number in sorted({*listing.records, *listing.unreadable}, reverse=True):
         yield from _chain(listing, number).line
     yield from sorted(listing.manifests, key=_place, reverse=True)
+
+
+def _newest(listing: Listing) -> Course:
+    """The course that the highest readable record set."""
+    if not listing.records:
+        return Course()
+    record = listing.records[max(listing.records)]
+    return Course(record.skipped, record.slowed, record.rollbacks)
 
 
 def _rejected(listing: Listing) -> frozenset[str]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain_api.lineage import StepRange
+from pretrain_api.lineage import StepRange, data_step
 from pretrain_trainer.errors import InvalidInput
 
 MIX_BLOCK = 4096
@@ -81,20 +81,6 @@ class Order:
             epochs, offsets = np.divmod(ordinals, np.uint64(self._windows[index]))
             windows[mine] = permute(offsets, self._windows[index], _keys(self._source_keys[index], epochs))
         return Sequences(sources, windows)
-
-
-def data_step(step: int, skipped: Sequence[StepRange]) -> int:
-    """The data step that this step trains on: the step-th one that is in no skipped range."""
-    passed = 0
-    for gap in sorted(skipped, key=lambda item: item.first):
-        first = max(gap.first, passed + 1)
-        if gap.last < first:
-            continue
-        if first > step:
-            break
-        step += gap.last - first + 1
-        passed = gap.last
-    return step
 
 
 def apportion(sources: Sequence[MixSource]) -> list[int]:

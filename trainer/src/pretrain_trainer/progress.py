@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Self
 
-from pretrain_api.lineage import StepRange
+from pretrain_api.lineage import LossMemory, Manifest, SlowedRange, StepRange
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`step` completed optimizer updates on `tokens` tokens; `skipped` are the ranges of data passed over."""
+    """`step` completed steps on `tokens` tokens. `skipped` are ranges of data that are passed over, `slowed` ranges of
+    steps with a lower learning rate, `dropped` those of steps whose update was not made."""
 
     step: int = 0
     tokens: int = 0
     skipped: tuple[StepRange, ...] = ()
+    slowed: tuple[SlowedRange, ...] = ()
+    dropped: tuple[StepRange, ...] = ()
+    watch: LossMemory = field(default_factory=LossMemory)
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """That of a checkpoint."""
+        return cls(manifest.step, manifest.tokens, manifest.skipped, manifest.slowed, manifest.dropped, manifest.watch)

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import torch
 
+from pretrain_api.lineage import data_step
 from pretrain_trainer.errors import LossNotFinite
 from pretrain_trainer.gradients import Reduced, Signals
 from pretrain_trainer.optimizer import set_learning_rate
-from pretrain_trainer.order import data_step
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.schedule import learning_rate
 from pretrain_trainer.setup import Run

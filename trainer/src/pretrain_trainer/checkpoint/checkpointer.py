@@ -132,8 +132,8 @@ class Checkpointer:
                     raise
                 self._pass_over(rejected.key)
             else:
-                return Progress(self.parent.step, self.parent.tokens, self.parent.skipped)
-        return Progress()
+                break
+        return self._entry.start()
 
     def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
         """Start to save; returns the seconds that this blocked. Collective where state is sharded.

@@ -37,6 +37,9 @@ class Committer:
             world_size=self._record.world_size,
             job_uid=self._record.job_uid,
             skipped=progress.skipped,
+            slowed=progress.slowed,
+            dropped=progress.dropped,
+            watch=progress.watch,
             objects=objects,
             created_at=now(),
         )

@@ -22,7 +22,7 @@ from pretrain_store.errors import (
     Unsupported,
 )
 from pretrain_store.history import claim_identity, put_record, read_listing, read_manifest
-from pretrain_store.lineage import choose_parent, refuse_foreign
+from pretrain_store.lineage import choose_parent, inherited, refuse_foreign
 from pretrain_store.open import probe
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.errors import (
@@ -34,6 +34,7 @@ from pretrain_trainer.errors import (
     SupersededError,
 )
 from pretrain_trainer.obstacles import in_the_way
+from pretrain_trainer.progress import Progress
 
 _ATTEMPTS = 5
 """Of an unattended run to get a number: each failure means that somebody else put a record in between."""
@@ -45,6 +46,11 @@ class Entry:
 
     record: LineageRecord
     parent: Manifest | None
+
+    def start(self) -> Progress:
+        """Where it goes on: the parent's progress, on the course that the record sets."""
+        came = Progress.of(self.parent) if self.parent is not None else Progress()
+        return replace(came, skipped=self.record.skipped, slowed=self.record.slowed)
 
 
 @dataclass(frozen=True)
@@ -149,13 +155,16 @@ def _enter_once(store: ObjectStore, applicant: Applicant) -> Entry:
     refuse_foreign(listing, applicant.job_uid, may_take_over=applicant.may_take_over)
     choice = choose_parent(listing, applicant.rejected)
     parent = read_manifest(store, choice.parent) if choice.parent is not None else None
+    course = inherited(listing, parent)
     record = LineageRecord(
         generation=applicant.number or listing.highest + 1,
         nonce=uuid.uuid4().hex,
         job_uid=applicant.job_uid,
         parent=choice.parent,
         world_size=applicant.world_size,
-        skipped=parent.skipped if parent is not None else (),
+        skipped=course.skipped,
+        slowed=course.slowed,
+        rollbacks=course.rollbacks,
         rejected=choice.rejected,
         reason=applicant.reason,
         created_at=now(),
