@@ -122,6 +122,7 @@ JOBS_PANELS = (
             "Step": (column(each("pretrain_job_step")), ""),
             "Loss": (column(each("pretrain_job_loss")), ""),
             "Tokens/s": (column(each("pretrain_job_tokens_per_second")), "short"),
+            "MFU": (column(each("pretrain_job_mfu_ratio")), "percentunit"),
             "Parameters": (column(each("pretrain_job_parameters")), "short"),
             "Workers": (column(TRAINING), ""),
             "Generation": (column(each("pretrain_job_generation")), ""),

@@ -13,6 +13,7 @@ from dashboards.look import (
     RECOVERY,
     RED,
     SPENT,
+    STEP,
     WORKERS,
     Query,
     lines,
@@ -122,8 +123,11 @@ LEARNING = (
     ),
     lines(
         "Tokens per second",
-        "Speed of the whole job.",
-        (Query(of("pretrain_job_tokens_per_second"), "tokens per second"),),
+        "Speed of the whole job, and of one training process: that one stays where it is when workers come and go.",
+        (
+            Query(of("pretrain_job_tokens_per_second"), "tokens per second"),
+            Query(of("pretrain_job_tokens_per_second_per_device"), "of one process"),
+        ),
         "short",
     ),
     lines(
@@ -141,8 +145,7 @@ LEARNING = (
     ),
     lines(
         "Model FLOP per second",
-        "6 x parameters x tokens per second, the usual estimate without attention. Divided by the accelerators' peak "
-        "it is the MFU.",
+        "6 x parameters x tokens per second, the usual estimate without attention.",
         (Query(f"6 * {of('pretrain_job_parameters')} * {of('pretrain_job_tokens_per_second')}", "model FLOP/s"),),
         "flops",
         span=8,
@@ -169,6 +172,28 @@ TIME = (
         "percentunit",
         shares=True,
         colours=SPENT,
+    ),
+    lines(
+        "A step's time",
+        "Mean seconds of each part, as rank 0 sees it. Reduce is what is waited for the sums of all ranks: for the "
+        "network, and for the slowest rank.",
+        (
+            Query(
+                f"sum by (part) (rate(pretrain_job_step_part_seconds_total{{{JOB}}}[$__rate_interval]))"
+                f" / on () group_left () (sum(rate(pretrain_job_steps_total{{{JOB}}}[$__rate_interval])) > 0)",
+                "{{part}}",
+            ),
+        ),
+        "s",
+        stacked=True,
+        colours=STEP,
+    ),
+    lines(
+        "MFU",
+        "FLOPs of the model over the peak of its devices (of a CPU: over the fastest matrix product that it was seen "
+        "to do). No curve: the peak of these devices is not known.",
+        (Query(of("pretrain_job_mfu_ratio"), "MFU"),),
+        "percentunit",
     ),
     lines(
         "Steps done and steps kept",
@@ -226,16 +251,40 @@ WORKER = (
         "percentunit",
     ),
     lines(
+        "Waiting for other ranks",
+        "Share of the time that each rank waits for the sums of all. Who waits least is the one that the others wait "
+        "for.",
+        (
+            Query(
+                "sum by (slot, local_rank) "
+                f'(rate(pretrain_worker_step_part_seconds_total{{{JOB},part="reduce"}}[$__rate_interval]))',
+                "worker {{slot}} rank {{local_rank}}",
+            ),
+        ),
+        "percentunit",
+    ),
+    lines(
         "Memory of the ranks",
-        "Resident memory of each training process, and the most that it used of its accelerator.",
+        "Resident memory of each training process, now and at most.",
         (
             Query(
                 f"sum by (slot, local_rank) (pretrain_worker_memory_bytes{{{JOB}}})",
                 "worker {{slot}} rank {{local_rank}}",
             ),
             Query(
-                f"sum by (slot, local_rank) (pretrain_worker_device_memory_bytes{{{JOB}}})",
-                "accelerator of worker {{slot}} rank {{local_rank}}",
+                f"sum by (slot, local_rank) (pretrain_worker_memory_peak_bytes{{{JOB}}})",
+                "at most, worker {{slot}} rank {{local_rank}}",
+            ),
+        ),
+        "bytes",
+    ),
+    lines(
+        "Memory of the accelerators",
+        "Used by tensors, at most so far, and held by torch's allocator. No curve: there are none.",
+        (
+            Query(
+                f"sum by (slot, local_rank, kind) (pretrain_worker_device_memory_bytes{{{JOB}}})",
+                "{{kind}}, worker {{slot}} rank {{local_rank}}",
             ),
         ),
         "bytes",
@@ -256,7 +305,7 @@ WORKER = (
         "How often the ranks of the present workers were started, by the reason of their generation.",
         (Query(f"sum by (reason) (pretrain_worker_restarts_total{{{JOB}}})", "{{reason}}"),),
         stacked=True,
-        span=8,
+        span=6,
     ),
     lines(
         "Steps as workers see them",
@@ -266,7 +315,7 @@ WORKER = (
                 f"max by (slot) (pretrain_worker_step{{{JOB}}} and pretrain_worker_generation > 0)", "worker {{slot}}"
             ),
         ),
-        span=8,
+        span=6,
     ),
     lines(
         "Contact with the coordinator",
@@ -279,7 +328,19 @@ WORKER = (
                 "reports lost per second",
             ),
         ),
-        span=8,
+        span=6,
+    ),
+    lines(
+        "Allocations tried again",
+        "Per second. An accelerator gives cached memory back before it is out of memory: lower "
+        "training.batch.microBatch.",
+        (
+            Query(
+                f"sum by (slot, local_rank) (rate(pretrain_worker_alloc_retries_total{{{JOB}}}[$__rate_interval]))",
+                "worker {{slot}} rank {{local_rank}}",
+            ),
+        ),
+        span=6,
     ),
 )
 

@@ -37,6 +37,10 @@ CAUSES: Colours = {
     "WorkerLost": "red", "WorkerSilent": "orange", "RankFailed": "purple", "Hang": "yellow",
     "CheckpointRejected": "dark-red", "NumberTaken": "blue", "Disagreement": "light-blue",
 }  # fmt: skip
+STEP: Colours = {
+    "data": "yellow", "compute": "green", "reduce": "orange", "optimizer": "blue", "stall": "purple", "other": GREY,
+}  # fmt: skip
+"""The parts of a step's time."""
 SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 

@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiohttp import web
 from builders_operator import FakeChannel, FakeCluster, World, a_job, a_save, a_start, a_step
 
 from pretrain_agent.exposition import WorkerMetrics, serve_http
-from pretrain_api.reports import Evaluated, Failed, Progress, ReportBody, Restored, Saved, SaveFailed
+from pretrain_api.reports import Evaluated, Failed, MemoryUse, Progress, ReportBody, Restored, Saved, SaveFailed
 from pretrain_operator.metrics import CONTENT_TYPE, OperatorMetrics
 from pretrain_operator.service import JobService
 
@@ -138,8 +139,10 @@ class _Cast:
     def step(self, step: int) -> None:
         """Both workers do a step."""
         self.world.step = step
-        own = {"data_seconds": 0.001, "loss_contribution": 5.0 / step, "device_bytes": 2**30}
-        done = a_step(step, seconds=0.05, stall=0.001).model_copy(update=own)
+        memory = MemoryUse(bytes=2**29, peak_bytes=2**30, reserved_bytes=2**31, alloc_retries=step)
+        own: dict[str, Any] = {"data_seconds": 0.001, "compute_seconds": 0.03, "loss_contribution": 5.0 / step}
+        own["memory"] = memory
+        done = a_step(step, seconds=0.05, stall=0.001).model_copy(update={**own, "mfu": 0.4})
         self.workers[0].heard(0, done)
         self.workers[1].heard(0, Progress(step=step, seconds=0.05, **own))
         self.channel.say(done)

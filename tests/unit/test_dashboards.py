@@ -15,6 +15,7 @@ import pytest
 from dashboards import look
 from dashboards.__main__ import FOLDER, ROOT, drift, rendered
 from pretrain_agent import exposition
+from pretrain_api.stepparts import STEP_PARTS
 from pretrain_operator import metrics_families
 
 FILES = sorted((ROOT / FOLDER).glob("*.json"))
@@ -142,6 +143,7 @@ def test_every_state_has_a_colour() -> None:
     assert set(look.SPENT) == set(metrics_families.GOODPUT_STATES)
     assert set(look.WORKERS) == set(metrics_families.WORKER_STATES)
     assert set(look.RECOVERY) == set(metrics_families.RECOVERY_PHASES)
+    assert set(look.STEP) == set(STEP_PARTS)
     assert set(look.CAUSES) == set(metrics_families.RESTART_CAUSES)
 
 

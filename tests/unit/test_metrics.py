@@ -29,7 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pretrain_agent import exposition
 from pretrain_agent.exposition import WorkerMetrics
 from pretrain_api.metrics import Family
-from pretrain_api.reports import Failed, Progress, Restored, Saved, SaveFailed
+from pretrain_api.reports import Failed, MemoryUse, Progress, Restored, Saved, SaveFailed
 from pretrain_api.runreport import (
     Bookkeeping,
     CheckpointSummary,
@@ -46,6 +46,7 @@ from pretrain_operator.metrics_goodput import GoodputCounters
 from pretrain_operator.metrics_recovery import phase_seconds
 from pretrain_operator.service import JobService, Witness
 
+ACCELERATOR = MemoryUse(bytes=2048, peak_bytes=4096, reserved_bytes=8192, alloc_retries=3)
 FAMILIES = (*families.JOB_FAMILIES, *families.OPERATOR_FAMILIES, *exposition.FAMILIES)
 A_STEP = StepRecord(
     step=1,
@@ -441,7 +442,7 @@ def test_a_worker_tells_of_each_rank_while_it_runs() -> None:
     metrics = WorkerMetrics()
     metrics.rank_started(0, os.getpid())
     metrics.heard(0, a_step(3, seconds=0.2).model_copy(update={"data_seconds": 0.05, "loss_contribution": 1.5}))
-    metrics.heard(1, Progress(step=3, seconds=0.2, data_seconds=0.1, loss_contribution=1.25, device_bytes=4096))
+    metrics.heard(1, Progress(step=3, seconds=0.2, data_seconds=0.1, loss_contribution=1.25, memory=ACCELERATOR))
     metrics.heard(
         0, Saved(step=3, checkpoint="c", bytes=1, stall_seconds=0, seconds=1, stages={"copy": 0.1, "upload": 0.9})
     )
@@ -454,13 +455,19 @@ def test_a_worker_tells_of_each_rank_while_it_runs() -> None:
         'pretrain_worker_data_wait_seconds_total{local_rank="0"} 0.05',
         'pretrain_worker_data_wait_seconds_total{local_rank="1"} 0.1',
         'pretrain_worker_loss_contribution{local_rank="1"} 1.25',
-        'pretrain_worker_device_memory_bytes{local_rank="1"} 4096.0',
+        'pretrain_worker_device_memory_bytes{kind="used",local_rank="1"} 2048.0',
+        'pretrain_worker_device_memory_bytes{kind="peak",local_rank="1"} 4096.0',
+        'pretrain_worker_device_memory_bytes{kind="reserved",local_rank="1"} 8192.0',
+        'pretrain_worker_alloc_retries_total{local_rank="1"} 3.0',
+        'pretrain_worker_step_part_seconds_total{local_rank="0",part="data"} 0.05',
+        'pretrain_worker_step_part_seconds_total{local_rank="1",part="data"} 0.1',
         'pretrain_worker_save_seconds_sum{stage="upload"} 0.9',
         'pretrain_worker_restore_seconds_sum{stage="verify"} 0.5',
     ):
         assert line in text
-    (memory,) = (line for line in text.splitlines() if line.startswith("pretrain_worker_memory_bytes{"))
-    assert float(memory.split()[-1]) > 2**20
+    for name in ("pretrain_worker_memory_bytes{", "pretrain_worker_memory_peak_bytes{"):
+        (memory,) = (line for line in text.splitlines() if line.startswith(name))
+        assert float(memory.split()[-1]) > 2**20
 
     metrics.ranks_gone()
     text = _worker_text(metrics)
@@ -491,7 +498,8 @@ def test_names_follow_the_conventions(family: Family) -> None:
 def test_what_is_shown_is_what_is_listed(metrics: OperatorMetrics, shown: Shown) -> None:
     busy = JobStatus(
         generation=1, phase="Training", loss=1.0, parameters=1, validation_loss={"a": 1.0}, latest_checkpoint="c",
-        checkpoints=CheckpointSummary(latest_step=1, latest_time=1.0), tokens_per_second=1.0, **spent(training=1.0),
+        checkpoints=CheckpointSummary(latest_step=1, latest_time=1.0), tokens_per_second=1.0, mfu=0.4,
+        tokens_per_second_per_device=0.5, **spent(training=1.0),
     )  # fmt: skip
     witness = metrics.job("ml", "gpt2")
     witness.step(A_STEP)

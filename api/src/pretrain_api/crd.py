@@ -21,6 +21,10 @@ _COLUMNS = (
     ("Goodput", "number", ".status.goodput.ratio", "Time spent training over all time"),
     ("Age", "date", ".metadata.creationTimestamp", "Time since the job was created"),
 )
+_WIDE_COLUMNS = (
+    ("MFU", "number", ".status.mfu", "Model FLOPs over the devices' peak"),
+    ("ETA", "string", ".status.eta", "When the last step will be done at the present pace"),
+)
 
 
 def custom_resource_definition() -> dict[str, Any]:
@@ -60,6 +64,10 @@ def _version() -> dict[str, Any]:
         "additionalPrinterColumns": [
             {"name": name, "type": kind, "jsonPath": path, "description": description}
             for name, kind, path, description in _COLUMNS
+        ]
+        + [
+            {"name": name, "type": kind, "jsonPath": path, "description": description, "priority": 1}
+            for name, kind, path, description in _WIDE_COLUMNS
         ],
         "schema": {"openAPIV3Schema": _schema()},
     }

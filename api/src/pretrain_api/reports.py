@@ -37,6 +37,17 @@ class Restored(Wire):
     )
 
 
+class MemoryUse(Wire):
+    """Memory of a rank: of its accelerator, as torch's allocator counts it; without one of its process."""
+
+    bytes: int = Field(description="In use now")
+    peak_bytes: int = Field(description="Most that was in use so far")
+    reserved_bytes: int | None = Field(default=None, description="Held by the allocator, in use or not")
+    alloc_retries: int = Field(
+        default=0, description="Allocations so far that first had to give cached memory back: it is nearly out"
+    )
+
+
 class StepDone(Wire):
     """One optimizer update, reported by global rank 0. The same fields become a line of `metrics.jsonl`."""
 
@@ -50,10 +61,16 @@ class StepDone(Wire):
     seconds: float = Field(description="Duration of this step")
     stall_seconds: float = Field(default=0.0, description="Of which blocked by a checkpoint's copy")
     data_seconds: float = Field(default=0.0, description="Of which waiting for data")
+    compute_seconds: float = Field(default=0.0, description="Of which forward and backward")
+    reduce_seconds: float = Field(default=0.0, description="Of which until the sums of all ranks were there")
+    optimizer_seconds: float = Field(default=0.0, description="Of which the update; of the step before on a GPU")
+    mfu: float | None = Field(
+        default=None, description="Share of the devices' peak that the model's FLOPs are; null: the peak is not known"
+    )
     loss_contribution: float | None = Field(
         default=None, description="What this rank's micro-batches add to the loss: those of all ranks sum up to it"
     )
-    device_bytes: int | None = Field(default=None, description="Most memory of this rank's accelerator in use so far")
+    memory: MemoryUse | None = None
 
 
 class Progress(Wire):
@@ -63,8 +80,12 @@ class Progress(Wire):
     step: int
     seconds: float = Field(default=0.0, description="Duration of this step, as this rank saw it")
     data_seconds: float = Field(default=0.0, description="Of which waiting for data")
+    compute_seconds: float = Field(default=0.0, description="As in StepDone")
+    reduce_seconds: float = Field(default=0.0, description="As in StepDone")
+    optimizer_seconds: float = Field(default=0.0, description="As in StepDone")
+    stall_seconds: float = Field(default=0.0, description="As in StepDone")
     loss_contribution: float | None = Field(default=None, description="As in StepDone")
-    device_bytes: int | None = Field(default=None, description="As in StepDone")
+    memory: MemoryUse | None = Field(default=None, description="Of the accelerator; null: it has none")
 
 
 class Saved(Wire):

@@ -27,6 +27,18 @@ class StepRecord(Frozen):
     generation: int
     workers: int
     time: float = Field(description="Unix seconds")
+    tokens_per_second_per_device: float | None = None
+    mfu: float | None = Field(default=None, description="Share of the devices' peak; null: it is not known")
+    seconds: float = Field(default=0.0, description="Duration of the step as rank 0 saw it")
+    data_seconds: float = Field(default=0.0, description="Of which waiting for data")
+    compute_seconds: float = Field(default=0.0, description="Of which forward and backward")
+    reduce_seconds: float = Field(default=0.0, description="Of which until the sums of all ranks were there")
+    optimizer_seconds: float = Field(default=0.0, description="Of which the update")
+    stall_seconds: float = Field(default=0.0, description="Of which held up by the save before it")
+    memory_bytes: int | None = Field(default=None, description="Rank 0's: of its accelerator, else of its process")
+    memory_peak_bytes: int | None = None
+    memory_reserved_bytes: int | None = Field(default=None, description="Held by the accelerator's allocator")
+    alloc_retries: int = Field(default=0, description="Allocations of rank 0 that had to be tried again")
 
 
 class GenerationSummary(Frozen):
@@ -170,6 +182,15 @@ class JobStatus(Frozen):
     tokens: int = 0
     loss: float | None = None
     tokens_per_second: float | None = None
+    tokens_per_second_per_device: float | None = None
+    mfu: float | None = Field(
+        default=None,
+        description="Model FLOPs over the devices' peak at this speed, 0 to 1; null: the peak is not known",
+    )
+    seconds_per_step: float | None = Field(
+        default=None, description="Over the last steps, pauses for recovery included"
+    )
+    eta: str = Field(default="", description="When the last step will be done at this pace; empty: not known")
     latest_checkpoint: str | None = None
     parameters: int | None = None
     unigram_loss: float | None = None
@@ -196,6 +217,11 @@ class RunReport(Frozen):
     unigram_loss: float | None
     validation_loss: dict[str, float]
     tokens_per_second: float | None
+    tokens_per_second_per_device: float | None = None
+    mfu: float | None = None
+    step_seconds: dict[str, float] = Field(
+        default_factory=dict[str, float], description="Mean seconds of a step by part, as rank 0 saw it"
+    )
     wall_seconds: float
     goodput: Goodput
     generations: tuple[GenerationSummary, ...]

@@ -32,10 +32,11 @@ class LineLog:
         if self._clock() - self._shown < SECONDS_BETWEEN_STEPS and record.step != self._total:
             return
         self._shown = self._clock()
+        mfu = f"  MFU {record.mfu:.1%}" if record.mfu is not None else ""
         workers = f"{record.workers} worker" + "s" * (record.workers != 1)
         self._line(
             f"step {record.step:>{len(str(self._total))}}/{self._total}  loss {record.loss:.4f}  "
-            f"{record.tokens_per_second:,.0f} tokens/s  {workers}  generation {record.generation}"
+            f"{record.tokens_per_second:,.0f} tokens/s{mfu}  {workers}  generation {record.generation}"
         )
 
     def event(self, event: Event) -> None:

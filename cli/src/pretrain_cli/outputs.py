@@ -11,6 +11,7 @@ import jinja2
 from pretrain_api.job import PretrainJob
 from pretrain_api.runreport import Goodput, JobStatus, RunReport, StepRecord
 from pretrain_cli.figure import draw_png, draw_svg
+from pretrain_cli.steptimes import NAMES, draw_split, mean_parts
 
 FINAL_STEPS = 20
 
@@ -33,6 +34,9 @@ def write_outputs(
         unigram_loss=status.unigram_loss,
         validation_loss=status.validation_loss,
         tokens_per_second=status.tokens_per_second,
+        tokens_per_second_per_device=status.tokens_per_second_per_device,
+        mfu=status.mfu,
+        step_seconds=mean_parts(final),
         wall_seconds=wall_seconds,
         goodput=status.goodput or Goodput(ratio=0.0, seconds={}),
         generations=status.generations,
@@ -65,6 +69,8 @@ def render_html(report: RunReport, records: tuple[StepRecord, ...], status: JobS
         loader=jinja2.PackageLoader("pretrain_cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["seconds"] = lambda value: "–" if value is None else f"{value:.2f} s"
+    environment.filters["share"] = lambda value: "–" if value is None else f"{value:.1%}"
+    environment.filters["milliseconds"] = lambda value: f"{1000 * value:.1f} ms"
     environment.filters["loss"] = lambda value: "–" if value is None else f"{value:.3f}"
     total = sum(report.goodput.seconds.values()) or 1.0
     shares = [
@@ -73,5 +79,11 @@ def render_html(report: RunReport, records: tuple[StepRecord, ...], status: JobS
         if seconds > 0
     ]
     return environment.get_template("report.html.j2").render(
-        report=report, status=status, figure=draw_svg(report, records), shares=shares
+        report=report,
+        status=status,
+        figure=draw_svg(report, records),
+        shares=shares,
+        split=draw_split(final_history(records)),
+        step_total=sum(report.step_seconds.values()) or 1.0,
+        part_names=NAMES,
     )

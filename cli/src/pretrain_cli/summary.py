@@ -36,6 +36,8 @@ def _losses(report: RunReport) -> str:
 
 def _speed(report: RunReport) -> str:
     speed = "–" if report.tokens_per_second is None else f"{report.tokens_per_second:,.0f} tokens/s"
+    if report.mfu is not None:
+        speed += f", MFU {report.mfu:.1%}"
     return f"{speed}, {report.wall_seconds:.0f} s in all"
 
 

@@ -17,6 +17,7 @@ from pretrain_api.lineage import parse_manifest_key
 from pretrain_api.runreport import Incident, JobStatus, StepRecord
 from pretrain_cli.pace import Pace
 from pretrain_cli.sparkline import sparkline
+from pretrain_cli.steptimes import split_text
 from pretrain_operator.cluster import Event
 
 EVENTS = 6
@@ -127,8 +128,10 @@ class Terminal:
         unigram = f"{status.unigram_loss:.2f}" if status.unigram_loss is not None else "–"
         goodput = f"{status.goodput.ratio:.1%}" if status.goodput else "–"
         speed = f"{record.tokens_per_second:,.0f} tokens/s" if record else "–"
+        mfu = f"{record.mfu:.1%}" if record and record.mfu is not None else "–"
         grid.add_row("loss", loss, "unigram", unigram)
         grid.add_row("speed", speed, "goodput", goodput)
+        grid.add_row("step", split_text(record) if record else "–", "MFU", mfu)
         grid.add_row("checkpoint", _checkpoint(status), "generation", str(status.generation or "–"))
         return grid
 

@@ -38,6 +38,7 @@ from pretrain_operator.cluster import Event, InjectedFault
 from pretrain_operator.coordinator.types import Announced, Ended, Fact, Reported
 from pretrain_operator.goodput import Timeline
 from pretrain_operator.incidents import IncidentLog
+from pretrain_operator.rhythm import Rhythm, step_record
 from pretrain_operator.suspects import SILENT, judged, with_failure, with_quarantine, with_silence
 
 MAX_GENERATIONS = 200
@@ -73,6 +74,7 @@ class Ledger:
         self._failures: list[Failed] = []
         self._unexplained: Generation | None = None
         self._judged = status.suspects
+        self._rhythm = Rhythm(status.seconds_per_step)
         self._falls_back = False
         """The current generation found a checkpoint corrupt that nobody had found before."""
         self.spent = Spent(books.restarts, books.program_failures, books.last_failure)
@@ -85,6 +87,11 @@ class Ledger:
     def state(self) -> GoodputState:
         """What the job does now."""
         return self._timeline.state
+
+    @property
+    def stepped_at(self) -> float | None:
+        """Unix seconds of the last step that this ledger heard of."""
+        return self._rhythm.stepped_at
 
     @property
     def recovering(self) -> str:
@@ -333,26 +340,19 @@ class Ledger:
             self._timeline.spend(fact.time, {"saving": body.stall_seconds}, kind)
             self._timeline.state = self._kind_of(body.step + 1)
         books = self._status.bookkeeping
+        record = step_record(body, fact, self._workers(fact.generation), self._devices(fact.generation))
+        self._rhythm.step(body.step, fact.time)
         self._set(
             step=body.step,
             tokens=body.tokens,
             loss=body.loss,
             tokens_per_second=body.tokens_per_second,
+            tokens_per_second_per_device=record.tokens_per_second_per_device,
+            mfu=body.mfu,
+            seconds_per_step=self._rhythm.seconds_per_step,
             bookkeeping=books.model_copy(update={"highest_step": max(books.highest_step, body.step)}),
         )
-        self._on_step(
-            StepRecord(
-                step=body.step,
-                loss=body.loss,
-                grad_norm=body.grad_norm,
-                learning_rate=body.learning_rate,
-                tokens=body.tokens,
-                tokens_per_second=body.tokens_per_second,
-                generation=fact.generation,
-                workers=self._workers(fact.generation),
-                time=fact.time,
-            )
-        )
+        self._on_step(record)
         return (self._recovered(body.step, fact.generation),) if overcome else ()
 
     def _recovered(self, step: int, generation: int) -> Event:
@@ -454,6 +454,11 @@ class Ledger:
         if self._generation is not None and self._generation.number == generation:
             return len(self._generation.members)
         return next((item.workers for item in self._status.generations if item.number == generation), 0)
+
+    def _devices(self, generation: int) -> int | None:
+        """Training processes; None: the generation's members are not known."""
+        known = self._generation
+        return known.world_size if known is not None and known.number == generation else None
 
     def _summarize(self, number: int, step: int) -> None:
         """A generation trained: it is in the list from its first sign on."""

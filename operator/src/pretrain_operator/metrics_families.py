@@ -33,6 +33,28 @@ SPEED = Family(
     "tokens/second",
     JOB,
 )
+DEVICE_SPEED = Family(
+    "pretrain_job_tokens_per_second_per_device",
+    "gauge",
+    "Speed over the last steps by training process; 0 while it does not train",
+    "tokens/second",
+    JOB,
+)
+MFU = Family(
+    "pretrain_job_mfu_ratio",
+    "gauge",
+    "FLOPs of the model over the peak of its devices, at the speed of the last steps; 0 while it does not train, no "
+    "series where the peak is not known",
+    "ratio",
+    JOB,
+)
+STEP_PART = Family(
+    "pretrain_job_step_part_seconds_total",
+    "counter",
+    "Time of steps by part, as rank 0 saw it: data, compute, reduce, optimizer, stall, other",
+    "seconds",
+    (*JOB, "part"),
+)
 PARAMETERS = Family("pretrain_job_parameters", "gauge", "Parameters of the model", "parameters", JOB)
 LOSS = Family("pretrain_job_loss", "gauge", "Training loss of the last step", "nats/token", JOB)
 GRADIENT_NORM = Family("pretrain_job_gradient_norm", "gauge", "Gradient norm of the last step, unclipped", "", JOB)
@@ -117,10 +139,10 @@ LAST_CHECKPOINT_TIME = Family(
 )
 
 JOB_FAMILIES = (
-    PHASE, STEP, TARGET_STEP, STEPS, STEPS_LOST, TOKENS, SPEED, PARAMETERS, LOSS, GRADIENT_NORM, LEARNING_RATE,
-    VALIDATION_LOSS, NOT_FINITE, WORKERS, GENERATION, RESTARTS, FAILURES, RECOVERY, INTERRUPTION, GOODPUT,
-    GOODPUT_RATIO, CHECKPOINT, CHECKPOINT_STALL, CHECKPOINT_BYTES, CHECKPOINT_FAILURES, LAST_CHECKPOINT_STEP,
-    LAST_CHECKPOINT_TIME,
+    PHASE, STEP, TARGET_STEP, STEPS, STEPS_LOST, TOKENS, SPEED, DEVICE_SPEED, MFU, STEP_PART, PARAMETERS, LOSS,
+    GRADIENT_NORM, LEARNING_RATE, VALIDATION_LOSS, NOT_FINITE, WORKERS, GENERATION, RESTARTS, FAILURES, RECOVERY,
+    INTERRUPTION, GOODPUT, GOODPUT_RATIO, CHECKPOINT, CHECKPOINT_STALL, CHECKPOINT_BYTES, CHECKPOINT_FAILURES,
+    LAST_CHECKPOINT_STEP, LAST_CHECKPOINT_TIME,
 )  # fmt: skip
 
 RECONCILE = Family(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pretrain_api.metrics import Family
 from pretrain_api.reports import Failed, Saved, SaveFailed
 from pretrain_api.runreport import Incident, JobStatus, StepRecord
+from pretrain_api.stepparts import STEP_PARTS, parts_of
 from pretrain_operator import metrics_families as families
 from pretrain_operator.coordinator.types import Ended, Fact, Reported
 from pretrain_operator.metrics_goodput import GoodputCounters
@@ -56,6 +57,7 @@ class JobSeries:
         self._goodput = GoodputCounters()
         self._overcome = OvercomeIncidents()
         self._counts: dict[Family, float] = dict.fromkeys(COUNTERS, 0.0)
+        self._parts = dict.fromkeys(STEP_PARTS, 0.0)
         self._restarts: Counter[str] = Counter()
         self._recovery = {phase: Distribution(families.RECOVERY) for phase in families.RECOVERY_PHASES}
         self._interruption = Distribution(families.INTERRUPTION)
@@ -74,6 +76,8 @@ class JobSeries:
         """A step was done."""
         self._last_step = record
         self._counts[families.STEPS] += 1
+        for part, seconds in parts_of(record).items():
+            self._parts[part] += seconds
         if not (math.isfinite(record.loss) and math.isfinite(record.grad_norm)):
             self._counts[families.NOT_FINITE] += 1
 
@@ -116,10 +120,12 @@ class JobSeries:
         yield families.TOKENS, (), status.tokens
         yield families.GENERATION, (), status.generation
         yield families.FAILURES, (), len(status.bookkeeping.restarts)
-        speed = status.tokens_per_second if status.phase == "Training" else 0.0
+        trains = status.phase == "Training"
         record = self._last_step
         known = {
-            families.SPEED: speed,
+            families.SPEED: status.tokens_per_second if trains else 0.0,
+            families.DEVICE_SPEED: status.tokens_per_second_per_device if trains else 0.0,
+            families.MFU: status.mfu if trains or status.mfu is None else 0.0,
             families.PARAMETERS: status.parameters,
             families.LOSS: status.loss,
             families.GRADIENT_NORM: record.grad_norm if record is not None else None,
@@ -138,6 +144,8 @@ class JobSeries:
             yield families.GOODPUT, (state,), goodput.get(state, 0.0)
         for cause in families.RESTART_CAUSES:
             yield families.RESTARTS, (cause,), self._restarts[cause]
+        for part, seconds in self._parts.items():
+            yield families.STEP_PART, (part,), seconds
         for family, count in self._counts.items():
             yield family, (), count
 

@@ -153,6 +153,8 @@ class Observed:
     """What is wrong with the spec as it stands."""
     grace_seconds: float = 30.0
     """What a worker needs to end with a checkpoint."""
+    stepped_at: float | None = None
+    """Unix seconds of the last step; None: none was heard of yet."""
 
 
 def wanted_replicas(job: PretrainJob) -> int:

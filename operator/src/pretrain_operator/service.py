@@ -166,6 +166,7 @@ class JobService:
             ranks_wait=ledger.ranks_wait,
             invalid=snapshot.invalid,
             grace_seconds=ledger.grace_seconds,
+            stepped_at=ledger.stepped_at,
         )
         decision = plan(snapshot.job, seen, now)
         if decision.want != self._want:

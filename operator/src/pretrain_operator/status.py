@@ -9,13 +9,14 @@ from pretrain_operator.cluster import Event
 from pretrain_operator.conditions import condition_of, with_condition
 from pretrain_operator.lifecycle import Verdict
 from pretrain_operator.observe import Observed, Worker, missing_slots
+from pretrain_operator.rhythm import expected_end
 
 BLOCKED = "Blocked"
 
 
 def compose(job: PretrainJob, facts: JobStatus, verdict: Verdict, seen: Observed, now: float) -> JobStatus:
     """What the ledger knows, what was decided and what was seen, as one status."""
-    view = seen.view
+    view, total, trains = seen.view, job.spec.training.total_steps, verdict.phase == "Training"
     refusal = seen.refusal if verdict.runs and missing_slots(job, seen.workers) else None
     books = facts.bookkeeping.model_copy(
         update={
@@ -34,7 +35,8 @@ def compose(job: PretrainJob, facts: JobStatus, verdict: Verdict, seen: Observed
             "replicas": sum(worker.pod.alive for worker in seen.workers),
             "workers": worker_statuses(seen),
             "selector": f"pretrain.dev/job={job.metadata.name}",
-            "total_steps": job.spec.training.total_steps,
+            "total_steps": total,
+            "eta": expected_end(facts.step, total, seen.stepped_at, facts.seconds_per_step) if trains else "",
             "conditions": _conditions(job, seen, verdict, now),
             "bookkeeping": books,
         }

@@ -24,10 +24,6 @@ class Ranks:
         """Whether this is the rank that speaks for all."""
         return self.rank == 0
 
-    def most_memory(self) -> int | None:
-        """Bytes that the accelerator's memory held at most so far; None without an accelerator."""
-        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-
 
 @contextmanager
 def process_group(environ: Mapping[str, str]) -> Iterator[Ranks]:

@@ -36,6 +36,7 @@ from pretrain_trainer.schedule import total_steps
 from pretrain_trainer.sharding import shard_fully
 from pretrain_trainer.stages import Stages
 from pretrain_trainer.unigram import unigram_loss
+from pretrain_trainer.utilization import Utilization
 from pretrain_trainer.waiting import Waiting
 
 OpenCheckpointer = Callable[[TrainerConfig, JobIdentity, Generation | None, Ranks, Mapping[str, str]], Checkpointer]
@@ -61,6 +62,7 @@ class Run:
     gradients: Gradients
     checkpointer: Checkpointer
     saves: Saves
+    utilization: Utilization
     waiting: Waiting
     start: Progress
 
@@ -126,6 +128,9 @@ def prepare(
         gradients=_gradients(model, training),
         checkpointer=checkpointer,
         saves=Saves(checkpointer, model, optimizer, config.checkpoint.interval, time.monotonic),
+        utilization=Utilization.of(
+            shape, shape.embedding_rows(corpus.vocabulary), training.precision, ranks, link.generation, environ
+        ),
         waiting=waiting,
         start=start,
     )

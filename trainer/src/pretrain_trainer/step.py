@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from dataclasses import replace
 
 import torch
@@ -16,38 +14,7 @@ from pretrain_trainer.progress import Progress
 from pretrain_trainer.schedule import learning_rate
 from pretrain_trainer.setup import Run
 from pretrain_trainer.shares import largest_share, share
-
-SPEED_STEPS = 20
-"""Tokens per second are taken over so many steps."""
-
-
-class Pace:
-    """Where the time of steps goes. Evaluations and holds between steps are not in it."""
-
-    def __init__(self, step_tokens: int) -> None:
-        self._step_tokens = step_tokens
-        self._recent: deque[float] = deque(maxlen=SPEED_STEPS)
-        self._began = 0.0
-        self.data_seconds = 0.0
-
-    def begin(self) -> None:
-        """A step begins: its first part is reading data."""
-        self._began = time.perf_counter()
-
-    def data_read(self) -> None:
-        """The step's data is there."""
-        self.data_seconds = time.perf_counter() - self._began
-
-    def end(self, stall: float) -> float:
-        """The step's seconds, those included that the save before it blocked."""
-        seconds = time.perf_counter() - self._began + stall
-        self._recent.append(seconds)
-        return seconds
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Over the last few steps."""
-        return self._step_tokens * len(self._recent) / sum(self._recent)
+from pretrain_trainer.timing import Pace
 
 
 def compute_gradients(run: Run, progress: Progress, signals: Signals, pace: Pace) -> Reduced:
@@ -69,7 +36,10 @@ def compute_gradients(run: Run, progress: Progress, signals: Signals, pace: Pace
             torch.manual_seed(dropout_seed(training.seed, numbered_from + index))
         loss = run.loss(run.model, windows.to(ranks.device)) * weight
         run.gradients.add(loss, last=index == passes - 1)
-    return run.gradients.reduce(signals, training.optimizer.clip)
+    pace.computed()
+    reduced = run.gradients.reduce(signals, training.optimizer.clip)
+    pace.reduced()
+    return reduced
 
 
 def update(run: Run, progress: Progress, reduced: Reduced) -> tuple[Progress, float]:

@@ -16,7 +16,9 @@ from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import process_group
 from pretrain_trainer.sampling import sample
 from pretrain_trainer.setup import OpenCheckpointer, Run, prepare
-from pretrain_trainer.step import Pace, compute_gradients, update
+from pretrain_trainer.step import compute_gradients, update
+from pretrain_trainer.stepreport import step_report
+from pretrain_trainer.timing import Pace, marks_on
 
 FINAL_ATTEMPTS = 3
 
@@ -28,7 +30,7 @@ def train(
     with process_group(environ) as ranks:
         run = prepare(config, link, ranks, open_checkpointer, environ)
         control = Control(link, time.monotonic)
-        pace = Pace(run.step_tokens)
+        pace = Pace(run.step_tokens, marks_on(ranks.device))
         evaluation = config.training.evaluation
         progress, evaluated = run.start, -1
 
@@ -58,34 +60,10 @@ def train(
 
 
 def _report_step(run: Run, progress: Progress, reduced: Reduced, rate: float, pace: Pace) -> None:
-    stall = run.saves.take_stall()
-    seconds = pace.end(stall)
-    if not run.ranks.first:
-        run.link.report(
-            reports.Progress(
-                step=progress.step,
-                seconds=seconds,
-                data_seconds=pace.data_seconds,
-                loss_contribution=reduced.contribution,
-                device_bytes=run.ranks.most_memory(),
-            )
-        )
-        return
-    run.link.report(
-        reports.StepDone(
-            step=progress.step,
-            loss=reduced.loss,
-            grad_norm=reduced.norm,
-            learning_rate=rate,
-            tokens=progress.tokens,
-            tokens_per_second=pace.tokens_per_second,
-            seconds=seconds,
-            stall_seconds=stall,
-            data_seconds=pace.data_seconds,
-            loss_contribution=reduced.contribution,
-            device_bytes=run.ranks.most_memory(),
-        )
-    )
+    times = pace.end(run.saves.take_stall())
+    run.utilization.step_done()
+    mfu = run.utilization.of_speed(pace.tokens_per_second)
+    run.link.report(step_report(run.ranks, progress, reduced, rate, times, pace.tokens_per_second, mfu))
 
 
 def _report_saves(run: Run) -> None:

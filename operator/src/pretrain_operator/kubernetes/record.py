@@ -105,6 +105,7 @@ def for_columns(status: JobStatus) -> JobStatus:
         update={
             "loss": None if status.loss is None else round(status.loss, 6),
             "tokens_per_second": None if status.tokens_per_second is None else round(status.tokens_per_second, 1),
+            "mfu": None if status.mfu is None else round(status.mfu, 4),
             "goodput": goodput and goodput.model_copy(update={"ratio": round(goodput.ratio, 4)}),
         }
     )

@@ -1,0 +1,114 @@
+"""The peak speed of a CPU, measured: the fastest of some matrix products of the run's own arithmetic and threads.
+
+Nobody lists it. It is measured once on a machine, between two steps of a run that has done some and finds no earlier
+figure; later processes read that from a file. So no recovery waits for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+SIZE = 512
+"""Rows and columns of the matrices: large enough to reach the peak, small enough to lie in the cache."""
+SECONDS = 0.06
+"""So long it takes, and three products more."""
+READ_AFTER, MEASURED_AFTER = 2, 10
+"""Steps of a process: its first ones are part of a recovery, and slow."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the peak of a CPU depends on."""
+
+    cpu: str
+    threads: int
+    dtype: str
+    torch: str = torch.__version__
+
+
+class CpuPeak:
+    """FLOP/s of this rank's part of the machine, once known: `flops` is None before.
+
+    `ranks`: so many processes compute on this machine at the same time. Where they have more threads than there are
+    CPUs, each has its share only.
+    """
+
+    def __init__(self, dtype: torch.dtype, ranks: int, folder: Path) -> None:
+        self._dtype = dtype
+        self._ranks = ranks
+        self._folder = folder
+        self._steps = 0
+        self.flops: float | None = None
+
+    def step_done(self) -> None:
+        """A step was done: read the figure, or measure it, when it is time to."""
+        if self.flops is not None:
+            return
+        self._steps += 1
+        if self._steps not in (READ_AFTER, MEASURED_AFTER):
+            return
+        threads = torch.get_num_threads()
+        key = Key(_model(), threads, str(self._dtype))
+        file = self._folder / f"peak-{hashlib.sha256(json.dumps(asdict(key)).encode()).hexdigest()[:16]}.json"
+        found = _read(file)
+        if found is None and self._steps == MEASURED_AFTER:
+            found = measured(self._dtype)
+            _write(file, key, found)
+        if found is not None:
+            self.flops = found * min(1.0, len(os.sched_getaffinity(0)) / (self._ranks * threads))
+
+
+def _read(file: Path) -> float | None:
+    try:
+        return float(json.loads(file.read_text())["flops"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(file: Path, key: Key, flops: float) -> None:
+    """Keep it for later processes of this machine, if there is a place to keep it."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as draft:
+            json.dump(asdict(key) | {"flops": flops}, draft)
+        os.replace(draft.name, file)
+
+
+@torch.no_grad()
+def measured(dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest of several products of two SIZE x SIZE matrices."""
+    left, right = (torch.ones(SIZE, SIZE, dtype=dtype) for _ in range(2))
+    out = torch.empty(SIZE, SIZE, dtype=dtype)
+    torch.mm(left, right, out=out)
+    best, began, rounds = float("inf"), time.perf_counter(), 0
+    while rounds < 3 or time.perf_counter() - began < SECONDS:
+        before = time.perf_counter()
+        torch.mm(left, right, out=out)
+        best = min(best, time.perf_counter() - before)
+        rounds += 1
+    return 2 * SIZE**3 / best
+
+
+def peak_folder(environ: Mapping[str, str]) -> Path:
+    """Where figures are kept: in the user's cache."""
+    cache = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or "/tmp") / ".cache"
+    return Path(cache) / "pretrain-peaks"
+
+
+def _model() -> str:
+    with suppress(OSError), Path("/proc/cpuinfo").open() as file:
+        for line in file:  # Of many CPUs it is long and slow: no further than the first name.
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
