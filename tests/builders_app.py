@@ -196,7 +196,7 @@ class SimAgent:
 
     def _say(self, number: int, body: reports.ReportBody) -> None:
         self._outbox.add(number, time.time(), body)
-        self._connection.report_added()
+        self._connection.report_added(urgent=True)
 
 
 class Kubelet:

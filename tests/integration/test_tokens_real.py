@@ -257,7 +257,7 @@ async def test_an_agent_with_its_pods_token_reports_over_tls(door: Door, tmp_pat
     )
     running = asyncio.create_task(agent.run())
     outbox.add(1, 0.0, a_step(1))
-    agent.report_added()
+    agent.report_added(urgent=True)
     await until(lambda: any(isinstance(message, HostStore) for message in heard) and outbox.is_empty)
     running.cancel()
     await runner.cleanup()

@@ -39,9 +39,9 @@ class Bench:
     async def _receive(self, message: CoordinatorMessage) -> None:
         self.received.append(message)
 
-    def report(self, step: int) -> None:
+    def report(self, step: int, *, urgent: bool = True) -> None:
         self.outbox.add(1, 0.0, a_step(step))
-        self.connection.report_added()
+        self.connection.report_added(urgent=urgent)
 
     def heard(self) -> list[int]:
         session = self.coordinator.sessions.get(0)
@@ -93,6 +93,37 @@ async def test_what_was_sent_but_not_acknowledged_is_sent_again(bench: Bench) ->
     await until(lambda: bench.coordinator.sessions[0].replayed == 10)
 
 
+async def test_what_is_not_urgent_goes_out_in_place_of_a_heartbeat(bench: Bench) -> None:
+    await asyncio.wait_for(bench.connection.joined.wait(), 20)
+    for step in range(3):
+        bench.report(step, urgent=False)
+
+    await until(lambda: bench.outbox.is_empty)
+    kinds = [message.kind for _, message in bench.coordinator.sessions[0].received if message.kind != "hello"]
+    assert "report" * 3 in "".join(kinds), "no heartbeat stands between them"
+
+
+async def test_what_is_urgent_takes_along_what_waits(bench: Bench) -> None:
+    await asyncio.wait_for(bench.connection.joined.wait(), 20)
+    bench.report(1, urgent=False)
+    bench.report(2)
+    bench.connection.send(Leaving(final=True))
+
+    session = bench.coordinator.sessions[0]
+    await until(lambda: bool(session.messages(Leaving)))
+    kinds = [message.kind for _, message in session.received if message.kind != "heartbeat"]
+    assert kinds == ["report", "report", "leaving"]
+
+
+async def test_heartbeats_go_on_after_everything_was_forgotten(bench: Bench) -> None:
+    bench.report(1)
+    await until(lambda: bench.outbox.is_empty)
+    await bench.coordinator.stop()
+    await bench.coordinator.start()  # It has no memory: nothing is acknowledged, and nothing is left to be sent.
+
+    await until(lambda: bool(bench.coordinator.sessions) and bool(bench.coordinator.sessions[0].messages(Heartbeat)))
+
+
 async def test_an_idle_agent_sends_heartbeats_with_its_step(bench: Bench) -> None:
     await until(lambda: bool(bench.coordinator.sessions))
     session = bench.coordinator.sessions[0]
@@ -103,7 +134,7 @@ async def test_an_idle_agent_sends_heartbeats_with_its_step(bench: Bench) -> Non
 async def test_a_message_follows_the_reports_made_before_it(bench: Bench) -> None:
     await asyncio.wait_for(bench.connection.joined.wait(), 20)
     bench.outbox.add(1, 0.0, Saved(step=1, checkpoint="c", bytes=1, stall_seconds=0, seconds=0))
-    bench.connection.report_added()
+    bench.connection.report_added(urgent=True)
     bench.connection.send(Leaving(final=True))
     await bench.connection.flush(20)
 

@@ -59,12 +59,13 @@ class FakeLine:
 
     def __init__(self) -> None:
         self.sent: list[AgentMessage] = []
+        self.urgent: list[bool] = []
 
     def send(self, message: AgentMessage) -> None:
         self.sent.append(message)
 
-    def report_added(self) -> None:
-        pass
+    def report_added(self, *, urgent: bool) -> None:
+        self.urgent.append(urgent)
 
     async def flush(self, timeout: float) -> None:
         pass
@@ -156,6 +157,20 @@ async def test_a_hello_tells_when_the_last_step_was_and_how_long_it_took(bench: 
     assert (hello.stepped_seconds, hello.step_seconds) == (9.0, 2.0)
     await bench.form(4)
     assert bench.worker.hello().stepped_seconds is None
+
+
+async def test_only_the_first_step_of_a_generation_is_urgent(bench: Bench) -> None:
+    await bench.form(1)
+    rank = await bench.rank()
+    await until(lambda: len(bench.bodies(Started)) == 1)
+    bench.line.urgent.clear()
+
+    for step in (4, 5, 6):
+        rank.say(a_step(step))
+    rank.say(Held(command_id="c", step=6, checkpoint="k"))
+
+    await until(lambda: len(bench.bodies(Held)) == 1)
+    assert bench.line.urgent == [True, False, False, True]
 
 
 async def test_a_generation_told_twice_starts_once(bench: Bench) -> None:

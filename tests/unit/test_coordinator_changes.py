@@ -49,8 +49,8 @@ def test_a_generation_that_has_not_done_a_step_is_not_disturbed_for_growing() ->
 def test_a_hold_that_was_over_too_early_is_tried_again_later() -> None:
     world, agents = a_running_world(1, replicas=2)
     world.start(1)
-    world.run(0.12)
     world.train = lambda: None  # type: ignore[method-assign]
+    world.run(0.5)
     [command] = agents[0].of(protocol.Command)
     agents[0].say(reports.Resumed(command_id=command.id, step=5), world.now)
     agents[0].command = None

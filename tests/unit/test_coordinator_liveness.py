@@ -37,8 +37,8 @@ def a_scene(closed_for: float, step_seconds: float) -> Scene:
 @pytest.mark.parametrize(
     ("closed_for", "step_seconds", "lost"),
     [
-        (0.29, 0.1, False),
-        (0.31, 0.1, True),
+        (0.49, 0.1, False),
+        (0.51, 0.1, True),
         (0.9, 1.0, False),
         (1.1, 1.0, True),
         (1.4, 0.0, False),

@@ -163,7 +163,7 @@ def test_a_broken_connection_and_steps_that_stand_still_mean_a_lost_worker() -> 
     world, agents = a_running_world()
     agents[1].frozen_ranks = True
     world.cut(agents[1])
-    world.run(0.25)
+    world.run(0.45)
     assert world.ended() == []
 
     world.run(0.25)

@@ -96,7 +96,8 @@ def test_reports_of_another_generation_are_dropped_but_acknowledged() -> None:
     world, agents = a_running_world()
     agents[0].say(reports.NumberTaken(highest=99), world.now, generation=17)
 
-    world.run(0.2)
+    agents[0].say(reports.SaveFailed(step=5, message="full"), world.now)  # What is no step is acknowledged at once.
+    world.exchange()
 
     assert world.ended() == []
     assert agents[0].unacked == []

@@ -212,6 +212,23 @@ async def test_a_lost_connection_is_seen_in_the_view(server: AgentServer, client
     assert True in changes
 
 
+async def test_a_step_calls_for_no_look_and_what_else_is_said_does(server: AgentServer, client: Client) -> None:
+    channel = a_channel(server, 1)
+    looks: list[str] = []
+    channel.on_facts(lambda facts: looks.extend(fact.body.kind for fact in facts if isinstance(fact, Reported)))
+    agent = await connect(client, 0)
+    await agent.hears("host_store")
+    await agent.say(StoreReady(number=1, port=1))
+    await agent.hears("generation")
+    channel.on_change(lambda: looks.append("look"))
+
+    for seq, body in enumerate((a_step(1), a_step(2), reports.SaveFailed(step=2, message="full")), 1):
+        await agent.say(Report(seq=seq, generation=1, time=0.0, body=body))
+    await until(lambda: "look" in looks)
+
+    assert looks == ["step", "step", "save_failed", "look"]
+
+
 async def test_an_agent_that_does_not_read_delays_nobody_and_is_cut_off(server: AgentServer, client: Client) -> None:
     channel = a_channel(server, 2)
     deaf, good = await connect(client, 0), await connect(client, 1)

@@ -39,6 +39,21 @@ async def test_what_agents_say_starts_rounds_seldom_and_what_matters_at_once() -
     assert loop.time() - urgent >= ROUND_SECONDS * 0.9
 
 
+async def test_what_can_wait_starts_no_round_before_its_time_and_delays_none() -> None:
+    wake, loop = Wake(), asyncio.get_running_loop()
+    began = loop.time()
+    wake.within(0.5)
+    wake.within(1000.0)
+    await wake.wait(20)
+    waited = loop.time() - began
+    wake.within(1000.0)
+    wake.soon()
+
+    async with asyncio.timeout(20):
+        await wake.wait(None)
+    assert waited >= 0.5 * 0.9
+
+
 async def test_a_cause_during_a_round_starts_the_next_one() -> None:
     wake = Wake()
     wake.now()

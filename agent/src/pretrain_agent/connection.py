@@ -92,13 +92,17 @@ class Connection:
             self._messages.append(message)
             self._wake()
 
-    def report_added(self) -> None:
-        """The outbox has something new."""
-        self._wake()
+    def report_added(self, *, urgent: bool) -> None:
+        """The outbox has something new. What is not urgent goes out in place of the next heartbeat."""
+        if urgent:
+            self._wake()
+        else:
+            self._idle.clear()
 
     async def flush(self, timeout: float) -> None:
         """Wait until everything is sent, for at most `timeout` seconds."""
         if self.joined.is_set():
+            self._wake()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout)
 
@@ -192,7 +196,8 @@ class Connection:
             try:
                 await asyncio.wait_for(self._work.wait(), HEARTBEAT_SECONDS)
             except TimeoutError:
-                await connected.send_str(self._heartbeat().to_json())
+                if next(self._outbox.after(self._sent_seq), None) is None:
+                    await connected.send_str(self._heartbeat().to_json())
 
     def _wake(self) -> None:
         self._idle.clear()

@@ -86,8 +86,8 @@ class Line(Protocol):
         """Send soon."""
         ...
 
-    def report_added(self) -> None:
-        """The outbox has something new."""
+    def report_added(self, *, urgent: bool) -> None:
+        """The outbox has something new, to be sent soon or with the next heartbeat."""
         ...
 
     async def flush(self, timeout: float) -> None:
@@ -104,6 +104,8 @@ class Run:
     started: set[int] = field(default_factory=set[int])
     explained: set[int] = field(default_factory=set[int])
     """Ranks that said themselves why they end."""
+    stepped: bool = False
+    """The first step, which ends a recovery, was told of."""
     held: asyncio.Event = field(default_factory=asyncio.Event)
     """The ranks wait at a step boundary, with a checkpoint in force."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -266,6 +268,7 @@ class Worker:
         if run is None or run.number != number:
             return  # Read from the socket of a generation that is over.
         self._metrics.heard(sender.local_rank, body)
+        urgent = True
         match body:
             case Progress():
                 self._stepped(body.step)
@@ -275,6 +278,8 @@ class Worker:
                 return
             case StepDone():
                 self._stepped(body.step)
+                # Each step alone costs its ranks more CPU, here and at the coordinator, than anybody gains by it.
+                urgent, run.stepped = not run.stepped, True
             case Failed() | CheckpointRejected() | NumberTaken():
                 run.explained.add(sender.rank)
             case Held():
@@ -283,7 +288,7 @@ class Worker:
                 run.held.clear()
             case _:
                 pass
-        self._report(run.number, body)
+        self._report(run.number, body, urgent=urgent)
 
     def _stepped(self, step: int) -> None:
         now = self._clock()
@@ -300,11 +305,11 @@ class Worker:
             self._metrics.rank_started(started.local_rank, started.pid)
             self._report(run.number, started)
 
-    def _report(self, number: int, body: ReportBody) -> None:
+    def _report(self, number: int, body: ReportBody, *, urgent: bool = True) -> None:
         dropped_before = self._outbox.dropped
         self._outbox.add(number, self._clock(), body)
         self._metrics.dropped.inc(self._outbox.dropped - dropped_before)
-        self._line.report_added()
+        self._line.report_added(urgent=urgent)
 
     # --- what happens to the ranks' processes ---------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ class Wake:
     def __init__(self) -> None:
         self._event = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._due = float("inf")
         self._last = float("-inf")
 
     def now(self) -> None:
@@ -26,9 +27,15 @@ class Wake:
 
     def soon(self) -> None:
         """A round is due, at once unless the last one has just begun."""
-        if self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(0.0, self._last + ROUND_SECONDS - loop.time()), self._event.set)
+        self.within(0.0)
+
+    def within(self, seconds: float) -> None:
+        """A round is due after so many seconds, or with one that is due before."""
+        loop = asyncio.get_running_loop()
+        due = max(loop.time() + seconds, self._last + ROUND_SECONDS)
+        if due < self._due:
+            self._stop_timer()
+            self._due, self._timer = due, loop.call_at(due, self._event.set)
 
     async def wait(self, timeout: float | None) -> None:
         """Return when a round is due, or after so many seconds."""
@@ -36,10 +43,13 @@ class Wake:
             async with asyncio.timeout(timeout):
                 await self._event.wait()
         self._event.clear()
+        self._stop_timer()
+        self._last = asyncio.get_running_loop().time()
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        self._last = asyncio.get_running_loop().time()
+        self._due, self._timer = float("inf"), None
 
 
 class Retries:

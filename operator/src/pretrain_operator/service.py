@@ -208,17 +208,21 @@ class JobService:
         return bool(round_.actions) or self._due(round_) or bool(self._events)
 
     def take(self, facts: tuple[Fact, ...]) -> None:
-        """Take in facts, at once: when this returns the reports are acknowledged."""
+        """Take in facts, at once: when this returns the reports are acknowledged. For a step that changes nothing else
+        the job is looked at when its status may be written."""
         if self._ledger is None or self._snapshot is None:
             self._early.extend(facts)
             return
         self._witness.facts(facts)
+        state, events = self._ledger.state, len(self._events)
         for fact in facts:
             if isinstance(fact, Reported) and not self._ledger.knows(fact.generation):
                 current = self._channel.view().current
                 if current is not None and current.number == fact.generation:
                     self._ledger.adopt(current)
             self._events.extend(self._ledger.record(fact, self._snapshot.job.spec.recovery))
+        calm = self._ledger.state == state and len(self._events) == events
+        self._wake.within(self._progress_seconds if calm else 0.0)
 
     def _ledger_for(self, snapshot: Snapshot) -> Ledger:
         """The ledger, made from the status of the first snapshot: later this service is the status' one writer."""

@@ -65,6 +65,11 @@ class Attention:
             suspicion=running.suspicion,
         )
 
+    def uneasy(self, running: Running) -> bool:
+        """Something is undecided: look again soon."""
+        members = (self._roster.find(member.agent_id) for member in running.generation.members)
+        return running.suspicion is not None or any(agent is None or _lost_at(agent) is not None for agent in members)
+
     def _last_heard(self) -> float | None:
         return max((agent.heard_at for agent in self._roster.agents if agent.connected), default=None)
 
@@ -78,5 +83,10 @@ class Attention:
         if agent is None:
             # Adopted and not back at this coordinator yet, or let go because its pod is gone. A step takes all members.
             return Witness(member, gone, heard_at=running.advanced_at, lost_at=running.advanced_at)
-        lost = [time for time in (agent.closed_at, agent.rankless_at, agent.final_at) if time is not None]
-        return Witness(member, gone, max(agent.heard_at, running.since), min(lost) if lost else None)
+        return Witness(member, gone, max(agent.heard_at, running.since), _lost_at(agent))
+
+
+def _lost_at(agent: Agent) -> float | None:
+    """Since when it has no connection, or no ranks; None: all well."""
+    lost = [time for time in (agent.closed_at, agent.rankless_at, agent.final_at) if time is not None]
+    return min(lost) if lost else None

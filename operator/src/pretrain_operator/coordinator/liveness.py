@@ -76,11 +76,6 @@ def judge(scene: Scene, settings: Settings) -> Verdict | None:
     return None
 
 
-def uneasy(scene: Scene) -> bool:
-    """Something is undecided: look again soon."""
-    return scene.suspicion is not None or any(witness.lost_at is not None for witness in scene.witnesses)
-
-
 def _pod_gone(scene: Scene, settings: Settings) -> Verdict | None:
     for witness in scene.witnesses:
         if witness.gone:

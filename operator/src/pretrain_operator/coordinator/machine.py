@@ -16,16 +16,13 @@ from pretrain_operator.coordinator.boundary import Boundary
 from pretrain_operator.coordinator.claims import weigh
 from pretrain_operator.coordinator.evidence import Attention
 from pretrain_operator.coordinator.forming import Forming, Interval, choose, ready
-from pretrain_operator.coordinator.liveness import Verdict, judge, uneasy
+from pretrain_operator.coordinator.liveness import Verdict, judge
 from pretrain_operator.coordinator.members import Agent, ConnectionId, Roster
 from pretrain_operator.coordinator.memory import Memory
 from pretrain_operator.coordinator.outbox import Outbox, Output
 from pretrain_operator.coordinator.progress import Running
 from pretrain_operator.coordinator.settings import Settings
-from pretrain_operator.coordinator.types import Announced, CoordinatorView, Ended, Reported, Want
-
-FREQUENT = (reports.StepDone, reports.Progress)
-"""Reports that call for nothing at once: the next look at all of it is soon enough."""
+from pretrain_operator.coordinator.types import Announced, CoordinatorView, Ended, Reported, Want, is_step
 
 ShutdownReason = Literal["succeeded", "failed", "suspended", "superseded", "removed"]
 
@@ -98,7 +95,7 @@ class Coordinator:
                 return self._outbox.empty()
             case protocol.Report():
                 self._report(agent, message, now)
-                if isinstance(message.body, FREQUENT):
+                if is_step(message.body):  # The next look at all of it is soon enough.
                     return self._outbox.empty()
             case protocol.StoreReady():
                 forming = self._forming
@@ -143,9 +140,8 @@ class Coordinator:
         """When `tick` is due if nothing else comes; None: not before another input."""
         if self._want is None or self._shutdown is not None or not self._roster.agents:
             return None
-        alert = self._forming is not None or (
-            self._running is not None and uneasy(self._attention.scene(self._running, self._want, self._looked_at))
-        )
+        running = self._running
+        alert = self._forming is not None or (running is not None and self._attention.uneasy(running))
         due = [agent.ack_due for agent in self._roster.joined if agent.ack_due is not None]
         return min([*due, self._looked_at + (self._settings.alert_tick if alert else self._settings.tick)])
 
@@ -324,7 +320,7 @@ class Coordinator:
             agent.ack_due = now
             return
         agent.acked_seq = report.seq
-        due = now + self._settings.ack_delay if isinstance(report.body, FREQUENT) else now
+        due = now + self._settings.ack_delay if is_step(report.body) else now
         agent.ack_due = due if agent.ack_due is None else min(agent.ack_due, due)
         running, body = self._running, report.body
         if report.generation in (self._ended_number, running.number if running else 0):

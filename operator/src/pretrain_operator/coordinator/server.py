@@ -16,13 +16,23 @@ from collections.abc import Callable
 from aiohttp import WSMsgType, web
 from pydantic import ValidationError
 
-from pretrain_api.protocol import AGENT_MESSAGE, AgentMessage, CoordinatorMessage, Error, Heartbeat, Hello, Shutdown
+from pretrain_api.protocol import (
+    AGENT_MESSAGE,
+    Acked,
+    AgentMessage,
+    CoordinatorMessage,
+    Error,
+    Heartbeat,
+    Hello,
+    Report,
+    Shutdown,
+)
 from pretrain_operator.coordinator.callers import Authenticate, Caller, Refusal
 from pretrain_operator.coordinator.machine import Coordinator, ShutdownReason
 from pretrain_operator.coordinator.members import ConnectionId
 from pretrain_operator.coordinator.outbox import Output
 from pretrain_operator.coordinator.settings import Settings
-from pretrain_operator.coordinator.types import CoordinatorView, Fact, Want
+from pretrain_operator.coordinator.types import CoordinatorView, Fact, Reported, Want, is_step
 
 Clock = Callable[[], float]
 
@@ -119,7 +129,7 @@ class Channel:
         self._on_facts = callback
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """Who is told that the view may have changed."""
+        """Who is told that the view may have changed, by more than a step."""
         self._on_change = callback
 
     async def end(self, reason: ShutdownReason, message: str) -> None:
@@ -171,9 +181,9 @@ class Channel:
                     connection.send(Error(epoch=self._epoch, message=_not_you(caller, parsed)))
                     connection.close()
             elif greeted:
-                routine = isinstance(parsed, Heartbeat)
                 self._put(
-                    lambda now, parsed=parsed: self._coordinator.received(connection_id, parsed, now), routine=routine
+                    lambda now, parsed=parsed: self._coordinator.received(connection_id, parsed, now),
+                    routine=isinstance(parsed, Heartbeat) or (isinstance(parsed, Report) and is_step(parsed.body)),
                 )
             else:
                 connection.send(Error(epoch=self._epoch, message=f"say hello before {parsed.kind}"))
@@ -201,7 +211,7 @@ class Channel:
         for connection_id in output.closes:
             if (connection := self._connections.get(connection_id)) is not None:
                 connection.close()
-        if not routine or output != Output():
+        if not routine or _calls_for_more(output):
             self._on_change()
 
     def _schedule(self) -> None:
@@ -290,6 +300,15 @@ class AgentServer:
     def _forget(self, job_uid: str, channel: Channel) -> None:
         if self._channels.get(job_uid) is channel:
             del self._channels[job_uid]
+
+
+def _calls_for_more(output: Output) -> bool:
+    """Whether more than steps was heard, or more than acknowledgements said."""
+    return (
+        bool(output.closes)
+        or any(not isinstance(message, Acked) for _, message in output.sends)
+        or any(not isinstance(fact, Reported) or not is_step(fact.body) for fact in output.facts)
+    )
 
 
 def _not_you(caller: Caller, hello: Hello) -> str:

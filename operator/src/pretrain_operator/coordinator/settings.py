@@ -15,11 +15,12 @@ class Settings:
     """The longest time between two looks at a calm job."""
     alert_tick: float = 0.02
     """The same while something is undecided: a broken connection, a store asked for, a collective error."""
-    ack_delay: float = 0.05
+    ack_delay: float = 0.25
     """Acknowledgements of frequent reports are gathered for so long."""
 
-    closed_after: float = 0.3
-    """A member whose connection broke is lost after so long, or one step if that is longer, without a step."""
+    closed_after: float = 2 * HEARTBEAT_SECONDS
+    """A member whose connection broke is lost after so long, or one step if that is longer, without a step; agents
+    tell of quick steps as often as their hearts beat."""
     closed_after_unreported: float = 3 * HEARTBEAT_SECONDS
     """The same when rank 0's agent is away: then heartbeats alone tell of steps."""
     closed_after_starting: float = 1.5

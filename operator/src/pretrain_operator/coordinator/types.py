@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pretrain_api.protocol import Generation
-from pretrain_api.reports import Failed, Finished, ReportBody
+from pretrain_api.reports import Failed, Finished, Progress, ReportBody, StepDone
 
 
 @dataclass(frozen=True)
@@ -120,3 +120,8 @@ class Reported:
 
 
 Fact = Ended | Announced | Reported
+
+
+def is_step(body: ReportBody) -> bool:
+    """A step was done, which calls for nothing at once: in a job that trains most reports are of this kind."""
+    return isinstance(body, StepDone | Progress)
