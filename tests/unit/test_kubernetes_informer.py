@@ -49,7 +49,7 @@ class Server:
     def _say(self, type_: str, name: str, uid: str, value: str) -> None:
         version = str(len(self.history) + 1)
         metadata = {"namespace": "ns", "name": name, "uid": uid, "resourceVersion": version}
-        object_: Object = {"metadata": metadata, "data": value}
+        object_: Object = {"metadata": metadata, "data": value, "status": {}}
         self.history.append((type_, object_))
         if type_ == "DELETED":
             del self.objects[name]
@@ -64,7 +64,7 @@ class Server:
     async def list(self, *_: object, label_selector: str) -> tuple[list[Object], str]:
         self.calls["list"] += 1
         await asyncio.sleep(0)
-        return copy.deepcopy([*self.objects.values()]), str(len(self.history))
+        return [as_sent(object_) for object_ in self.objects.values()], str(len(self.history))
 
     async def watch(
         self, *_: object, resource_version: str, label_selector: str, timeout_seconds: int
@@ -78,7 +78,8 @@ class Server:
                 self._strike(self.faults.pop(0))
             if at < len(self.history):
                 at += 1
-                yield copy.deepcopy(self.history[at - 1])
+                type_, object_ = self.history[at - 1]
+                yield type_, as_sent(object_)
                 await asyncio.sleep(0)
                 continue
             self._changed.clear()
@@ -89,6 +90,13 @@ class Server:
             self.oldest = len(self.history)
         code = int(fault.removeprefix("error ")) if fault.startswith("error") else 0
         raise ApiError(code, "Fault", fault)
+
+
+def as_sent(object_: Object) -> Object:
+    """With what nobody reads, and the informer does not keep."""
+    sent = copy.deepcopy(object_)
+    sent["metadata"]["managedFields"] = [{"manager": "kubelet"}]
+    return {**sent, "status": {"images": [{"names": ["trainer"]}]}}
 
 
 @settings(max_examples=60, deadline=None)

@@ -32,7 +32,7 @@ def no_values(_: Object) -> Iterable[str]:
 
 class Informer:
     """The objects of one kind, as far as heard: `get`, `indexed` and `all` never wait. Objects are shared and must not
-    be changed by those who read them.
+    be changed by those who read them. They lack what nobody reads: who wrote which field, and a node's images.
 
     Handlers are called in the event loop, after the change can be read here, once per change: ADDED, MODIFIED, DELETED
     (with the object as last known). An object that was replaced by another of its name is DELETED and then ADDED,
@@ -147,6 +147,7 @@ class Informer:
 
     def _present(self, object_: Object) -> None:
         """The object exists as it is here."""
+        _shed(object_)
         key = _key(object_)
         before = self._store.get(key)
         if before is not None and _uid(before) != _uid(object_):
@@ -227,6 +228,12 @@ class Store:
     def keys(self) -> set[Key]:
         """All names."""
         return set(self._objects)
+
+
+def _shed(object_: Object) -> None:
+    """Drop what would be most of the memory."""
+    object_["metadata"].pop("managedFields", None)
+    object_.get("status", {}).pop("images", None)
 
 
 def _key(object_: Object) -> Key:
