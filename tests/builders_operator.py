@@ -77,7 +77,7 @@ def observed(
     before = replace(History.of(written), heard=heard or {})
     history = before.advance(Snapshot(job, written, pods, stopping=stopping), view, NOON, running=True)
     workers = joined_workers(pods, view, history, NOON, sound_since)
-    return Observed(workers, view, written, history, stopping=stopping, **fields)
+    return Observed(workers, view, written, history, stopping=stopping, sound_since=sound_since, **fields)
 
 
 def _recorded(*pods: Pod) -> tuple[SlotMemory, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from builders_kind import Refused
+from builders_kind import Refused, wait_until
 from builders_kind_jobs import STEPS, Job, Place
 
 Losses = Callable[[], dict[int, float]]
@@ -78,12 +78,13 @@ def test_an_agent_killed_takes_its_ranks_with_it_and_is_replaced(place: Place, u
 
 
 def test_a_worker_killed_for_its_memory_is_replaced_and_the_reason_is_told(place: Place, undisturbed: Losses) -> None:
-    job = place.apply(changes={"spec.workers.template.spec.containers": [limited_worker(place, "900Mi")]})
+    template = {"containers": [limited_worker(place, "900Mi")], "volumes": [MEMORY]}
+    job = place.apply(changes={"spec.workers.template.spec": template})
     job.wait_for_workers(3)
     job.wait_for_step(30)
 
     with job.fault("worker out of memory") as fault:
-        fill = "open('/dev/shm/full', 'wb').write(b'x' * (1 << 30))"
+        fill = "full = open('/memory/full', 'wb')\nwhile True: full.write(bytes(1 << 20))"
         with suppress(Refused):  # it ends with the container
             place.cluster.kubectl("exec", "-n", place.name, job.pod(2), "--", "python3", "-c", fill)
     job.wait_for_workers(3)
@@ -92,9 +93,14 @@ def test_a_worker_killed_for_its_memory_is_replaced_and_the_reason_is_told(place
     ends_like(job, undisturbed)
 
 
+MEMORY = {"name": "memory", "emptyDir": {"medium": "Memory"}}
+"""What is written there counts as the pod's memory and goes with no process: the kernel kills one after the other."""
+
+
 def limited_worker(place: Place, memory: str) -> dict[str, object]:
     return {
         "name": "worker",
+        "volumeMounts": [{"name": "memory", "mountPath": "/memory"}],
         "env": [{"name": "AWS_ENDPOINT_URL", "value": place.cluster.s3_endpoint}],
         "resources": {"requests": {"cpu": "50m", "memory": "300Mi"}, "limits": {"memory": memory}},
     }
@@ -123,7 +129,7 @@ def test_suspended_and_resumed_it_goes_on_from_where_it_was(place: Place, undist
 
     job.patch({"suspend": True})
     suspended = job.wait_for_phase("Suspended")
-    assert [pod for pod in job.pods() if pod["status"]["phase"] == "Running"] == []
+    wait_until(lambda: all(pod["status"]["phase"] != "Running" for pod in job.pods()), "all workers are let go")
     job.patch({"suspend": False})
     job.wait_for_phase("Training")
 

@@ -68,9 +68,20 @@ async def test_who_is_cut_off_stops_before_another_takes_over(
     assert second.held
 
 
-async def test_whose_machine_is_gone_is_followed_before_the_lease_runs_out(api: Api, namespace: str) -> None:
-    gone = "127.0.0.1:1"
-    first, second = Lease(api, namespace, "operator", "a", address=gone), Lease(api, namespace, "operator", "b")
+async def mute(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+    """Takes connections, says nothing: a process that is stopped."""
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["gone", "stopped"])
+async def test_who_does_not_answer_is_followed_before_the_lease_runs_out(
+    api: Api, namespace: str, stopped: bool
+) -> None:
+    port = 1
+    if stopped:
+        port = (await asyncio.start_server(mute, "127.0.0.1", 0)).sockets[0].getsockname()[1]
+    first = Lease(api, namespace, "operator", "a", address=f"127.0.0.1:{port}")
+    second = Lease(api, namespace, "operator", "b")
     epoch = await acquired(first)
     acquired_at = asyncio.get_running_loop().time()
 
@@ -81,6 +92,23 @@ async def test_whose_machine_is_gone_is_followed_before_the_lease_runs_out(api: 
     with pytest.raises(LeaseLost, match="held by b"):
         await first.hold()
     assert not await first.surely_held()
+
+
+async def test_who_answers_keeps_the_lease_for_its_whole_duration(api: Api, namespace: str) -> None:
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"HTTP/1.0 500 \r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(say, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    await acquired(Lease(api, namespace, "operator", "a", address=f"127.0.0.1:{port}"))
+    began = asyncio.get_running_loop().time()
+
+    await acquired(Lease(api, namespace, "operator", "b"))
+
+    assert asyncio.get_running_loop().time() - began >= 0.9 * DURATION_SECONDS
+    server.close()
 
 
 async def test_who_cannot_renew_waits_with_what_it_writes(proxied: Api, proxy: ApiProxy, namespace: str) -> None:

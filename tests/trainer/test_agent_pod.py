@@ -26,7 +26,7 @@ from pretrain_agent import connection
 from pretrain_agent.outbox import Outbox
 from pretrain_api.protocol import Heartbeat, Hello
 
-connection.PING_SECONDS = 1e6  # It alone would find out, too late.
+connection.UNANSWERED = 1e6  # It alone would find out, too late.
 
 async def listen():
     async def receive(message):

@@ -14,7 +14,7 @@ from builders_agent import JOB_UID, ScriptedCoordinator, a_step, until
 from builders_tls import Authority
 from structlog.testing import capture_logs
 
-from pretrain_agent.connection import Connection
+from pretrain_agent.connection import UNANSWERED, Connection
 from pretrain_agent.outbox import Outbox
 from pretrain_api.protocol import CoordinatorMessage, Dissolved, Heartbeat, Hello, Joined, Leaving
 from pretrain_api.reports import Saved
@@ -341,6 +341,22 @@ async def test_a_coordinator_that_accepts_and_says_nothing_is_given_up(monkeypat
     await coordinator.stop()
 
     assert lines[0]["error"] == "TimeoutError"
+
+
+async def test_a_coordinator_that_stops_answering_is_looked_for_anew(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pretrain_agent.connection.PING_SECONDS", 0.05)
+    await asyncio.wait_for(bench.connection.joined.wait(), 20)
+    stays = bench.coordinator.sessions[0].websocket
+    await asyncio.sleep(0.05 * (UNANSWERED + 3))  # it has nothing to say, and answers
+    assert bench.coordinator.sessions[0].websocket is stays
+
+    assert stays._req is not None
+    assert stays._req.transport is not None
+    stays._req.transport.pause_reading()  # as a process that is stopped
+
+    await until(lambda: bench.coordinator.sessions[0].websocket is not stays)
 
 
 async def test_a_try_that_nobody_answers_is_joined_by_others(monkeypatch: pytest.MonkeyPatch) -> None:

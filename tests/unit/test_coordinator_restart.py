@@ -56,7 +56,7 @@ def test_a_member_lost_before_its_coordinator_came_is_lost_since_the_last_step()
     world.boot()
     for agent in agents[:2]:
         world.connect(agent)
-    world.run(1.4)
+    world.run(1.9)
     assert world.ended() == []
 
     world.run(0.3)

@@ -82,6 +82,26 @@ def test_an_attempt_known_to_agents_only_is_not_used_again() -> None:
     assert decision.actions == (CreatePod(0, 6),)
 
 
+def test_workers_that_ended_well_unheard_are_not_replaced_before_the_others_had_time_to_tell_why() -> None:
+    there = (a_pod(0), a_pod(1, 0, "Succeeded"), a_pod(2, 0, "Succeeded"))
+    new_operator = {"state": "training", "sound_since": NOON - 4.0}
+
+    waiting = decide(a_job(3), *there, **new_operator)
+
+    assert waiting.actions == ()
+    assert waiting.requeue_after == 6.0
+    told = a_view(an_agent(0), finished=Finished(step=9, tokens=9, checkpoint="c"))
+    assert decide(a_job(3), *there, view=told, **new_operator).verdict.phase == "Succeeded"
+    late = decide(a_job(3), *there, **{**new_operator, "sound_since": NOON - 11.0})
+    assert late.actions == (CreatePod(1, 1), CreatePod(2, 1))
+
+
+def test_workers_let_go_by_a_suspension_are_replaced_at_once_when_it_is_over() -> None:
+    decision = decide(a_job(1), a_pod(0, 0, "Succeeded"), state="queued", sound_since=NOON)
+
+    assert decision.actions == (CreatePod(0, 1),)
+
+
 def test_what_is_left_of_a_replaced_pod_is_removed() -> None:
     dead, living = a_pod(0, 0, "Failed"), a_pod(0, 1)
 

@@ -36,8 +36,12 @@ TRY_SECONDS = 1.0
 """A try that nobody answers is joined by another one after so long, up to `TRIES`. A Service may lead to a machine that
 is gone until somewhat later it leads to another one; a try stays with the machine that it was sent to."""
 TRIES = 4
-PING_SECONDS = 10.0
-"""A coordinator that answers no ping for half of this is as good as gone: connect anew."""
+PING_SECONDS = 0.5
+"""Of which nothing is heard for so long is asked; who does not even answer UNANSWERED times is as good as gone: connect
+anew. Soon, for all workers of a job must have noticed by the time that another coordinator takes over."""
+UNANSWERED = 5
+CLOSE_SECONDS = 0.2
+"""Nobody may be there to say goodbye."""
 UNHEARD_SECONDS = 3.0
 """A machine that confirms nothing for so long is gone, or cut off: found out sooner than by the ping, since something
 is sent every HEARTBEAT_SECONDS, and the kernel there confirms it even when the coordinator is busy."""
@@ -133,8 +137,9 @@ class Connection:
     async def _connect(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
         async with asyncio.timeout(CONNECT_SECONDS):
             connected = await session.ws_connect(
-                self._url, headers=self._headers(), ssl=self._trusted(), heartbeat=PING_SECONDS, max_msg_size=0
-            )
+                self._url, headers=self._headers(), ssl=self._trusted(), autoping=False, max_msg_size=0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
+            )  # fmt: skip
         _give_up_when_unheard(connected)
         return connected
 
@@ -154,8 +159,13 @@ class Connection:
     async def _converse(self, connected: aiohttp.ClientWebSocketResponse) -> None:
         await connected.send_str(self._hello().to_json())
         sender: asyncio.Task[None] | None = None
+        listening = Listening()
+        guard = asyncio.create_task(listening.hang_up_when_silent(connected))
         try:
             async for frame in connected:
+                listening.heard = True
+                if frame.type is aiohttp.WSMsgType.PING:
+                    await connected.pong(frame.data)
                 if frame.type is not aiohttp.WSMsgType.TEXT or (message := _parse(frame.data)) is None:
                     continue
                 if message.epoch < self._highest_epoch:
@@ -170,10 +180,11 @@ class Connection:
                     self._outbox.acknowledge(message.seq)
                 await self._receive(message)
         finally:
-            if sender is not None:
-                sender.cancel()
-                with suppress(asyncio.CancelledError, aiohttp.ClientError, OSError):
-                    await sender
+            for task in (guard, sender):
+                if task is not None:
+                    task.cancel()
+                    with suppress(asyncio.CancelledError, aiohttp.ClientError, OSError):
+                        await task
 
     def _join(self, connected: aiohttp.ClientWebSocketResponse, joined: Joined) -> asyncio.Task[None]:
         self._outbox.acknowledge(joined.acked_seq)
@@ -202,6 +213,26 @@ class Connection:
     def _wake(self) -> None:
         self._idle.clear()
         self._work.set()
+
+
+class Listening:
+    """Whether the coordinator was heard of late. Counted in looks, not in seconds: of a process that is late itself
+    nobody knows how long the other one was silent."""
+
+    def __init__(self) -> None:
+        self.heard = False
+
+    async def hang_up_when_silent(self, connected: aiohttp.ClientWebSocketResponse) -> None:
+        """Ask a coordinator that says nothing; close the connection to one that does not answer either."""
+        silent = 0
+        while silent < UNANSWERED:
+            await asyncio.sleep(PING_SECONDS)
+            silent = 0 if self.heard else silent + 1
+            self.heard = False
+            if silent:
+                await connected.ping()
+        log.warning("the coordinator answers no more")
+        await connected.close()
 
 
 def _tell_once(told: set[str], error: str, url: str) -> None:

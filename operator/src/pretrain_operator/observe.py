@@ -155,6 +155,8 @@ class Observed:
     """What a worker needs to end with a checkpoint."""
     stepped_at: float | None = None
     """Unix seconds of the last step; None: none was heard of yet."""
+    sound_since: float = float("-inf")
+    """Since when this operator is in order."""
 
 
 def wanted_replicas(job: PretrainJob) -> int:

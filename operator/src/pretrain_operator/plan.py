@@ -11,7 +11,7 @@ from pretrain_operator.cluster import Placement, Pod
 from pretrain_operator.conditions import seconds_true
 from pretrain_operator.coordinator.types import Want
 from pretrain_operator.lifecycle import EndReason, Verdict, lifecycle
-from pretrain_operator.lost import NEVER, Patience, is_alone, made_in_vain, patience
+from pretrain_operator.lost import NEVER, RETURN_SECONDS, Patience, is_alone, made_in_vain, patience
 from pretrain_operator.observe import Identity, Observed, Worker, wanted_replicas, wanted_slots
 from pretrain_operator.suspects import judged, next_release, placement
 
@@ -19,6 +19,7 @@ LINGER_SECONDS = 5.0
 """Agents that were let go have so long to exit by themselves; a worker that never joined is deleted at once."""
 END_GRACE_SECONDS = 30.0
 """After the end of the job a worker has nothing left to save."""
+STEPPING = ("training", "redoing", "evaluating", "saving")
 CONDITION_OF_PHASE = {"Succeeded": "Complete", "Failed": "Failed", "Suspended": "Suspended"}
 
 
@@ -130,7 +131,7 @@ def _run_pods(pods: _Pods, job: PretrainJob, seen: Observed, now: float) -> None
             continue
         pods.actions += [DeletePod(current.pod, 0.0)] if current is not None else []
         if slot in wanted and not left.failed:
-            _start(pods, slot, where, seen, now)
+            _start(pods, slot, where, seen, now, not_before=_last_word_at(workers, seen))
 
 
 def _patience(
@@ -149,10 +150,20 @@ def _keep(pods: _Pods, worker: Worker, left: Patience, seen: Observed, now: floa
         pods.waits.append(release)  # It may have been kept from the node that it needs.
 
 
-def _start(pods: _Pods, slot: int, where: Placement, seen: Observed, now: float) -> None:
+def _last_word_at(workers: list[Worker], seen: Observed) -> float:
+    """A worker that ended well while the job trained has most likely done the last step, unheard by any operator: the
+    agent of rank 0 stays until it has told, and is on its way back."""
+    if not workers or workers[-1].pod.phase != "Succeeded" or seen.state not in STEPPING or seen.view.current:
+        return 0.0
+    return max(seen.sound_since, workers[-1].pod.finished_at or 0.0) + RETURN_SECONDS
+
+
+def _start(pods: _Pods, slot: int, where: Placement, seen: Observed, now: float, *, not_before: float) -> None:
     """The next attempt of a slot: at once, unless the ones before it never even joined, or the cluster refuses."""
     memory = seen.history.slots.get(slot)
-    ready_at = 0.0 if memory is None else memory.failed_at + delay_after(memory.failures)
+    ready_at = not_before
+    if memory is not None:
+        ready_at = max(ready_at, memory.failed_at + delay_after(memory.failures))
     if seen.refusal is not None:
         ready_at = max(ready_at, seen.refusal.retry_at)
     if ready_at > now:

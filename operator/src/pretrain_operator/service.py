@@ -167,6 +167,7 @@ class JobService:
             invalid=snapshot.invalid,
             grace_seconds=ledger.grace_seconds,
             stepped_at=ledger.stepped_at,
+            sound_since=self._sound_since,
         )
         decision = plan(snapshot.job, seen, now)
         if decision.want != self._want:

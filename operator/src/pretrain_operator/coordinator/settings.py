@@ -37,7 +37,7 @@ class Settings:
     """A collective error waits so long for the report or the broken connection that explains it."""
     reconnect_grace: float = 2.5
     """After nobody was heard, agents come back one by one, with back-off: nobody is called lost for so long."""
-    reconnect_grace_still: float = 1.5
+    reconnect_grace_still: float = 2.0
     """The same after somebody else coordinated, where steps stand still since before: agents try at least every second,
     and no longer are those who live waited for than it takes to come back."""
 

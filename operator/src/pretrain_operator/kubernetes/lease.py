@@ -16,7 +16,7 @@ from pretrain_operator.kubernetes.api import LEASES, Api, ApiError, Object
 DURATION_SECONDS = 8
 """Others leave a holder alone for so long after they saw it renew. All else is a part of this."""
 UNANSWERED = 3 / 8
-"""So long only if nothing takes a connection where the holder is: its machine is gone, or cut off."""
+"""So long only if nothing answers where the holder is: it is gone, or cut off with its machine."""
 FRESH = 1 / 4
 """A holder writes so long after it sent its last renewal that succeeded: before anybody may take over."""
 DEADLINE = 3 / 4
@@ -25,13 +25,13 @@ RENEWAL = 1 / 8
 TRY = 1 / 4
 """For one call: another one may do better than one that hangs."""
 DIAL = 1 / 8
-"""For a connection to the holder's machine."""
+"""For an answer of the holder itself."""
 LOOK = 1 / 16
 """Between two looks of one who waits."""
 RETRY = 1 / 16
 """Between two tries to renew."""
 ADDRESS = "pretrain.dev/address"
-"""Annotation of the Lease: where its holder's machine takes connections, `host:port`."""
+"""Annotation of the Lease: where its holder answers HTTP requests, `host:port`."""
 
 log = structlog.get_logger()
 
@@ -50,15 +50,19 @@ class Seen:
     """By the own monotonic clock: what clocks elsewhere say does not matter."""
 
 
-async def takes_connections(address: str) -> bool:
-    """Whether a machine is there, `host:port`: its kernel answers, however busy the process is. Waits for ever."""
+async def answers(address: str) -> bool:
+    """Whether a process says anything to an HTTP request there, `host:port`. Waits for ever. A connection alone tells
+    little: the kernel takes it for a process that is stopped as well."""
     host, _, port = address.rpartition(":")
     try:
-        _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        try:
+            writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+            return bool(await reader.read(1))
+        finally:
+            writer.close()
     except (OSError, ValueError):
         return False
-    writer.close()
-    return True
 
 
 class Lease:
@@ -69,7 +73,7 @@ class Lease:
     answers at the holder's address either (`answers` tells). Both rest on the Lease alone: a holder that has not
     renewed for a shorter time than either does not write. Writes are guarded by the resource version: of several
     candidates one wins. The duration is in whole seconds, `clock` counts monotonic ones, `now` is written down for
-    people. `address`: where this candidate's machine takes connections; empty: others wait for the whole duration."""
+    people. `address`: where this candidate answers HTTP requests; empty: others wait for the whole duration."""
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class Lease:
         *,
         duration: int = DURATION_SECONDS,
         address: str = "",
-        answers: Callable[[str], Awaitable[bool]] = takes_connections,
+        answers: Callable[[str], Awaitable[bool]] = answers,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._api = api
@@ -172,7 +176,7 @@ class Lease:
         return 0.0
 
     async def _is_unanswered(self, found: Object, since: float) -> bool:
-        """Not renewed for a while, and no machine is there that could still do so. Returns when that time is over."""
+        """Not renewed for a while, and nobody is there who could still do so. Returns when that time is over."""
         duration = max(self._duration, _spec(found).get("leaseDurationSeconds") or 0)
         address = _annotations(found).get(ADDRESS)
         if not address or self._clock() < since + (UNANSWERED - DIAL) * duration:

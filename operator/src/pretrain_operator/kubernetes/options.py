@@ -41,7 +41,7 @@ class Options:
     pod_name: str = ""
     """Of this replica, which then labels itself while it is active; empty: it runs in no pod."""
     pod_ip: str = ""
-    """Of this replica: where the others see whether its machine is there."""
+    """Of this replica: where the others see whether it is there."""
     pod_namespace: str = "default"
     """Where the Lease is, and the pods of this operator."""
     service_accounts: tuple[str, ...] = ("default",)
@@ -53,7 +53,7 @@ class Options:
 
     @property
     def address(self) -> str:
-        """Where this process always takes connections, `host:port`; empty: not known."""
+        """Where this process answers as long as it lives, `host:port`; empty: not known."""
         host = f"[{self.pod_ip}]" if ":" in self.pod_ip else self.pod_ip
         return f"{host}:{self.probe_port}" if host else ""
 
