@@ -33,17 +33,17 @@ from pretrain_api.runreport import (
     StepRecord,
     Suspect,
 )
-from pretrain_operator.budget import Spent, action_on, decisive, is_collective
+from pretrain_operator.budget import Spent
+from pretrain_operator.charges import Charges
 from pretrain_operator.cluster import Event, InjectedFault
 from pretrain_operator.coordinator.types import Announced, Ended, Fact, Reported
 from pretrain_operator.goodput import Timeline
 from pretrain_operator.incidents import IncidentLog
 from pretrain_operator.rhythm import Rhythm, step_record
-from pretrain_operator.suspects import SILENT, judged, with_failure, with_quarantine, with_silence
+from pretrain_operator.suspects import Blame
 
 MAX_GENERATIONS = 200
 """Kept in the status, the newest ones."""
-PROGRAM_CAUSES = ("RankFailed", "Hang", "CheckpointRejected")
 STEPPING: tuple[GoodputState, ...] = ("training", "redoing")
 REMEMBERED_SAVES = 5
 SAVES_IN_GRACE = 3.0
@@ -71,15 +71,9 @@ class Ledger:
         self._ran = status.generations[-1].number if status.generations else 0
         self._saved_last = status.latest_checkpoint
         self._held_step = -1
-        self._failures: list[Failed] = []
-        self._unexplained: Generation | None = None
-        self._judged = status.suspects
+        self._charges = Charges(books)
+        self._blame = Blame(status.suspects)
         self._rhythm = Rhythm(status.seconds_per_step)
-        self._falls_back = False
-        """The current generation found a checkpoint corrupt that nobody had found before."""
-        self.spent = Spent(books.restarts, books.program_failures, books.last_failure)
-        self.fatal = ""
-        """A rule of the job says that the job ends: why."""
         self.ranks_wait: Obstacle | None = books.ranks_wait
         """What the ranks of the current generation wait for."""
 
@@ -101,7 +95,17 @@ class Ledger:
     @property
     def suspects(self) -> tuple[Suspect, ...]:
         """The nodes that something counts against."""
-        return self._status.suspects
+        return self._blame.suspects
+
+    @property
+    def spent(self) -> Spent:
+        """What is spent of the job's budget."""
+        return self._charges.spent
+
+    @property
+    def fatal(self) -> str:
+        """Why a rule of the job says that the job ends; empty: none does."""
+        return self._charges.fatal
 
     @property
     def grace_seconds(self) -> float:
@@ -126,6 +130,7 @@ class Ledger:
             update={
                 "goodput": self._timeline.goodput(),
                 "incidents": self._incidents.incidents(),
+                "suspects": self.suspects,
                 "bookkeeping": books,
             }
         )
@@ -160,22 +165,14 @@ class Ledger:
         self, crashes: Iterable[tuple[str, NodeFailure]], silent: Iterable[str], now: float, recovery: Recovery
     ) -> None:
         """What was seen of nodes: workers that crashed there, and those from which nothing is heard any more."""
-        suspects = self.suspects
-        for node, failure in crashes:
-            suspects = with_failure(suspects, node, failure)
-        for node in sorted(silent):
-            suspects = with_silence(suspects, node, now)
-        if suspects != self._judged:  # Time alone changes no status.
-            self._judged = judged(suspects, recovery.suspects, now)
-            self._set(suspects=self._judged)
+        self._blame.nodes(crashes, silent, now, recovery.suspects)
 
     def pods_failed(self, count: int, time: float, message: str, recovery: Recovery) -> None:
         """So many pods ended before they joined. Where steps are done all the same, it costs nothing: a replacement
         that can't start must not end a job that trains."""
         if self.state in STEPPING:
             return
-        for _ in range(count):
-            self.spent = self.spent.failed(time, message, recovery.budget.window, program=False)
+        self._charges.pods_failed(count, time, message, recovery)
 
     def close(self, now: float, *, failed: bool) -> None:
         """The job ended: nothing counts any more."""
@@ -199,12 +196,7 @@ class Ledger:
                 return self._reported(fact, recovery)
 
     def _announced(self, fact: Announced) -> tuple[Event, ...]:
-        if self._unexplained is not None and _agents(self._unexplained) <= _agents(fact.generation):
-            # Nobody was lost: the broken collective was the program's own failure.
-            self.spent = self.spent.blamed_on_program()
-        self._unexplained = None
-        self._failures = []
-        self._falls_back = False
+        self._charges.announced(fact.generation)
         self._held_step = -1
         self._generation = fact.generation
         self.ranks_wait = None
@@ -228,41 +220,12 @@ class Ledger:
                 self._timeline.switch("holding", fact.time)
             return ()
         self._timeline.switch("recovering", fact.fault_time)
-        self._charge(fact, recovery)
-        self._suspect(fact)
+        self._charges.ended(fact, self._generation, recovery)
+        self._blame.ended(fact, killed=self._charges.killed)
         who = "" if fact.slot is None else f" (worker {fact.slot})"
         where = f" on {fact.node}" if fact.node else ""
         text = f"generation {fact.number} ended at step {step}{who}{where}"
         return (Event("Warning", fact.cause, f"{text}: {fact.message}" if fact.message else text),)
-
-    def _suspect(self, fact: Ended) -> None:
-        """Blame the node of a worker that fell silent, or whose ranks were killed by something else than the job."""
-        suspects = self.suspects
-        if fact.cause == SILENT:
-            suspects = with_silence(suspects, fact.node, fact.time)
-            suspects = with_failure(suspects, fact.node, NodeFailure(time=fact.time, cause=SILENT))
-        elif fact.cause == "RankFailed" and any(failure.exit_code < 0 for failure in decisive(self._failures)):
-            suspects = with_failure(suspects, fact.node, NodeFailure(time=fact.time, cause="Killed"))
-        self._set(suspects=suspects)
-
-    def _charge(self, fact: Ended, recovery: Recovery) -> None:
-        """Count the failure against the budget, unless the job's rules ignore it.
-
-        A checkpoint found corrupt is free the first time: the next generation goes on from another one, and there are
-        only so many.
-        """
-        if fact.cause == "CheckpointRejected" and self._falls_back:
-            return
-        causes = decisive(self._failures)
-        if causes and all(action_on(failure, recovery.rules) == "Ignore" for failure in causes):
-            return
-        program = fact.cause in PROGRAM_CAUSES
-        if fact.cause == "RankFailed" and causes and all(map(is_collective, causes)):
-            program = False  # until the next generation shows whether a worker is gone
-            self._unexplained = self._generation
-        message = fact.message or (causes[0].message if causes else "")
-        text = f"{fact.cause}: {message}" if message else fact.cause
-        self.spent = self.spent.failed(fact.time, text, recovery.budget.window, program=program)
 
     def _reported(self, fact: Reported, recovery: Recovery) -> tuple[Event, ...]:
         if fact.generation < self._ran:
@@ -391,18 +354,12 @@ class Ledger:
         key = parse_manifest_key(body.checkpoint)
         if not self._incidents.rejected(body.checkpoint, body.message, key[1] if key else self._status.step, fact.time):
             return ()
-        self._falls_back = True
+        self._charges.corrupt()
         return (Event("Warning", "CheckpointCorrupt", f"{body.checkpoint} can't be used: {body.message}"),)
 
     def _failed(self, body: Failed, fact: Reported, recovery: Recovery) -> None:
-        self._failures.append(body)
-        match action_on(body, recovery.rules):
-            case "Fail":
-                self.fatal = f"rank {body.rank} failed with exit code {body.exit_code} ({body.reason}): {body.message}"
-            case "Quarantine":
-                self._set(suspects=with_quarantine(self.suspects, self._node_of(fact), fact.time))
-            case _:
-                pass
+        if self._charges.failed(body, recovery) == "Quarantine":
+            self._blame.quarantine(self._node_of(fact), fact.time)
 
     def _blocked(self, body: Blocked, fact: Reported) -> None:
         self.ranks_wait = Obstacle(reason=body.reason, message=body.message)
@@ -424,7 +381,7 @@ class Ledger:
         """A checkpoint is in force. One of a later step than any before is progress: the budget is whole again."""
         books = self._status.bookkeeping
         if step > books.checkpoint_step:
-            self.spent = Spent()
+            self._charges.progressed()
         self._set(
             latest_checkpoint=key,
             checkpoints=self._latest(step, key, time),
@@ -471,7 +428,3 @@ class Ledger:
 
     def _set(self, **fields: object) -> None:
         self._status = self._status.model_copy(update=fields)
-
-
-def _agents(generation: Generation) -> frozenset[str]:
-    return frozenset(member.agent_id for member in generation.members)

@@ -10,6 +10,7 @@ from pretrain_api import job as spec
 from pretrain_api.runreport import NodeFailure, Suspect
 from pretrain_api.trainer import ExitCode
 from pretrain_operator.cluster import Placement, Pod
+from pretrain_operator.coordinator.types import Ended
 from pretrain_operator.observe import Worker
 
 EXCLUDED_SECONDS = 120.0
@@ -32,6 +33,39 @@ def crashes(pods: Iterable[Pod]) -> Iterator[tuple[str, NodeFailure]]:
         ended_by_itself = pod.phase == "Failed" and not pod.deleting and pod.reason in CRASHES
         if ended_by_itself and pod.exit_code not in BLAMELESS:
             yield pod.node, NodeFailure(time=pod.finished_at or pod.created_at, cause=pod.reason)
+
+
+class Blame:
+    """What is held against nodes, gathered as it becomes known."""
+
+    def __init__(self, suspects: Suspects) -> None:
+        self.suspects = suspects
+        self._judged = suspects
+
+    def nodes(
+        self, crashed: Iterable[tuple[str, NodeFailure]], silent: Iterable[str], now: float, rule: spec.Suspects
+    ) -> None:
+        """Workers crashed there, or nothing is heard any more from there. Time alone changes nothing."""
+        suspects = self.suspects
+        for node, failure in crashed:
+            suspects = with_failure(suspects, node, failure)
+        for node in sorted(silent):
+            suspects = with_silence(suspects, node, now)
+        if suspects != self._judged:
+            self.suspects = self._judged = judged(suspects, rule, now)
+
+    def ended(self, fact: Ended, *, killed: bool) -> None:
+        """A generation ended by a worker that fell silent, or whose ranks were `killed` by something else than the
+        job."""
+        if fact.cause == SILENT:
+            silence = NodeFailure(time=fact.time, cause=SILENT)
+            self.suspects = with_failure(with_silence(self.suspects, fact.node, fact.time), fact.node, silence)
+        elif fact.cause == "RankFailed" and killed:
+            self.suspects = with_failure(self.suspects, fact.node, NodeFailure(time=fact.time, cause="Killed"))
+
+    def quarantine(self, node: str, time: float) -> None:
+        """A rule of the job says that the node is to be avoided."""
+        self.suspects = with_quarantine(self.suspects, node, time)
 
 
 def silent_nodes(lost: Iterable[Worker], workers: Iterable[Worker]) -> frozenset[str]:
