@@ -80,6 +80,27 @@ def test_an_upgrade_keeps_the_certificate_and_disturbs_no_job(operator: Cluster,
     assert status.incidents == ()
 
 
+def test_an_operator_of_one_namespace_trains_its_jobs_without_a_right_elsewhere(
+    operator: Cluster, place: Place, undisturbed: Callable[[], dict[int, float]]
+) -> None:
+    alone = undisturbed()
+    operator.install("--set", f"watchNamespace={place.name}")
+    try:
+        everywhere = operator.kubectl("get", "clusterroles,clusterrolebindings", "-o", "name").split()
+        job = place.apply()
+        job.wait_for_workers(3)
+        job.wait_for_step(30)
+        with job.fault("pod deleted by force, operator of one namespace"):
+            job.delete_worker(1, force=True)
+        job.wait_for_workers(3)
+        job.wait_for_phase("Succeeded", timeout=700)
+    finally:
+        operator.install()
+
+    assert [name for name in everywhere if RELEASE in name] == []
+    assert job.losses_match(alone)
+
+
 def test_uninstalling_leaves_jobs_training_and_installing_again_takes_them_over(
     operator: Cluster, place: Place
 ) -> None:
