@@ -138,7 +138,7 @@ class Connection:
         async with asyncio.timeout(CONNECT_SECONDS):
             connected = await session.ws_connect(
                 self._url, headers=self._headers(), ssl=self._trusted(), autoping=False, max_msg_size=0,
-                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
+                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),  # pyright: ignore[reportCallIssue]
             )  # fmt: skip
         _give_up_when_unheard(connected)
         return connected
