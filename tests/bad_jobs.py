@@ -59,6 +59,13 @@ BAD_JOBS = (
     BadJob("min above max", {f"{_W}.elastic": {"min": 3, "max": 2}, f"{_W}.replicas": 3}, "is greater than max"),
     BadJob("replicas below min", {f"{_W}.elastic": {"min": 3}}, "is less than elastic.min"),
     BadJob("replicas above max", {f"{_W}.elastic": {"max": 3}, f"{_W}.replicas": 4}, "is greater than elastic.max"),
+    BadJob("no origin", {f"{_T}.from": {"step": 3}}, "give exactly one of run and huggingFace"),
+    BadJob("two origins", {f"{_T}.from": {"run": "a", "huggingFace": "b"}}, "give exactly one of run and huggingFace"),
+    BadJob(
+        "step of Hugging Face",
+        {f"{_T}.from": {"huggingFace": "b", "step": 3}},
+        "step and optimizer are for run: leave them out",
+    ),
     BadJob("micro-batch", {f"{_T}.batch": {"sequences": 10, "microBatch": 4}}, "does not divide sequences"),
     BadJob(
         "no model",

@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM
 from pretrain_api.reports import ReportBody
 from pretrain_api.trainer import TrainerConfig
 from pretrain_trainer.checkpoint import Checkpointer
+from pretrain_trainer.errors import TrainerError
+from pretrain_trainer.failures import Ending, ending
 from pretrain_trainer.train import train
 
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
@@ -32,6 +34,19 @@ def _train(environ: Mapping[str, str], config: TrainerConfig, number: int, worke
     link = FakeLink(generation=a_generation(number, workers).model_copy(update={"may_take_over": number == 1}))
     train(config, link, Checkpointer.open, environ)
     return link.reports
+
+
+def refused(config: TrainerConfig, number: int = 1) -> Ending:
+    """How a generation of one rank ends that must not train."""
+    return run_ranks(1, _refused, config, number)[0]
+
+
+def _refused(environ: Mapping[str, str], config: TrainerConfig, number: int) -> Ending:
+    try:
+        _train(environ, config, number, 1)
+    except TrainerError as error:
+        return ending(error, 0)
+    raise AssertionError("it trained")
 
 
 def held_out_loss(folder: Path, tokens: Path, sequences: int, context: int) -> float:

@@ -12,7 +12,7 @@ from bad_jobs import with_changes
 from builders_moto import Bucket, moto
 
 from pretrain_api.dataset import DATASET_FILE
-from pretrain_api.job import PretrainJob
+from pretrain_api.job import PretrainJob, Storage
 from pretrain_cli.preflight import Resolved, check, resolve_uris
 from pretrain_cli.problems import InvalidJob
 from pretrain_cli.sources import check_shards
@@ -305,3 +305,17 @@ def test_warnings_do_not_stop_a_job(data: Path) -> None:
     resolved = checked(data, {"spec.recovery.divergence": {"maxRollbacks": 5}})
 
     assert [finding.path for finding in resolved.warnings] == ["spec.recovery.divergence"]
+
+
+def test_what_a_job_starts_from_is_looked_at_and_a_runs_folder_stands_for_its_checkpoints(data: Path) -> None:
+    run = data.parent / "earlier" / "checkpoints"
+    claim_identity(open_store(Storage(path=str(run)), {}), checked(data).identity)
+
+    nothing = refused(data, {"spec.training.from": {"run": "nowhere"}})
+    no_checkpoint = refused(data, {"spec.training.from": {"run": "earlier"}})
+    no_folder = refused(data, {"spec.training.from": {"huggingFace": "earlier"}})
+
+    assert nothing["spec.training.from.run"].startswith(f"{data.parent / 'nowhere'} holds no run: ")
+    assert no_checkpoint["spec.training.from.run"].startswith(f"{run} holds no checkpoint yet: ")
+    assert "has no config.json" in no_folder["spec.training.from.huggingFace"]
+    assert [path.name for path in run.iterdir() if path.name != ".tmp"] == ["job.json"]

@@ -142,6 +142,13 @@ RULES: Mapping[type[BaseModel], tuple[CelRule, ...]] = MappingProxyType(
                 "lowFrequencyFactor is not less than highFrequencyFactor: lower the first",
             ),
         ),
+        training.From: (
+            CelRule("has(self.run) != has(self.huggingFace)", "give exactly one of run and huggingFace"),
+            CelRule(
+                "has(self.run) || !(has(self.step) || self.optimizer)",
+                "step and optimizer are for run: leave them out",
+            ),
+        ),
         training.Batch: (
             CelRule("self.sequences % self.microBatch == 0", "microBatch does not divide sequences: choose a divisor"),
         ),

@@ -2,6 +2,7 @@
 
 ```
 <prefix>/job.json                                            JobIdentity, put once
+<prefix>/origin.json                                         Origin, put once, where the seed did not draw the weights
 <prefix>/lineage/g000007.json                                LineageRecord, put if absent: the lock of a generation
 <prefix>/checkpoints/g000007/step-000012000/…                shards, DCP metadata
 <prefix>/checkpoints/g000007/step-000012000/manifest.json    Manifest, put last and if absent: the commit
@@ -81,6 +82,22 @@ class JobIdentity(Frozen):
     )
 
 
+class Origin(Frozen):
+    """Where the first weights of a history came from, put once before they are loaded: later starts keep to it."""
+
+    version: int = FORMAT_VERSION
+    uri: str = Field(description="As the job named it")
+    checkpoint: str | None = Field(default=None, description="Key of another run's manifest there; null: Hugging Face")
+    step: int | None = Field(default=None, description="Of that run")
+    optimizer: bool = Field(default=False, description="What the optimizer keeps was taken over as well")
+    sha256: str = Field(description="Of the manifest, or of the names and digests of the weights' files")
+    created_at: str = ""
+
+    def __str__(self) -> str:
+        """For people."""
+        return self.uri if self.step is None else f"step {self.step} of {self.uri}"
+
+
 class LineageRecord(Frozen):
     """Put by rank 0 before the first step of a generation: it owns the number and says where it goes on from."""
 
@@ -131,6 +148,7 @@ class Manifest(Frozen):
 
 
 IDENTITY_KEY = "job.json"
+ORIGIN_KEY = "origin.json"
 _RECORD = re.compile(r"lineage/g(\d{6,})\.json")
 _MANIFEST = re.compile(r"checkpoints/g(\d{6,})/step-(\d{9,})/manifest\.json")
 

@@ -28,6 +28,7 @@ class Restored(Wire):
     kind: Literal["restored"] = "restored"
     step: int = Field(description="Completed steps of the restored state; 0 for a fresh start")
     checkpoint: str | None = Field(default=None, description="Key of the manifest it came from")
+    origin: str | None = Field(default=None, description="Where else the first weights came from, on a fresh start")
     parameters: int = Field(default=0, description="Number of parameters of the model")
     unigram_loss: float | None = Field(
         default=None, description="Loss of the unigram model of the same mix: what knowing only token frequencies gives"

@@ -141,10 +141,54 @@ class Sampling(Spec):
     temperature: float = Field(default=0.8, gt=0, le=100, description="1: as trained; lower: safer")
 
 
+class From(Spec):
+    """Where the first weights come from. Steps, tokens and data begin anew; exactly one of run and huggingFace."""
+
+    run: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="Another run's checkpoints, what its checkpoint.storage names: s3://…, file://…, or a path "
+        "relative to the job file",
+    )
+    step: int | None = Field(default=None, ge=0, le=MAX_STEPS, description="That run's step; absent: the newest")
+    optimizer: bool = Field(
+        default=False, description="Take over what that run's optimizer keeps as well; needs the same optimizer.kind"
+    )
+    hugging_face: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="A folder in the format of Hugging Face, with safetensors: s3://…, file://…, or a path relative to "
+        "the job file",
+    )
+
+    @property
+    def uri(self) -> str:
+        """The one that is given."""
+        return self.run or self.hugging_face or ""
+
+    @property
+    def field(self) -> str:
+        """Its path in the job."""
+        return f"training.from.{'run' if self.run is not None else 'huggingFace'}"
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.run is None) == (self.hugging_face is None):
+            raise ValueError("give exactly one of run and huggingFace")
+        if self.run is None and (self.step is not None or self.optimizer):
+            raise ValueError("step and optimizer are for run: leave them out")
+        return self
+
+
 class Training(Spec):
     """What is trained, on what, how long and how."""
 
     model: Model = Field(description="The network")
+    origin: From | None = Field(
+        default=None, alias="from", description="Where the first weights come from; absent: drawn from the seed"
+    )
     data: Data = Field(description="What it learns from")
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="Optimizer updates")
     tokens: TokenCount | None = Field(

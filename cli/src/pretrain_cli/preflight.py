@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -18,7 +18,7 @@ from pretrain_api.job import PretrainJob, Storage
 from pretrain_api.lineage import IDENTITY_KEY, JobIdentity
 from pretrain_api.model import ResolvedModel, resolve
 from pretrain_api.support import Finding, unsupported
-from pretrain_api.training import Data, Evaluation, Source, Training
+from pretrain_api.training import Data, Evaluation, From, Source, Training
 from pretrain_cli.problems import InvalidJob, Problem
 from pretrain_cli.sources import (
     TokenizerFile,
@@ -29,8 +29,10 @@ from pretrain_cli.sources import (
     check_vocabulary,
     read_dataset,
 )
-from pretrain_store.errors import Missing, StoreError
+from pretrain_store.errors import Missing, StoreError, UnfitOrigin
+from pretrain_store.history import read_listing
 from pretrain_store.open import Service, is_remote, open_store, probe
+from pretrain_store.origin import choose_checkpoint, open_origin, recorded, weight_files
 from pretrain_store.port import LOOKING
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -78,11 +80,12 @@ def resolve_uris(job: PretrainJob, job_file: Path, out_dir: Path) -> PretrainJob
     evaluation = training.evaluation and training.evaluation.model_copy(
         update={"sources": all_absolute(training.evaluation.sources, "spec.training.evaluation.sources")}
     )
+    origin = training.origin and _origin(training.origin, absolute)
     if problems:
         raise InvalidJob(job.metadata.name, problems)
     if storage.path is not None:
         storage = Storage(path=os.path.abspath(out_dir / storage.path))
-    return _replaced(job, training, data, evaluation, storage)
+    return _replaced(job, training, data, evaluation, origin, storage)
 
 
 def check(job: PretrainJob, environ: Mapping[str, str] = os.environ) -> Resolved:
@@ -102,7 +105,10 @@ def check(job: PretrainJob, environ: Mapping[str, str] = os.environ) -> Resolved
     if problems or tokenizer is None:
         raise InvalidJob(job.metadata.name, problems)
     identity = job_identity(training, model, datasets, tokenizer.digest)
-    if problem := _other_job(job.spec.checkpoint.storage, identity, environ):
+    storage = job.spec.checkpoint.storage
+    if problem := _other_job(storage, identity, environ) or _unfit_origin(
+        training.origin, storage, identity, tokenizer.content, environ
+    ):
         raise InvalidJob(job.metadata.name, (problem,))
     warnings = tuple(finding for finding in findings if finding.severity == "warning")
     return Resolved(job, model, datasets, identity, warnings)
@@ -122,12 +128,27 @@ def _absolute(uri: str, field: str, base_dir: Path) -> str | Problem:
     return os.path.abspath(unquote(parsed.path))
 
 
+def _origin(origin: From, absolute: Callable[[str, str], str]) -> From:
+    """With an absolute path. A folder of `pretrain run` stands for the checkpoints in it."""
+    if origin.run is None:
+        return origin.model_copy(update={"hugging_face": absolute(origin.uri, "spec.training.from.huggingFace")})
+    uri = absolute(origin.run, "spec.training.from.run")
+    below = Path(uri) / "checkpoints"
+    of_a_run = not is_remote(uri) and not (Path(uri) / IDENTITY_KEY).exists() and (below / IDENTITY_KEY).exists()
+    return origin.model_copy(update={"run": str(below) if of_a_run else uri})
+
+
 def _replaced(
-    job: PretrainJob, training: Training, data: Data, evaluation: Evaluation | None, storage: Storage
+    job: PretrainJob,
+    training: Training,
+    data: Data,
+    evaluation: Evaluation | None,
+    origin: From | None,
+    storage: Storage,
 ) -> PretrainJob:
     """The job with these parts; they were checked when they were made, so nothing is checked again."""
     checkpoint = job.spec.checkpoint.model_copy(update={"storage": storage})
-    resolved = training.model_copy(update={"data": data, "evaluation": evaluation})
+    resolved = training.model_copy(update={"data": data, "evaluation": evaluation, "origin": origin})
     spec = job.spec.model_copy(update={"training": resolved, "checkpoint": checkpoint})
     return job.model_copy(update={"spec": spec})
 
@@ -181,6 +202,29 @@ def _unwritable(folder: Path) -> str | None:
             return None
     except OSError as error:
         return f"nothing can be written in {existing} ({error.strerror})"
+
+
+def _unfit_origin(
+    start: From | None, storage: Storage, identity: JobIdentity, tokenizer: bytes, environ: Mapping[str, str]
+) -> Problem | None:
+    """What is to be started from cannot be used."""
+    if start is None:
+        return None
+    try:
+        own, there = open_store(storage, environ), open_origin(start, storage, environ, LOOKING)
+        pinned = recorded(own, start)
+        if pinned is not None and read_listing(own).manifests:
+            return None
+        if start.run is not None:
+            choose_checkpoint(there, start, identity, pinned)
+        else:
+            weight_files(there, start, identity, tokenizer)
+    except UnfitOrigin as unfit:
+        field, _, said = str(unfit).partition(": ")
+        return Problem(f"spec.{field}", said)
+    except StoreError as error:
+        return Problem(f"spec.{start.field}", f"{start.uri} cannot be read ({error}): correct the URI or what keeps it")
+    return None
 
 
 def _other_job(storage: Storage, identity: JobIdentity, environ: Mapping[str, str]) -> Problem | None:

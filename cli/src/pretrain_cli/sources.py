@@ -30,6 +30,7 @@ class TokenizerFile:
     vocabulary: int
     """One more than the highest token."""
     digest: str
+    content: bytes
 
 
 def read_tokenizer(path: Path) -> TokenizerFile:
@@ -43,7 +44,7 @@ def _parse_tokenizer(content: bytes, where: str) -> TokenizerFile:
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{where} is no tokenizer.json of Hugging Face's tokenizers ({error})") from error
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
-    return TokenizerFile(highest + 1, hashlib.sha256(content).hexdigest())
+    return TokenizerFile(highest + 1, hashlib.sha256(content).hexdigest(), content)
 
 
 def check_tokenizer(uri: str, field: str, service: Service) -> TokenizerFile | Problem:

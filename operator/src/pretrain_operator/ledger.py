@@ -234,7 +234,7 @@ class Ledger:
             case Started():
                 self._started(body, fact)
             case Restored():
-                self._restored(body, fact)
+                return self._restored(body, fact)
             case StepDone():
                 return self._step_done(body, fact)
             case Saved():
@@ -272,7 +272,7 @@ class Ledger:
         if everybody_runs and self.state == "starting":
             self._timeline.switch("restoring", fact.time)
 
-    def _restored(self, body: Restored, fact: Reported) -> None:
+    def _restored(self, body: Restored, fact: Reported) -> tuple[Event, ...]:
         self._ran = fact.generation
         self._summarize(fact.generation, body.step)
         self._incidents.restored(body.step, fact.time)
@@ -287,6 +287,7 @@ class Ledger:
             unigram_loss=self._status.unigram_loss if body.unigram_loss is None else body.unigram_loss,
             bookkeeping=books.model_copy(update={"checkpoint_step": max(books.checkpoint_step, body.step)}),
         )
+        return (Event("Normal", "Begun", f"the first weights are {body.origin}"),) if body.origin else ()
 
     def _step_done(self, body: StepDone, fact: Reported) -> tuple[Event, ...]:
         if fact.generation == self._ran and body.step <= self._status.step:

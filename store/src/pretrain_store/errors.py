@@ -11,6 +11,7 @@ StoreError                    the store did not do what was asked
 └── Unsupported               the store has no conditional puts: it cannot hold checkpoints
 HistoryError                  the store answered, and what it holds forbids to go on
 ├── IdentityMismatch          the prefix belongs to another job: the user chooses another one
+├── UnfitOrigin               what a job is to start from cannot be used: the user names something else
 ├── NumberTaken               somebody else has this generation's number, or a higher one: take a higher one
 ├── Superseded                another job took over the prefix: stop
 ├── NoUsableCheckpoint        checkpoints exist, none can be used: stop, for fear of starting from nothing
@@ -67,6 +68,10 @@ class HistoryError(Exception):
 
 class IdentityMismatch(HistoryError):
     """The prefix holds the history of another job; nothing was written."""
+
+
+class UnfitOrigin(HistoryError):
+    """What a job is to start from cannot be used: one sentence that names the field and the remedy."""
 
 
 class NumberTaken(HistoryError):

@@ -22,7 +22,7 @@ from pretrain_api.lineage import (
 )
 from pretrain_store.errors import Corrupt, Exists, IdentityMismatch, Missing, NumberTaken
 from pretrain_store.lineage import Deletion, Listing, plausible
-from pretrain_store.port import ObjectInfo, ObjectStore
+from pretrain_store.port import ObjectInfo, ObjectStore, Readable
 
 _LINEAGE = "lineage/"
 _CHECKPOINTS = "checkpoints/"
@@ -31,7 +31,7 @@ _FEW = 8
 _BLOCK = 1 << 20
 
 
-def read_listing(store: ObjectStore, known: Listing | None = None) -> Listing:
+def read_listing(store: Readable, known: Listing | None = None) -> Listing:
     """What the prefix holds now. Records never change: those of `known` are not read again.
 
     Records come first and manifests after, so that every parent that a record names had been committed by then.
@@ -89,7 +89,7 @@ def commit(store: ObjectStore, manifest: Manifest) -> str:
     return key
 
 
-def read_manifest(store: ObjectStore, key: str) -> Manifest:
+def read_manifest(store: Readable, key: str) -> Manifest:
     """The manifest under `key`; raises Corrupt when it is missing, unreadable, or names what it must not."""
     try:
         manifest = Manifest.from_json(store.get(key))
@@ -167,12 +167,12 @@ def _delete_all(store: ObjectStore, items: tuple[ObjectInfo, ...]) -> None:
         store.delete(item.key)
 
 
-def _numbers(store: ObjectStore) -> list[int]:
+def _numbers(store: Readable) -> list[int]:
     found = (parse_record_key(item.key) for item in store.list(_LINEAGE))
     return sorted(number for number in found if number is not None)
 
 
-def _read_records(store: ObjectStore, numbers: list[int]) -> dict[int, LineageRecord]:
+def _read_records(store: Readable, numbers: list[int]) -> dict[int, LineageRecord]:
     if len(numbers) <= _FEW:
         found = [_read_record(store, number) for number in numbers]
     else:
@@ -181,7 +181,7 @@ def _read_records(store: ObjectStore, numbers: list[int]) -> dict[int, LineageRe
     return {record.generation: record for record in found if record is not None}
 
 
-def _read_record(store: ObjectStore, number: int) -> LineageRecord | None:
+def _read_record(store: Readable, number: int) -> LineageRecord | None:
     """The record of a number, or None when it cannot be read or cannot be a link of a chain."""
     try:
         record = LineageRecord.from_json(store.get(record_key(number)))

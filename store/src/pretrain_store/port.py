@@ -32,8 +32,8 @@ LOOKING = Patience(attempts=2, connect_seconds=2, read_seconds=3)
 """For a look whether the service is there, which is repeated anyway: 7 s at most."""
 
 
-class ObjectReader(Protocol):
-    """Objects that are read and never written. Every method raises Missing, Unavailable or Refused."""
+class Readable(Protocol):
+    """What can be read of a store. Every method raises Missing, Unavailable or Refused."""
 
     def get(self, key: str) -> bytes:
         """The object's bytes."""
@@ -43,16 +43,20 @@ class ObjectReader(Protocol):
         """The object as a local file, which replaces one at `path`."""
         ...
 
-    def version(self, key: str) -> str:
-        """A text that differs when the object was replaced; its bytes are not read."""
-        ...
-
     def list(self, prefix: str) -> tuple[ObjectInfo, ...]:
         """All objects whose keys start with `prefix`, sorted by key."""
         ...
 
     def describe(self) -> str:
         """Where this is, for people."""
+        ...
+
+
+class ObjectReader(Readable, Protocol):
+    """Objects that are read and never written, of which it can be told whether they were replaced."""
+
+    def version(self, key: str) -> str:
+        """A text that differs when the object was replaced; its bytes are not read."""
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from tokenizers import Tokenizer
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 
 from pretrain_agent.client import AgentLink
 from pretrain_api.identity import job_identity
-from pretrain_api.lineage import JobIdentity, manifest_key
+from pretrain_api.lineage import JobIdentity, Origin, manifest_key
 from pretrain_api.model import resolve
 from pretrain_api.protocol import Generation
 from pretrain_api.reports import Restored
 from pretrain_api.trainer import TrainerConfig
 from pretrain_api.training import Training
 from pretrain_store.open import is_remote
+from pretrain_trainer.beginning import Beginning
 from pretrain_trainer.checkpoint.agreement import Agreement
 from pretrain_trainer.data import Batches, Corpus, open_corpus
 from pretrain_trainer.errors import InvalidInput
@@ -89,6 +91,9 @@ def prepare(
 
     datasets = [source.dataset for source in corpus.sources]
     identity = job_identity(training, shape, datasets, corpus.tokenizer_digest)
+    beginning = Beginning.of(config, identity, corpus.tokenizer, ranks, environ)
+    if beginning is not None and (link.generation is None or link.generation.may_take_over):
+        waiting.until_clear(beginning.check)  # before anything is written
     checkpointer = waiting.until_clear(lambda: open_checkpointer(config, identity, link.generation, ranks, environ))
     stages.done("open")
 
@@ -102,6 +107,9 @@ def prepare(
     stages.done("model")
 
     start = waiting.until_clear(lambda: checkpointer.restore(model, optimizer))
+    origin = None
+    if beginning is not None and checkpointer.parent is None and not start.step:
+        origin = waiting.until_clear(partial(beginning.load, model, optimizer, shape))
     stages.done("restore")
 
     held_out = each(lambda: _held_out(corpus, training, shape.context))
@@ -110,7 +118,7 @@ def prepare(
     unigram = each(lambda: _unigram_loss(corpus, training) if fresh else None)
     stages.done("held-out")
     if ranks.first:
-        link.report(_restored(start, checkpointer, parameters, unigram, stages.seconds))
+        link.report(_restored(start, checkpointer, origin, parameters, unigram, stages.seconds))
     batches = Batches(corpus, training, shape.context)
     return Run(
         training=training,
@@ -190,6 +198,7 @@ def _unigram_loss(corpus: Corpus, training: Training) -> float:
 def _restored(
     start: Progress,
     checkpointer: Checkpointer,
+    origin: Origin | None,
     parameters: int,
     unigram: float | None,
     seconds: dict[str, float],
@@ -199,6 +208,7 @@ def _restored(
     return Restored(
         step=start.step,
         checkpoint=manifest_key(parent.generation, parent.step) if parent else None,
+        origin=str(origin) if origin else None,
         parameters=parameters,
         unigram_loss=unigram,
         seconds=seconds,

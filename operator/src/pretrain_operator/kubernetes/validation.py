@@ -71,6 +71,7 @@ def _uri_problems(job: PretrainJob) -> Iterator[str]:
         f"{_DATA}.tokenizer": training.data.tokenizer,
         **_uris(f"{_DATA}.sources", training.data.sources),
         **_uris("spec.training.evaluation.sources", held_out),
+        **({f"spec.{training.origin.field}": training.origin.uri} if training.origin is not None else {}),
     }
     for field, uri in uris.items():
         if not uri.startswith("/") and not _S3_URI.fullmatch(uri):
