@@ -59,6 +59,21 @@ BAD_JOBS = (
     BadJob("min above max", {f"{_W}.elastic": {"min": 3, "max": 2}, f"{_W}.replicas": 3}, "is greater than max"),
     BadJob("replicas below min", {f"{_W}.elastic": {"min": 3}}, "is less than elastic.min"),
     BadJob("replicas above max", {f"{_W}.elastic": {"max": 3}, f"{_W}.replicas": 4}, "is greater than elastic.max"),
+    BadJob(
+        "decayTokens of cosine",
+        {f"{_T}.schedule": {"decayTokens": "1K"}},
+        "decayTokens is for kind wsd",
+    ),
+    BadJob(
+        "two warm-ups",
+        {f"{_T}.schedule": {"warmupSteps": 2, "warmupTokens": "4K"}},
+        "give warmupSteps or warmupTokens, not both",
+    ),
+    BadJob(
+        "two decays",
+        {f"{_T}.schedule": {"kind": "wsd", "decaySteps": 2, "decayTokens": "4K"}},
+        "give decaySteps or decayTokens, not both",
+    ),
     BadJob("no origin", {f"{_T}.from": {"step": 3}}, "give exactly one of run and huggingFace"),
     BadJob("two origins", {f"{_T}.from": {"run": "a", "huggingFace": "b"}}, "give exactly one of run and huggingFace"),
     BadJob(

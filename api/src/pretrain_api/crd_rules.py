@@ -1,8 +1,9 @@
 """The cross-field rules as CEL, so that the API server refuses what `pretrain_api.job` refuses.
 
-Each rule is the twin of a validator in `job`, `training` or `presets`. Two of those have none, for CEL cannot say them:
-that `onLog` compiles as a Python regular expression, and that a duration is at most ten years. Rules on `oldSelf` have
-no twin: they keep what the workers are started with, which is written down once, from being changed behind them.
+Each rule is the twin of a validator in `job`, `training` or `presets`. Three of those have none, for CEL cannot say
+them, or only at a cost: that `onLog` compiles as a Python regular expression, that a duration is at most ten years, and
+that a warm-up or a decay in tokens fits the run. Rules on `oldSelf` have no twin: they keep what the workers are
+started with, which is written down once, from being changed behind them.
 """
 
 from __future__ import annotations
@@ -157,6 +158,12 @@ RULES: Mapping[type[BaseModel], tuple[CelRule, ...]] = MappingProxyType(
                 "!has(self.decaySteps) || self.kind == 'wsd'",
                 "decaySteps is for kind wsd: leave it out, or set kind to wsd",
             ),
+            CelRule(
+                "!has(self.decayTokens) || self.kind == 'wsd'",
+                "decayTokens is for kind wsd: leave it out, or set kind to wsd",
+            ),
+            CelRule("!has(self.warmupTokens) || self.warmupSteps == 0", "give warmupSteps or warmupTokens, not both"),
+            CelRule("!has(self.decayTokens) || !has(self.decaySteps)", "give decaySteps or decayTokens, not both"),
         ),
         training.Training: _TRAINING_RULES,
         job.Checkpoint: (_fixed("checkpoint"),),

@@ -83,19 +83,37 @@ class Optimizer(Spec):
 
 
 class Schedule(Spec):
-    """Learning rate by step: linear warm-up, then the kind's decay to `minRatio` of the peak at the last step."""
+    """Learning rate by step: linear warm-up, then the kind's decay to `minRatio` of the peak at the last step.
+
+    Lengths are in steps or in tokens, each as it suits: those in tokens stay when the batch or the context changes.
+    """
 
     kind: Literal["cosine", "linear", "wsd", "constant"] = Field(default="cosine", description="Form of the decay")
     warmup_steps: int = Field(default=0, ge=0, le=MAX_STEPS, description="Steps of linear warm-up from zero")
+    warmup_tokens: TokenCount | None = Field(
+        default=None, ge=1, le=MAX_TOKENS, description="Or tokens of it, for example 500M; absent: warmupSteps"
+    )
     min_ratio: float = Field(default=0.1, ge=0, le=1, description="The last learning rate over the peak")
     decay_steps: int | None = Field(
         default=None, ge=1, le=MAX_STEPS, description="wsd: length of the last decay; absent: a tenth of all steps"
     )
+    decay_tokens: TokenCount | None = Field(
+        default=None, ge=1, le=MAX_TOKENS, description="Or tokens of it, for example 2B; absent: decaySteps"
+    )
 
     @model_validator(mode="after")
     def _decay(self) -> Self:
-        if self.decay_steps is not None and self.kind != "wsd":
-            raise ValueError(f"decaySteps is for kind wsd, not {self.kind}: leave it out, or set kind to wsd")
+        for name, given in (("decaySteps", self.decay_steps), ("decayTokens", self.decay_tokens)):
+            if given is not None and self.kind != "wsd":
+                raise ValueError(f"{name} is for kind wsd, not {self.kind}: leave it out, or set kind to wsd")
+        return self
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if self.warmup_steps and self.warmup_tokens is not None:
+            raise ValueError("give warmupSteps or warmupTokens, not both")
+        if self.decay_steps is not None and self.decay_tokens is not None:
+            raise ValueError("give decaySteps or decayTokens, not both")
         return self
 
 
@@ -218,6 +236,18 @@ class Training(Spec):
         """Optimizer updates until the end, from `steps` or `tokens`."""
         return self.steps if self.steps is not None else -(-(self.tokens or 0) // self.tokens_per_step)
 
+    @property
+    def warmup_length(self) -> float:
+        """Steps of the warm-up; of one in tokens it may end within a step."""
+        tokens = self.schedule.warmup_tokens
+        return self.schedule.warmup_steps if tokens is None else tokens / self.tokens_per_step
+
+    @property
+    def decay_length(self) -> float | None:
+        """Steps of the last decay, likewise; None: not given."""
+        tokens = self.schedule.decay_tokens
+        return self.schedule.decay_steps if tokens is None else tokens / self.tokens_per_step
+
     @model_validator(mode="after")
     def _length(self) -> Self:
         if (self.steps is None) == (self.tokens is None):
@@ -226,15 +256,17 @@ class Training(Spec):
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
-        schedule, steps = self.schedule, self.total_steps
-        if schedule.warmup_steps > steps:
+        steps, warmup, decay = self.total_steps, self.warmup_length, self.decay_length or 0
+        in_tokens = self.schedule.warmup_tokens is not None
+        name = f"schedule.{'warmupTokens' if in_tokens else 'warmupSteps'}"
+        if warmup > steps:
             raise ValueError(
-                f"schedule.warmupSteps ({schedule.warmup_steps}) is more than all steps ({steps}): "
-                "lower it, or train longer"
+                f"{name} ({warmup:g}{' steps' * in_tokens}) is more than all steps ({steps}): lower it, or train longer"
             )
-        if schedule.warmup_steps + (schedule.decay_steps or 0) > steps:
+        if warmup + decay > steps:
+            last = "decayTokens" if self.schedule.decay_tokens is not None else "decaySteps"
             raise ValueError(
-                f"schedule.warmupSteps + schedule.decaySteps ({schedule.warmup_steps} + {schedule.decay_steps}) "
+                f"{name} + schedule.{last} ({warmup:g} + {decay:g}{' steps' * (last == 'decayTokens' or in_tokens)}) "
                 f"is more than all steps ({steps}): lower one of them, or train longer"
             )
         return self

@@ -12,6 +12,7 @@ from pretrain_cli.export import Wanted
 from pretrain_cli.export import export as export_checkpoint
 from pretrain_cli.prepare import Order
 from pretrain_cli.run import run as run_job
+from pretrain_cli.schedule import schedule as draw_schedule
 from pretrain_cli.validate import validate as validate_job
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -72,3 +73,12 @@ def export(run: ExportFrom, out: ExportTo, step: Step = None, dtype: Dtype = "fl
     credentials from the environment. Exit codes: 0 done, 1 failed, 2 bad input.
     """
     raise typer.Exit(export_checkpoint(Wanted(run, out, step, dtype)))
+
+
+Plot = Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the plot goes, a PNG.")]
+
+
+@main.command()
+def schedule(job: JobFile, sets: Sets = None, out: Plot = Path("schedule.png")) -> None:
+    """Draw a job's learning rate: a table and a curve here, and a plot."""
+    raise typer.Exit(draw_schedule(job, tuple(sets or ()), out))

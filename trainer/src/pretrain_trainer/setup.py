@@ -17,6 +17,7 @@ from pretrain_api.lineage import JobIdentity, Origin, manifest_key
 from pretrain_api.model import resolve
 from pretrain_api.protocol import Generation
 from pretrain_api.reports import Restored
+from pretrain_api.schedule import LearningRates
 from pretrain_api.trainer import TrainerConfig
 from pretrain_api.training import Training
 from pretrain_store.open import is_remote
@@ -34,7 +35,6 @@ from pretrain_trainer.ranks import Ranks
 from pretrain_trainer.remote import Sources
 from pretrain_trainer.sampling import parse_tokenizer
 from pretrain_trainer.saving import Checkpointer, Saves
-from pretrain_trainer.schedule import total_steps
 from pretrain_trainer.sharding import shard_fully
 from pretrain_trainer.stages import Stages
 from pretrain_trainer.unigram import unigram_loss
@@ -53,6 +53,7 @@ class Run:
     ranks: Ranks
     link: AgentLink
     steps: int
+    rates: LearningRates
     step_tokens: int
     batches: Batches | FetchedBatches
     held_out: tuple[HeldOut, ...]
@@ -124,7 +125,8 @@ def prepare(
         training=training,
         ranks=ranks,
         link=link,
-        steps=total_steps(training, shape.context),
+        steps=training.total_steps,
+        rates=LearningRates.of(training),
         step_tokens=training.batch.sequences * shape.context,
         batches=FetchedBatches(batches, waiting, time.monotonic) if remote else batches,
         held_out=held_out,

@@ -11,7 +11,6 @@ from pretrain_trainer.errors import LossNotFinite
 from pretrain_trainer.gradients import Reduced, Signals
 from pretrain_trainer.optimizer import set_learning_rate
 from pretrain_trainer.progress import Progress
-from pretrain_trainer.schedule import learning_rate
 from pretrain_trainer.setup import Run
 from pretrain_trainer.shares import largest_share, share
 from pretrain_trainer.timing import Pace
@@ -50,7 +49,7 @@ def update(run: Run, progress: Progress, reduced: Reduced) -> tuple[Progress, fl
             f"step {step}: loss {reduced.loss}, gradient norm {reduced.norm}: "
             "lower training.optimizer.learningRate or lengthen training.schedule.warmupSteps"
         )
-    rate = learning_rate(run.training.schedule, run.training.optimizer.learning_rate, step, run.steps)
+    rate = run.rates.at(step)
     set_learning_rate(run.optimizer, rate)
     run.optimizer.step()
     return replace(progress, step=step, tokens=progress.tokens + run.step_tokens), rate
