@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import subprocess
@@ -9,9 +10,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import psutil
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from pretrain_api.runreport import JobStatus, RunReport, StepRecord
 from pretrain_cli.outputs import final_history, read_metrics
@@ -90,6 +95,16 @@ class Finished:
         history = final_history(self.metrics)
         assert [record.step for record in history] == list(range(1, len(history) + 1))
         return [record.loss for record in history]
+
+    def parameters(self) -> str:
+        """A digest of the model in the newest checkpoint, in whatever shards it lies."""
+        newest = max((self.out / "checkpoints").rglob("manifest.json"), key=lambda path: path.parent.name)
+        reader = FileSystemReader(newest.parent)
+        saved = reader.read_metadata().state_dict_metadata
+        names = sorted(name for name in saved if name.startswith("model."))
+        model = {name: torch.empty(cast("TensorStorageMetadata", saved[name]).size) for name in names}
+        load(model, storage_reader=reader, no_dist=True)
+        return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in model.values())).hexdigest()
 
     def explain(self) -> str:
         """All that was said, for a failing test."""

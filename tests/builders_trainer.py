@@ -16,24 +16,28 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from pretrain_api import reports
 from pretrain_api.dataset import DATASET_FILE, Dataset, Shard
-from pretrain_api.lineage import JobIdentity, Manifest, StoredObject, manifest_key
+from pretrain_api.lineage import JobIdentity, Manifest, StepRange, StoredObject, manifest_key
 from pretrain_api.protocol import Command, Generation, Member
 from pretrain_api.reports import ReportBody, Saved, SaveFailed, StepDone
 from pretrain_api.trainer import TrainerConfig
 from pretrain_trainer.errors import GradientOverflow
+from pretrain_trainer.exact import ExactGradients, ExactShardedGradients
 from pretrain_trainer.failures import Ending, ending
-from pretrain_trainer.gradients import ExactGradients, Reduced, Signals
+from pretrain_trainer.gradients import Gradients, Reduced, Signals
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks, process_group
 from pretrain_trainer.train import train
@@ -243,6 +247,8 @@ class Script:
     orders: Mapping[int, Mapping[int, tuple[Command, ...]]] = field(default_factory=dict)
     failing: tuple[int, ...] = ()
     attended: bool = True
+    skipped: tuple[StepRange, ...] = ()
+    """Ranges of data that were passed over before; for runs that keep nothing."""
 
 
 @dataclass(frozen=True)
@@ -367,31 +373,51 @@ def losing_a_peer(environ: Mapping[str, str], config: TrainerConfig) -> Ending:
     raise AssertionError("training went on without a peer")
 
 
-def reducing_exactly(environ: Mapping[str, str], factors: Sequence[float]) -> Reduced | str:
-    """Reduce two micro-batches of the gradient `factors[rank]` from each rank, without clipping."""
+class ThreeWeights(nn.Module):
+    """A model whose gradient is what it is called with, three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+
+    def forward(self, factor: float) -> Tensor:
+        return (self.weight * factor).sum()
+
+
+def reducing_exactly(environ: Mapping[str, str], shard: str, cases: Sequence[Sequence[float]]) -> list[Reduced | str]:
+    """For each case reduce two micro-batches of the gradient `case[rank]` from each rank, without clipping."""
     with process_group(environ) as ranks:
-        parameter = nn.Parameter(torch.zeros(3))
-        gradients = ExactGradients([parameter], micro_batches=2 * ranks.world_size)
-        gradients.begin()
-        for _ in range(2):
-            gradients.add((parameter * factors[ranks.rank]).sum(), last=False)
-        try:
-            return gradients.reduce(Signals(), None)
-        except GradientOverflow as error:
-            return str(error)
+        model, micro_batches = ThreeWeights(), 2 * ranks.world_size
+        gradients = ExactGradients(model.parameters(), micro_batches)
+        if shard == "full":
+            fully_shard(model, mesh=init_device_mesh("cpu", (ranks.world_size,)))
+            cast("FSDPModule", model).set_gradient_divide_factor(1.0)
+            cast("FSDPModule", model).set_force_sum_reduction_for_comms(True)
+            gradients = ExactShardedGradients(model, micro_batches, ranks.world_size)
+        return [_reduced(gradients, model, case[ranks.rank]) for case in cases]
+
+
+def _reduced(gradients: Gradients, model: nn.Module, factor: float) -> Reduced | str:
+    gradients.begin()
+    for last in (False, True):
+        gradients.add(model(factor), last)
+    try:
+        return gradients.reduce(Signals(), None)
+    except GradientOverflow as error:
+        return str(error)
 
 
 def _train(environ: Mapping[str, str], config: TrainerConfig, script: Script) -> RankEnd:
     rank = int(environ["RANK"])
     generation = a_generation(script.generation) if script.attended else None
     link = FakeLink(script.orders.get(rank, {}), generation)
-    models: list[nn.Module] = []
+    watching = _Watching(script.skipped)
 
     def open_checkpointer(
         config: TrainerConfig, identity: JobIdentity, _: Generation | None, ranks: Ranks, environ: Mapping[str, str]
     ) -> FileCheckpointer:
         if not script.keep:
-            return _Watching(models)
+            return watching
         folder = Path(config.checkpoint.storage.path or "")
         return FileCheckpointer(folder, script.generation, ranks.rank, script.failing)
 
@@ -400,25 +426,26 @@ def _train(environ: Mapping[str, str], config: TrainerConfig, script: Script) ->
     except Exception as error:
         end = ending(error, rank)
         return RankEnd([*link.reports, *([end.report] if end.report else [])], end.exit_code)
-    return RankEnd(link.reports, 0, _digest(models))
+    return RankEnd(link.reports, 0, watching.parameters)
 
 
 class _Watching(NoCheckpointer):
-    """A NoCheckpointer that lets the test see the model."""
+    """A NoCheckpointer that keeps a digest of the last parameters, and starts after some skipped data."""
 
-    def __init__(self, models: list[nn.Module]) -> None:
+    def __init__(self, skipped: tuple[StepRange, ...]) -> None:
         super().__init__()
-        self._models = models
+        self._skipped = skipped
+        self._model: nn.Module | None = None
+        self.parameters = ""
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
-        self._models.append(model)
-        return Progress()
+        self._model = model
+        return Progress(skipped=self._skipped)
 
-
-def _digest(models: list[nn.Module]) -> str:
-    digest = hashlib.sha256()
-    for model in models:
-        for value in model.state_dict().values():
-            if type(value) is torch.Tensor:
-                digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
+    def close(self) -> None:
+        assert self._model is not None
+        digest = hashlib.sha256()
+        for value in self._model.state_dict().values():
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            digest.update(whole.numpy().tobytes())
+        self.parameters = digest.hexdigest()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from builders_local import STEPS, TOLERANCE, Baseline, Finished, Run, run
 
 ENDLESS = ("--set", "training.steps=100000")
@@ -88,12 +90,41 @@ def test_four_three_and_five_workers_train_alike(job: Path, baseline: Baseline, 
     assert baseline.difference(finished.losses) < TOLERANCE
 
 
-def test_an_exact_run_is_bit_equal_whatever_happens_to_its_workers(job: Path, tmp_path: Path) -> None:
-    exact = ("--set", "training.exact=true", "--set", "training.steps=60")
+EXACT = ("--set", "training.exact=true", "--set", "training.model.dropout=0.1")
 
-    alone = run(job, tmp_path / "alone", *exact, "--workers", "1")
-    disturbed = run(job, tmp_path / "disturbed", *exact, "--fault", "kill:worker=0,step=30")
 
-    assert (alone.code, disturbed.code) == (0, 0), disturbed.explain()
+@pytest.fixture(scope="module")
+def alone(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Finished]:
+    """The exact job by one worker, undisturbed, up to a step."""
+    out = tmp_path_factory.mktemp("alone")
+    return lambda steps: run(job, out, *EXACT, "--workers", "1", "--set", f"training.steps={steps}")
+
+
+def test_an_exact_run_of_shards_is_bit_equal_to_one_worker(
+    job: Path, alone: Callable[[int], Finished], tmp_path: Path
+) -> None:
+    sharded = ("--set", "training.parallelism.shard=full", "--set", "training.steps=40")
+
+    disturbed, undisturbed = run(job, tmp_path, *EXACT, *sharded, "--fault", "kill:worker=0,step=25"), alone(40)
+
+    assert (disturbed.code, undisturbed.code) == (0, 0), disturbed.explain()
     assert [incident.cause for incident in disturbed.report.incidents] == ["WorkerLost"]
-    assert disturbed.losses == alone.losses
+    assert disturbed.losses == undisturbed.losses
+    assert disturbed.report.validation_loss == undisturbed.report.validation_loss
+    assert disturbed.parameters() == undisturbed.parameters()
+
+
+def test_an_exact_run_is_bit_equal_whatever_happens_to_its_workers(
+    job: Path, alone: Callable[[int], Finished], tmp_path: Path
+) -> None:
+    resized = ("remove:worker,step=30", "kill:worker=0,step=50", "add:worker,step=90", "add:worker,step=90")
+
+    disturbed = run_until(
+        job, tmp_path, "with 5 workers", *EXACT, "--workers", "4", *(f"--fault={fault}" for fault in resized)
+    )
+    undisturbed = alone(len(disturbed.losses))
+
+    sizes = [generation.workers for generation in disturbed.report.generations]
+    assert (sizes[:3], sizes[-1]) == ([4, 3, 2], 5), disturbed.explain()
+    assert disturbed.losses == undisturbed.losses
+    assert disturbed.parameters() == undisturbed.parameters()

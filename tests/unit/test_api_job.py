@@ -185,13 +185,15 @@ def test_what_is_not_there_yet_is_refused_by_name(path: str, value: object) -> N
     assert "not there yet" in finding.message
 
 
-def test_exact_sums_of_sharded_models_are_refused() -> None:
-    exact = {"spec.training.exact": True}
+def test_exact_sums_are_refused_for_hybrid_sharding_only() -> None:
+    for shard, found in (
+        ("none", []),
+        ("full", []),
+        ("hybrid", ["spec.training.parallelism.shard", "spec.training.exact"]),
+    ):
+        exact = {"spec.training.exact": True, "spec.training.parallelism": {"shard": shard}}
 
-    assert unsupported(job(exact).spec) == ()
-    assert [f.path for f in unsupported(job({**exact, "spec.training.parallelism": {"shard": "full"}}).spec)] == [
-        "spec.training.exact"
-    ]
+        assert [finding.path for finding in unsupported(job(exact).spec)] == found
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ def _training_errors(training: Training) -> tuple[Finding, ...]:
         (parallelism.pipeline > 1, f"{at}.parallelism.pipeline", "pipelines are not there yet: leave it at 1"),
         (parallelism.shard == "hybrid", f"{at}.parallelism.shard", "hybrid is not there yet: use full or none"),
         (
-            training.exact and parallelism.shard != "none",
+            training.exact and parallelism.shard == "hybrid",
             f"{at}.exact",
-            "exact sums are not there yet for sharded models: set parallelism.shard to none, or exact to false",
+            "exact sums are not there yet for hybrid: set parallelism.shard to none or full, or exact to false",
         ),
     )
     return tuple(Finding("error", path, message) for holds, path, message in found if holds)

@@ -222,9 +222,7 @@ class Training(Spec):
     evaluation: Evaluation | None = Field(default=None, description="Absent: none")
     sampling: Sampling | None = Field(default=None, description="Absent: none")
     seed: int = Field(default=1, ge=0, lt=2**31, description="Of initialisation, data order and dropout")
-    exact: bool = Field(
-        default=False, description="Bit-equal at any number of workers, for 1.3 to 1.6 times the step time"
-    )
+    exact: bool = Field(default=False, description="Bit-equal at any number of workers, at a cost of step time")
 
     @property
     def tokens_per_step(self) -> int:

@@ -3,8 +3,8 @@
 A step's loss is the sum over all its targets divided by their number, so every micro-batch's loss arrives divided by
 that and everything is a plain sum: over micro-batches, then over ranks. Ranks without micro-batches add zero.
 
-Three ways, one protocol: `FlatGradients` (plain data parallel), `ExactGradients` (the same, bit-equal at any world
-size), `ShardedGradients` (FSDP2).
+Two ways, one protocol: `FlatGradients` (plain data parallel) and `ShardedGradients` (FSDP2); `exact` has both again,
+bit-equal at any world size.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from pretrain_trainer.errors import CollectiveFailed, GradientOverflow
-
-FRACTION_BITS = 36
-"""Exact mode's fixed point: gradients in multiples of 2**-36 (measured to train like fp32)."""
+from pretrain_trainer.errors import CollectiveFailed
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class FlatGradients:
     padded = False
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self._flat, self._gradients, self._tail = _flat_buffer(list(parameters), tail=3)
+        self._flat, self._gradients, self._tail = flat_buffer(list(parameters), tail=3)
 
     def begin(self) -> None:
         """Set all to zero."""
@@ -92,59 +89,12 @@ class FlatGradients:
 
     def reduce(self, signals: Signals, clip: float | None) -> Reduced:
         """One all-reduce; the only wait for the device is for its result."""
-        _signal(self._tail[1:], signals)
+        set_signals(self._tail[1:], signals)
         own = self._tail[:1].clone()
-        _all_reduce(self._flat)
+        all_reduce(self._flat)
         norm = _clip(self._gradients, clip)
         loss, command, save, norm, own = torch.cat((self._tail, norm.view(1), own)).tolist()
         return Reduced(loss, norm, Signals(command > 0, save > 0), own)
-
-
-class ExactGradients:
-    """Plain data parallel whose sums are of integers, which are the same in any order and grouping.
-
-    Each micro-batch's gradient is rounded to fixed point. The sum of all cannot wrap, because one that could make it
-    do so is refused, by all ranks together.
-    """
-
-    padded = False
-
-    def __init__(self, parameters: Iterable[nn.Parameter], micro_batches: int) -> None:
-        self._flat, self._gradients, self._tail = _flat_buffer(list(parameters), tail=1)
-        self._sum = torch.zeros(self._flat.numel() + 4, dtype=torch.int64, device=self._flat.device)
-        self._limit = 2.0 ** (62 - FRACTION_BITS) / micro_batches
-
-    def begin(self) -> None:
-        """Set all to zero."""
-        self._flat.zero_()
-        self._sum.zero_()
-
-    def add(self, loss: Tensor, last: bool) -> None:
-        """Round this micro-batch's loss and gradient to integers and add those."""
-        loss.backward()
-        self._tail[0] = loss.detach()
-        not_finite, too_large = self._sum[-2:]
-        not_finite += (~self._flat.isfinite()).any()
-        too_large += (self._flat.abs() >= self._limit).any()
-        fixed = self._flat.double().mul_(2.0**FRACTION_BITS).round_()
-        self._sum[:-4] += fixed.nan_to_num_(0.0).clamp_(-(2.0**62), 2.0**62).to(torch.int64)
-        self._flat.zero_()
-
-    def reduce(self, signals: Signals, clip: float | None) -> Reduced:
-        """One all-reduce of integers, then back to fp32. Raises GradientOverflow on all ranks."""
-        _signal(self._sum[-4:-2], signals)
-        own = self._sum[-5].clone()  # The flat buffer's last element is the loss.
-        _all_reduce(self._sum)
-        self._flat.copy_(self._sum[:-4].double().mul_(2.0**-FRACTION_BITS))
-        norm = _clip(self._gradients, clip)
-        command, save, not_finite, too_large = self._sum[-4:].tolist()
-        if too_large and not not_finite:
-            raise GradientOverflow(
-                f"a gradient of {self._limit:g} or more does not fit training.exact's fixed point: "
-                "lower training.optimizer.learningRate, or set training.exact to false"
-            )
-        loss = math.nan if not_finite else float(self._tail)
-        return Reduced(loss, float(norm), Signals(command > 0, save > 0), int(own) * 2.0**-FRACTION_BITS)
 
 
 class ShardedGradients:
@@ -171,16 +121,16 @@ class ShardedGradients:
 
     def reduce(self, signals: Signals, clip: float | None) -> Reduced:
         """Sum the loss and the signals, and clip."""
-        _signal(self._tail[1:], signals)
+        set_signals(self._tail[1:], signals)
         own = self._tail[:1].clone()
-        _all_reduce(self._tail)
+        all_reduce(self._tail)
         limit = math.inf if clip is None else clip
         norm = cast(DTensor, nn.utils.clip_grad_norm_(self._parameters, limit)).full_tensor()
         loss, command, save, own = torch.cat((self._tail, own)).tolist()
         return Reduced(loss, float(norm), Signals(command > 0, save > 0), own)
 
 
-def _flat_buffer(parameters: list[nn.Parameter], tail: int) -> tuple[Tensor, Tensor, Tensor]:
+def flat_buffer(parameters: list[nn.Parameter], tail: int) -> tuple[Tensor, Tensor, Tensor]:
     """(a buffer, its gradients, its last `tail` elements); each parameter's `.grad` becomes a view of the buffer."""
     size = sum(parameter.numel() for parameter in parameters)
     flat = torch.zeros(size + tail, device=parameters[0].device)
@@ -191,23 +141,30 @@ def _flat_buffer(parameters: list[nn.Parameter], tail: int) -> tuple[Tensor, Ten
     return flat, flat[:size], flat[size:]
 
 
-def _signal(tail: Tensor, signals: Signals) -> None:
+def set_signals(tail: Tensor, signals: Signals) -> None:
+    """Set the first two elements, which are zero, where there is something to say."""
     if signals.command:
         tail[0] = 1
     if signals.save:
         tail[1] = 1
 
 
+def clip_factor(norm: Tensor, clip: float) -> Tensor:
+    """What gradients of this norm are multiplied by, so that it is at most `clip`."""
+    return torch.clamp(clip / (norm + 1e-6), max=1.0)
+
+
+def all_reduce(tensor: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
+    """In place over all ranks. Raises CollectiveFailed."""
+    try:
+        dist.all_reduce(tensor, op)
+    except RuntimeError as error:
+        raise CollectiveFailed(str(error)) from error
+
+
 def _clip(gradients: Tensor, clip: float | None) -> Tensor:
     """The norm, and the gradients scaled so that it is at most `clip`; no wait for the device."""
     norm = torch.linalg.vector_norm(gradients)
     if clip is not None:
-        gradients.mul_(torch.clamp(clip / (norm + 1e-6), max=1.0))
+        gradients.mul_(clip_factor(norm, clip))
     return norm
-
-
-def _all_reduce(tensor: Tensor) -> None:
-    try:
-        dist.all_reduce(tensor)
-    except RuntimeError as error:
-        raise CollectiveFailed(str(error)) from error

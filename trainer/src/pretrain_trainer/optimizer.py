@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from pretrain_api.training import Optimizer as OptimizerConfig
+
+VECTOR = 16
+"""Numbers in the widest vector of a CPU (AVX-512, fp32)."""
 
 
 class DecoupledSgd(torch.optim.SGD):
@@ -23,20 +27,32 @@ class DecoupledSgd(torch.optim.SGD):
         super().step(closure)
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The configured optimizer. Its learning rate is set before each step, see `set_learning_rate`."""
+def build_optimizer(model: nn.Module, config: OptimizerConfig, exact: bool = False) -> torch.optim.Optimizer:
+    """The configured optimizer. Its learning rate is set before each step, see `set_learning_rate`.
+
+    With `exact` an update has the same bits whichever part of a parameter a rank holds.
+    """
     matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() < 2]
     if config.kind == "sgd":
         groups = [{"params": matrices, "decay": config.weight_decay}, {"params": vectors, "decay": 0.0}]
         return DecoupledSgd(groups, lr=config.learning_rate, momentum=config.betas[0])
-    return torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.epsilon,
-        fused=True,
-    )
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    if exact:
+        groups = [part for group in groups for part in _without_tails(group)]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
+
+
+def _without_tails(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Fused updates only for parameters whose rows, which are what ranks share out, fill whole vectors of the CPU.
+
+    torch's fused kernel rounds what is left of a shard after its last whole vector in another way (torch 2.13, AVX2).
+    """
+    whole = [p for p in group["params"] if p.dim() >= 2 and math.prod(p.shape[1:]) % VECTOR == 0]
+    chosen = {id(parameter) for parameter in whole}
+    rest = [p for p in group["params"] if id(p) not in chosen]
+    parts = [group | {"params": whole}, group | {"params": rest, "fused": False, "foreach": False}]
+    return [part for part in parts if part["params"]]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

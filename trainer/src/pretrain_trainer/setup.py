@@ -26,7 +26,8 @@ from pretrain_trainer.checkpoint.agreement import Agreement
 from pretrain_trainer.data import Batches, Corpus, open_corpus
 from pretrain_trainer.errors import InvalidInput
 from pretrain_trainer.evaluation import HeldOut, read_held_out
-from pretrain_trainer.gradients import ExactGradients, FlatGradients, Gradients, ShardedGradients
+from pretrain_trainer.exact import ExactGradients, ExactShardedGradients
+from pretrain_trainer.gradients import FlatGradients, Gradients, ShardedGradients
 from pretrain_trainer.lookahead import FetchedBatches
 from pretrain_trainer.model import Decoder, build, initialise, summed_loss
 from pretrain_trainer.optimizer import build_optimizer
@@ -104,7 +105,7 @@ def prepare(
         initialise(model, training.seed)
     if training.parallelism.shard == "full":
         shard_fully(model, ranks, training.precision == "bf16")
-    optimizer = build_optimizer(model, training.optimizer)
+    optimizer = build_optimizer(model, training.optimizer, training.exact)
     stages.done("model")
 
     start = waiting.until_clear(lambda: checkpointer.restore(model, optimizer))
@@ -135,7 +136,7 @@ def prepare(
         loss=_loss(ranks, training),
         dropout=shape.dropout > 0,
         optimizer=optimizer,
-        gradients=_gradients(model, training),
+        gradients=_gradients(model, training, ranks),
         checkpointer=checkpointer,
         saves=Saves(checkpointer, model, optimizer, config.checkpoint.interval, time.monotonic),
         utilization=Utilization.of(
@@ -155,8 +156,8 @@ def check_supported(training: Training) -> None:
         (parallelism.tensor > 1, "training.parallelism.tensor: this trainer has no tensor parallelism; set it to 1"),
         (parallelism.pipeline > 1, "training.parallelism.pipeline: this trainer has no pipeline; set it to 1"),
         (
-            training.exact and parallelism.shard != "none",
-            "training.exact needs plain data parallel: set training.parallelism.shard to none, or exact to false",
+            training.exact and parallelism.shard == "hybrid",
+            "training.exact: set training.parallelism.shard to none or full, or exact to false",
         ),
     )
     for refused, message in refusals:
@@ -164,11 +165,14 @@ def check_supported(training: Training) -> None:
             raise InvalidInput(message)
 
 
-def _gradients(model: Decoder, training: Training) -> Gradients:
+def _gradients(model: Decoder, training: Training, ranks: Ranks) -> Gradients:
+    micro_batches = training.batch.sequences // training.batch.micro_batch
     if training.parallelism.shard == "full":
+        if training.exact:
+            return ExactShardedGradients(model, micro_batches, ranks.world_size)
         return ShardedGradients(model)
     if training.exact:
-        return ExactGradients(model.parameters(), training.batch.sequences // training.batch.micro_batch)
+        return ExactGradients(model.parameters(), micro_batches)
     return FlatGradients(model.parameters())
 
 
