@@ -93,6 +93,9 @@ BAD_JOBS = (
     BadJob("kvHeads", {f"{_T}.model": {**OWN_SHAPE, "family": "llama", "kvHeads": 3}}, "does not divide heads"),
     BadJob("kvHeads of gpt2", {f"{_T}.model": {**OWN_SHAPE, "kvHeads": 2}}, "kvHeads is for family llama"),
     BadJob("bias of llama", {f"{_T}.model": {**OWN_SHAPE, "family": "llama", "bias": True}}, "bias is for family gpt2"),
+    BadJob(
+        "norm of llama", {f"{_T}.model": {**OWN_SHAPE, "family": "llama", "norm": "post"}}, "norm post is for family"
+    ),
     BadJob("rotary base of gpt2", {f"{_T}.model": {**OWN_SHAPE, "ropeTheta": 1e4}}, "are for family llama"),
     BadJob(
         "rotary factors",

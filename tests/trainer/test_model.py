@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pretrain_api.model import Model, ResolvedModel, resolve
-from pretrain_trainer.model import Decoder, build, initialise, summed_loss
+from pretrain_trainer.model import Decoder, build, initialise
+from pretrain_trainer.objective import Objective
 
 ROWS = 64
 
@@ -89,7 +90,7 @@ def test_initial_weights_are_those_of_the_seed_and_of_gpt_2() -> None:
 def test_the_initial_loss_is_that_of_a_uniform_guess() -> None:
     windows = torch.randint(ROWS, (8, 17), generator=torch.Generator().manual_seed(3))
 
-    assert summed_loss(a_model(), windows).item() / (8 * 16) == pytest.approx(math.log(ROWS), rel=0.02)
+    assert Objective()(a_model(), windows).item() / (8 * 16) == pytest.approx(math.log(ROWS), rel=0.02)
 
 
 def test_a_tied_head_has_no_weights_of_its_own() -> None:

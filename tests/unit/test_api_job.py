@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain_api.dataset import Dataset, Shard
-from pretrain_api.identity import differences, job_identity
+from pretrain_api.identity import differences, job_identity, model_fields
 from pretrain_api.job import PretrainJob
 from pretrain_api.model import Model, parameters, resolve
 from pretrain_api.presets import PRESETS
@@ -183,6 +183,13 @@ def test_what_is_not_there_yet_is_refused_by_name(path: str, value: object) -> N
     assert finding.severity == "error"
     assert finding.path.startswith(f"spec.{path}")
     assert "not there yet" in finding.message
+
+
+def test_a_field_that_came_later_changes_no_identity_at_its_default() -> None:
+    plain, post = (resolve(Model(preset="gpt2-tiny", norm=norm)) for norm in (None, "post"))
+
+    assert "norm" not in model_fields(plain, 64)
+    assert model_fields(post, 64)["norm"] == "post"
 
 
 def test_exact_sums_are_refused_for_hybrid_sharding_only() -> None:

@@ -91,6 +91,10 @@ _MODEL_RULES = (
         "bias is for family gpt2: leave it out, or set family to gpt2",
     ),
     CelRule(
+        f"!has(self.norm) || self.norm != 'post' || !({_IS_LLAMA})",
+        "norm post is for family gpt2: leave it out, or set family to gpt2",
+    ),
+    CelRule(
         f"!{_known('self', 'heads', 'width')} || !({_IS_LLAMA}) || {_WIDTH} / {_HEADS} % 2 == 0",
         "width / heads is odd, which rotary positions of family llama cannot use: change width or heads",
     ),

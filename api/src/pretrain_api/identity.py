@@ -38,7 +38,10 @@ def job_identity(
 
 def model_fields(resolved: ResolvedModel, rows: int) -> dict[str, Any]:
     """A model as it is kept with its checkpoints, under the names that users write; `rows` of the embedding."""
-    return resolved.model_dump(mode="json") | {"vocabulary": rows}
+    added = {"norm": "pre"}  # Fields that came later: at what they were before, they change no digest.
+    return {name: value for name, value in resolved.model_dump(mode="json").items() if added.get(name) != value} | {
+        "vocabulary": rows
+    }
 
 
 def model_digest(resolved: ResolvedModel, rows: int) -> str:

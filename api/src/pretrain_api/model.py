@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -76,6 +76,10 @@ class Model(Spec):
     bias: bool | None = Field(
         default=None, description="Linear layers and LayerNorms have biases (gpt2); absent: true for gpt2 only"
     )
+    norm: Literal["pre", "post"] | None = Field(
+        default=None,
+        description="Normalise before a block's parts, and at the end; or after adding each (gpt2); absent: pre",
+    )
     dropout: float | None = Field(default=None, ge=0, lt=1, description="Probability; absent: 0")
 
     @model_validator(mode="after")
@@ -100,6 +104,7 @@ class ResolvedModel(Frozen):
     tied_head: bool
     bias: bool
     dropout: float
+    norm: Literal["pre", "post"] = "pre"
 
     def embedding_rows(self, tokenizer_vocabulary: int) -> int:
         """Rows of the token embedding: as written, or the tokeniser's vocabulary rounded up to a multiple of 64."""
@@ -123,6 +128,8 @@ def resolve(model: Model) -> ResolvedModel:
         raise ValueError("ropeTheta and ropeScaling are for family llama: leave them out, or set family to llama")
     if not gpt2 and model.bias:
         raise ValueError("bias is for family gpt2: leave it out, or set family to gpt2")
+    if not gpt2 and model.norm == "post":
+        raise ValueError("norm post is for family gpt2: leave it out, or set family to gpt2")
     if not gpt2 and (shape.width // shape.heads) % 2:
         raise ValueError(
             f"width / heads ({shape.width // shape.heads}) is odd, which rotary positions of family llama cannot use: "
@@ -142,6 +149,7 @@ def resolve(model: Model) -> ResolvedModel:
         tied_head=next(tied for tied in (model.tied_head, shape.tied_head, gpt2) if tied is not None),
         bias=model.bias if model.bias is not None else gpt2,
         dropout=model.dropout if model.dropout is not None else 0.0,
+        norm=model.norm or "pre",
     )
 
 
@@ -154,7 +162,7 @@ def parameters(model: ResolvedModel, rows: int) -> int:
     feed_forward = (3 if llama else 2) * width * hidden + bias * (hidden + width)
     positions = 0 if llama else model.context * width
     embeddings = rows * width + positions + (0 if model.tied_head else rows * width)
-    return embeddings + model.layers * (2 * norm + attention + feed_forward) + norm
+    return embeddings + model.layers * (2 * norm + attention + feed_forward) + (norm if model.norm == "pre" else 0)
 
 
 def _hidden(shape: Shape) -> int:

@@ -44,6 +44,11 @@ class Data(Spec):
         json_schema_extra=_LIST_BY_NAME,
     )
 
+    mask_documents: bool = Field(
+        default=False,
+        description="Attention does not cross the ends of documents; positions count on from the sequence's beginning",
+    )
+
     @model_validator(mode="after")
     def _unique(self) -> Self:
         _refuse_duplicates(self.sources)
@@ -65,6 +70,20 @@ class Batch(Spec):
                 f"microBatch ({self.micro_batch}) does not divide sequences ({self.sequences}): choose a divisor"
             )
         return self
+
+
+class Loss(Spec):
+    """What is minimised: cross-entropy. Reported losses are that alone."""
+
+    z_loss: float = Field(
+        default=0.0, ge=0, le=1, description="Factor of the squared log of the softmax's denominator (PaLM: 1e-4)"
+    )
+    chunk: int | None = Field(
+        default=None,
+        ge=1,
+        le=2**31,
+        description="Targets whose logits are in memory at once, computed again in backward; absent: a micro-batch's",
+    )
 
 
 class Optimizer(Spec):
@@ -213,12 +232,19 @@ class Training(Spec):
         default=None, ge=1, le=MAX_TOKENS, description="Or tokens, for example 10B; rounded up to steps"
     )
     batch: Batch = Batch()
+    loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     precision: Literal["bf16", "fp32", "fp8"] = Field(
         default="bf16", description="Of matrix products; parameters and optimizer state are fp32"
     )
     parallelism: Parallelism = Parallelism()
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        default="none",
+        description="What is computed again in backward to save memory: nothing, all but matrix products and "
+        "attention, or all of a block",
+    )
+    compile: bool = Field(default=False, description="Compile blocks with torch.compile; needs a C++ compiler")
     evaluation: Evaluation | None = Field(default=None, description="Absent: none")
     sampling: Sampling | None = Field(default=None, description="Absent: none")
     seed: int = Field(default=1, ge=0, lt=2**31, description="Of initialisation, data order and dropout")

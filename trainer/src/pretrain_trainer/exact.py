@@ -144,14 +144,16 @@ class ExactShardedGradients:
         set_signals(most, signals)
         most[2:4] = self._fixed.findings()
         if gradients:
-            most[4] = torch.stack(torch._foreach_norm(gradients, math.inf)).max()
+            most[4] = torch.stack([gradient.abs().max() for gradient in gradients]).max()
         all_reduce(most, dist.ReduceOp.MAX)
         sums = torch.cat((self._loss, squares(gradients, scale := square_scale(most[4]))))
         own = int(self._loss)
         all_reduce(sums)
         norm = norm_of(sums[1:], scale)
         if clip is not None:
-            torch._foreach_mul_(gradients, clip_factor(norm, clip))
+            factor = clip_factor(norm, clip)
+            for gradient in gradients:
+                gradient.mul_(factor)
         command, save, *findings = most[:4].tolist()
         return Reduced(
             self._fixed.loss(int(sums[0]), *findings), float(norm), Signals(command > 0, save > 0), own / UNITS

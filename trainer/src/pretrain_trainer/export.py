@@ -142,7 +142,10 @@ def _open(request: ExportRequest, environ: Mapping[str, str]) -> Run:
         ) from None
     except ValidationError as error:
         raise InvalidInput(f"{store.describe()}: {IDENTITY_KEY} there cannot be read: restore it") from error
-    return Run(store, resolve(request.config.training.model), identity, environ)
+    shape = resolve(request.config.training.model)
+    if shape.norm == "post":
+        raise InvalidInput("training.model.norm: GPT2LMHeadModel has no place for post-norm, so it cannot be exported")
+    return Run(store, shape, identity, environ)
 
 
 def _tokenizer(request: ExportRequest, environ: Mapping[str, str], identity: JobIdentity) -> bytes:

@@ -1,6 +1,7 @@
-"""A decoder-only transformer, in the shapes of two families: pre-norm blocks of causal attention and a perceptron.
+"""A decoder-only transformer, in the shapes of two families: blocks of causal attention and a perceptron.
 
-gpt2 is Radford et al. 2019 as released: learned positions, LayerNorm with gain and bias, GELU in its tanh form.
+gpt2 is Radford et al. 2019 as released: learned positions, LayerNorm with gain and bias, GELU in its tanh form; with
+post-norm it is its predecessor (Radford et al. 2018), which normalises after adding, and not at the end.
 llama is Dubey et al. 2024: rotary positions, RMSNorm, grouped-query attention, SwiGLU, no biases. Weights are drawn
 with standard deviation 0.02, those of the projections into the residual stream divided by sqrt(2 * layers).
 """
@@ -8,16 +9,21 @@ with standard deviation 0.02, those of the projections into the residual stream 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pretrain_api.model import ResolvedModel
+from pretrain_trainer.documents import same_document
 from pretrain_trainer.rotary import Rotation, rotate, rotation
 
 INITIAL_DEVIATION = 0.02
 NORM_EPSILON = 1e-5
+
+Head = Callable[[Tensor, Tensor], Tensor]
+"""What is made of the last hidden state (batch, time, width) and the head's weights (rows, width)."""
 
 
 class Attention(nn.Module):
@@ -31,8 +37,8 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(shape.width, (shape.heads + 2 * shape.kv_heads) * self.size, bias=shape.bias)
         self.proj = nn.Linear(shape.width, shape.width, bias=shape.bias)
 
-    def forward(self, x: Tensor, rotary: Rotation | None) -> Tensor:
-        """(batch, time, width) to the same; a position sees itself and earlier ones."""
+    def forward(self, x: Tensor, rotary: Rotation | None, mask: Tensor | None = None) -> Tensor:
+        """(batch, time, width) to the same; a position sees itself and earlier ones, or what `mask` says."""
         batch, time, width = x.shape
         heads = self.qkv(x).view(batch, time, -1, self.size).transpose(1, 2)
         query, key, value = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
@@ -41,17 +47,19 @@ class Attention(nn.Module):
         mixed = functional.scaled_dot_product_attention(
             query, key, value,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=True,
+            attn_mask=mask,
+            is_causal=mask is None,
             enable_gqa=self.kv_heads != self.heads,
         )  # fmt: skip
         return self.proj(mixed.transpose(1, 2).reshape(batch, time, width))
 
 
 class Block(nn.Module):
-    """Attention and a perceptron, each normalised before and added to the residual stream."""
+    """Attention and a perceptron, each normalised before and added to the residual stream; post-norm: added first."""
 
     def __init__(self, shape: ResolvedModel) -> None:
         super().__init__()
+        self.post_norm = shape.norm == "post"
         self.norm_1 = _norm(shape)
         self.attention = Attention(shape)
         self.norm_2 = _norm(shape)
@@ -59,10 +67,20 @@ class Block(nn.Module):
         self.gate = nn.Linear(shape.width, shape.hidden, bias=False) if shape.family == "llama" else None
         self.down = nn.Linear(shape.hidden, shape.width, bias=shape.bias)
         self.dropout = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()
+        self.recompute: Callable[..., Tensor] | None = None
+        """Calls what it is given so that backward computes it again, instead of keeping all of it."""
 
-    def forward(self, x: Tensor, rotary: Rotation | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotation | None, mask: Tensor | None = None) -> Tensor:
         """(batch, time, width) to the same."""
-        x = x + self.dropout(self.attention(self.norm_1(x), rotary))
+        if self.recompute is None or not torch.is_grad_enabled():
+            return self._compute(x, rotary, mask)
+        return self.recompute(self._compute, x, rotary, mask)
+
+    def _compute(self, x: Tensor, rotary: Rotation | None, mask: Tensor | None) -> Tensor:
+        if self.post_norm:
+            x = self.norm_1(x + self.dropout(self.attention(x, rotary, mask)))
+            return self.norm_2(x + self.dropout(self._perceptron(x)))
+        x = x + self.dropout(self.attention(self.norm_1(x), rotary, mask))
         return x + self.dropout(self._perceptron(self.norm_2(x)))
 
     def _perceptron(self, x: Tensor) -> Tensor:
@@ -82,11 +100,15 @@ class Decoder(nn.Module):
         self.position_embedding = nn.Embedding(shape.context, shape.width) if shape.family == "gpt2" else None
         self.dropout = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = _norm(shape)
+        self.norm = _norm(shape) if shape.norm == "pre" else nn.Identity()
         self.head = None if shape.tied_head else nn.Linear(shape.width, rows, bias=False)
+        self.document_end: int | None = None
+        """The token that attention does not look back over; None: it sees all before."""
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits (batch, time, rows) of the next token, from tokens (batch, time) with time <= context."""
+    def forward(self, tokens: Tensor, head: Head = functional.linear) -> Tensor:
+        """Logits (batch, time, rows) of the next token, from tokens (batch, time) with time <= context; or what
+        `head` makes in their place.
+        """
         time = tokens.shape[1]
         x = self.token_embedding(tokens)
         rotary = None
@@ -95,10 +117,11 @@ class Decoder(nn.Module):
         else:
             x = x + self.position_embedding.weight[:time]
         x = self.dropout(x)
+        mask = None if self.document_end is None else same_document(tokens, self.document_end)
         for block in self.blocks:
-            x = block(x, rotary)
+            x = block(x, rotary, mask)
         weight = self.token_embedding.weight if self.head is None else self.head.weight
-        return functional.linear(self.norm(x), weight)
+        return head(self.norm(x), weight)
 
 
 def _norm(shape: ResolvedModel) -> nn.Module:
@@ -127,9 +150,3 @@ def initialise(model: Decoder, seed: int) -> None:
         else:
             deviation = residual if name.endswith(("proj.weight", "down.weight")) else INITIAL_DEVIATION
             parameter.copy_(torch.empty(parameter.shape).normal_(0.0, deviation, generator=generator))
-
-
-def summed_loss(model: nn.Module, windows: Tensor) -> Tensor:
-    """Cross-entropy in nats, summed over all targets of windows (batch, context + 1)."""
-    logits = model(windows[:, :-1])
-    return functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum")

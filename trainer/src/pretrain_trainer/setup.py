@@ -23,17 +23,21 @@ from pretrain_api.training import Training
 from pretrain_store.open import is_remote
 from pretrain_trainer.beginning import Beginning
 from pretrain_trainer.checkpoint.agreement import Agreement
+from pretrain_trainer.compiling import compile_blocks
 from pretrain_trainer.data import Batches, Corpus, open_corpus
+from pretrain_trainer.documents import end_of_document
 from pretrain_trainer.errors import InvalidInput
 from pretrain_trainer.evaluation import HeldOut, read_held_out
 from pretrain_trainer.exact import ExactGradients, ExactShardedGradients
 from pretrain_trainer.gradients import FlatGradients, Gradients, ShardedGradients
 from pretrain_trainer.lookahead import FetchedBatches
-from pretrain_trainer.model import Decoder, build, initialise, summed_loss
+from pretrain_trainer.model import Decoder, build, initialise
+from pretrain_trainer.objective import Objective
 from pretrain_trainer.optimizer import build_optimizer
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks
-from pretrain_trainer.remote import Sources
+from pretrain_trainer.recompute import recompute_activations
+from pretrain_trainer.remote import Sources, cache_folder
 from pretrain_trainer.sampling import parse_tokenizer
 from pretrain_trainer.saving import Checkpointer, Saves
 from pretrain_trainer.sharding import shard_fully
@@ -105,6 +109,11 @@ def prepare(
         initialise(model, training.seed)
     if training.parallelism.shard == "full":
         shard_fully(model, ranks, training.precision == "bf16")
+    recompute_activations(model, training.activation_checkpointing)
+    if training.compile:
+        compile_blocks(model, cache_folder(config.cache, environ), environ)
+    if training.data.mask_documents:
+        model.document_end = end_of_document(tokenizer)
     optimizer = build_optimizer(model, training.optimizer, training.exact)
     stages.done("model")
 
@@ -177,9 +186,11 @@ def _gradients(model: Decoder, training: Training, ranks: Ranks) -> Gradients:
 
 
 def _loss(ranks: Ranks, training: Training) -> Loss:
+    objective = Objective.of(training.loss)
+
     def loss(model: nn.Module, windows: Tensor) -> Tensor:
         with torch.autocast(ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-            return summed_loss(model, windows)
+            return objective(model, windows)
 
     return loss
 
