@@ -161,8 +161,7 @@ class Session:
 class ScriptedCoordinator:
     """Does only what a test tells it to, besides answering hellos and acknowledging reports."""
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
-        self.host = host
+    def __init__(self) -> None:
         self.sessions: dict[int, Session] = {}
         self.hellos: list[Hello] = []
         self.acknowledges = True
@@ -178,7 +177,7 @@ class ScriptedCoordinator:
 
     @property
     def url(self) -> str:
-        return f"{'wss' if self.tls else 'ws'}://{self.host}:{self.port}/agent"
+        return f"{'wss' if self.tls else 'ws'}://127.0.0.1:{self.port}/agent"
 
     async def start(self, listener: socket.socket | None = None) -> None:
         """Listen on the loopback, or where the listener does."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from builders_agent import JOB_UID, ScriptedCoordinator, a_step, until
 from builders_tls import Authority
 from structlog.testing import capture_logs
 
-from pretrain_agent.connection import UNANSWERED, Connection
+from pretrain_agent.connection import CONNECT_SECONDS, UNANSWERED, Connection
 from pretrain_agent.outbox import Outbox
 from pretrain_api.protocol import CoordinatorMessage, Dissolved, Heartbeat, Hello, Joined, Leaving
 from pretrain_api.reports import Saved
@@ -361,22 +360,34 @@ async def test_a_coordinator_that_stops_answering_is_looked_for_anew(
 
 async def test_a_try_that_nobody_answers_is_joined_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretrain_agent.connection.TRY_SECONDS", 0.05)
-    coordinator = ScriptedCoordinator(host="localhost")
-    with socket.socket() as full, socket.socket() as guest:  # as a Service that leads to a machine that is gone
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        guest.connect(full.getsockname())
-        coordinator.port = full.getsockname()[1]
-        running = asyncio.create_task(Bench(coordinator).connection.run())
+    coordinator = ScriptedCoordinator()
+    await coordinator.start()
+    real, tries = coordinator.port, list[asyncio.StreamWriter]()
 
-        await until(lambda: unanswered(coordinator.port) >= 3)
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """As a Service that leads to a replica that answers no more, until the third try."""
+        tries.append(writer)
+        if len(tries) < 3:
+            return
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", real)
+        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+
+    service = await asyncio.start_server(pass_on, "127.0.0.1", 0)
+    coordinator.port = service.sockets[0].getsockname()[1]
+    made = Bench(coordinator)
+    running = asyncio.create_task(made.connection.run())
+
+    await asyncio.wait_for(made.connection.joined.wait(), CONNECT_SECONDS)
+
+    assert len(tries) >= 3
     running.cancel()
+    service.close()
+    await coordinator.stop()
 
 
-def unanswered(port: int) -> int:
-    """How many tries to connect to the port wait for an answer."""
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(remote.endswith(f":{port:04X}") and state == "02" for _, _, remote, state, *_ in lines)
+async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    while data := await source.read(4096):
+        sink.write(data)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,8 +33,8 @@ LONGEST_WAIT = 1.0
 CONNECT_SECONDS = 5.0
 """For the whole of it, from the look-up of the name to the coordinator's consent."""
 TRY_SECONDS = 1.0
-"""A try that nobody answers is joined by another one after so long, up to `TRIES`. A Service may lead to a machine that
-is gone until somewhat later it leads to another one; a try stays with the machine that it was sent to."""
+"""A try that nobody answers is joined by another one after so long, up to `TRIES`. A Service may lead to a replica that
+answers no more until somewhat later it leads to another one; a try stays with the one that it was sent to."""
 TRIES = 4
 PING_SECONDS = 0.5
 """Of which nothing is heard for so long is asked; who does not even answer UNANSWERED times is as good as gone: connect
@@ -114,10 +114,7 @@ class Connection:
         """Stay connected for ever."""
         wait = FIRST_WAIT
         told: set[str] = set()
-        resolver = ServiceResolver(aiohttp.DefaultResolver(), TRIES)
-        connector = aiohttp.TCPConnector(
-            resolver=resolver, use_dns_cache=False, happy_eyeballs_delay=TRY_SECONDS, interleave=TRIES
-        )
+        connector = aiohttp.TCPConnector(resolver=ServiceResolver(aiohttp.DefaultResolver()), use_dns_cache=False)
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(), connector=connector) as session:
             while True:
                 try:
@@ -136,12 +133,15 @@ class Connection:
 
     async def _connect(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
         async with asyncio.timeout(CONNECT_SECONDS):
-            connected = await session.ws_connect(
-                self._url, headers=self._headers(), ssl=self._trusted(), autoping=False, max_msg_size=0,
-                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),  # pyright: ignore[reportCallIssue]
-            )  # fmt: skip
+            connected = await _first_to_answer(lambda: self._try(session))
         _give_up_when_unheard(connected)
         return connected
+
+    async def _try(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
+        return await session.ws_connect(
+            self._url, headers=self._headers(), ssl=self._trusted(), autoping=False, max_msg_size=0,
+            timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),  # pyright: ignore[reportCallIssue]
+        )  # fmt: skip
 
     def _headers(self) -> dict[str, str]:
         if self._token_file is None:
@@ -233,6 +233,28 @@ class Listening:
                 await connected.ping()
         log.warning("the coordinator answers no more")
         await connected.close()
+
+
+async def _first_to_answer(
+    connect: Callable[[], Coroutine[None, None, aiohttp.ClientWebSocketResponse]],
+) -> aiohttp.ClientWebSocketResponse:
+    """What the first of several tries to connect comes to, be it an error; those that are still under way end."""
+    tries: list[asyncio.Task[aiohttp.ClientWebSocketResponse]] = []
+    try:
+        while True:
+            if len(tries) < TRIES:
+                tries.append(asyncio.create_task(connect()))
+            done, _ = await asyncio.wait(tries, timeout=TRY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                first = next(task for task in tries if task in done)
+                tries.remove(first)
+                return first.result()
+    finally:
+        for task in tries:
+            task.cancel()
+        for late in await asyncio.gather(*tries, return_exceptions=True):
+            if isinstance(late, aiohttp.ClientWebSocketResponse):
+                await late.close()
 
 
 def _tell_once(told: set[str], error: str, url: str) -> None:

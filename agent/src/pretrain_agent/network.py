@@ -35,12 +35,10 @@ def interface_of(host: str) -> str | None:
 
 
 class ServiceResolver(AbstractResolver):
-    """Each address of a name `tries` times over, for as many tries to connect to it; the last ones that were known when
-    the name cannot be looked up in RESOLVE_SECONDS."""
+    """The addresses of a name; the last ones that were known when it cannot be looked up in RESOLVE_SECONDS."""
 
-    def __init__(self, resolver: AbstractResolver, tries: int) -> None:
+    def __init__(self, resolver: AbstractResolver) -> None:
         self._resolver = resolver
-        self._tries = tries
         self._known: dict[tuple[str, int], list[ResolveResult]] = {}
 
     async def resolve(
@@ -53,7 +51,7 @@ class ServiceResolver(AbstractResolver):
         except OSError:
             if (host, port) not in self._known:
                 raise
-        return self._known[host, port] * self._tries
+        return self._known[host, port]
 
     async def close(self) -> None:
         """Release the other resolver."""
