@@ -158,15 +158,20 @@ class Dissolved(Wire):
 
 
 class Command(Wire):
-    """For the ranks, passed on as it is. `checkpoint`: at the next step boundary on which all ranks agree, save, then
-    hold for `hold_seconds` (0: go on at once) or until the generation ends."""
+    """For the ranks, passed on as it is, to be carried out from the next step boundary on, on which all ranks agree.
+
+    `checkpoint`: save, then hold for `hold_seconds` (0: go on at once) or until the generation ends. `profile`: rank
+    `rank` records the next `steps` steps and puts the trace into the store; nobody waits for it.
+    """
 
     kind: Literal["command"] = "command"
     epoch: int = 0
     id: str
     generation: int
-    action: Literal["checkpoint"] = "checkpoint"
+    action: Literal["checkpoint", "profile"] = "checkpoint"
     hold_seconds: float = Field(default=0.0, ge=0)
+    steps: int = Field(default=0, ge=0)
+    rank: int = Field(default=0, ge=0)
 
 
 class Acked(Wire):

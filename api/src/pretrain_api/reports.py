@@ -128,6 +128,27 @@ class Resumed(Wire):
     step: int
 
 
+class Profiled(Wire):
+    """On a command: a trace of these steps lies in the store. Sent by the rank that was recorded."""
+
+    kind: Literal["profiled"] = "profiled"
+    command_id: str
+    rank: int
+    first_step: int
+    last_step: int
+    location: str = Field(description="Where the trace is: the store and the key")
+    bytes: int
+
+
+class ProfileFailed(Wire):
+    """On a command: there will be no trace."""
+
+    kind: Literal["profile_failed"] = "profile_failed"
+    command_id: str
+    rank: int
+    message: str
+
+
 class Evaluated(Wire):
     """Validation losses after this step, by source."""
 
@@ -207,6 +228,8 @@ ReportBody = Annotated[
     | SaveFailed
     | Held
     | Resumed
+    | Profiled
+    | ProfileFailed
     | Evaluated
     | Sampled
     | CheckpointRejected

@@ -112,6 +112,18 @@ class Suspect(Frozen):
     avoided: bool = Field(default=False, description="New workers rather go elsewhere")
 
 
+class Profile(Frozen):
+    """What became of a request for a profile."""
+
+    id: str = Field(description="Of the request")
+    rank: int
+    first_step: int = 0
+    last_step: int = 0
+    location: str = Field(default="", description="Where the trace is; empty: there is none")
+    bytes: int = 0
+    message: str = Field(default="", description="Why there is none")
+
+
 class Obstacle(Frozen):
     """What keeps workers from training until somebody mends it."""
 
@@ -201,6 +213,7 @@ class JobStatus(Frozen):
     generations: tuple[GenerationSummary, ...] = ()
     incidents: tuple[Incident, ...] = ()
     suspects: tuple[Suspect, ...] = ()
+    profiles: tuple[Profile, ...] = Field(default=(), description="Of the last requests, the newest last")
     conditions: tuple[Condition, ...] = ()
     bookkeeping: Bookkeeping = Bookkeeping()
 

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from pretrain_api.export import ExportDtype
+from pretrain_api.profiling import MAX_STEPS
 from pretrain_cli.export import Wanted
 from pretrain_cli.export import export as export_checkpoint
 from pretrain_cli.prepare import Order
+from pretrain_cli.profile import profile as profile_job
 from pretrain_cli.run import run as run_job
 from pretrain_cli.schedule import schedule as draw_schedule
 from pretrain_cli.validate import validate as validate_job
@@ -82,3 +84,20 @@ Plot = Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the plo
 def schedule(job: JobFile, sets: Sets = None, out: Plot = Path("schedule.png")) -> None:
     """Draw a job's learning rate: a table and a curve here, and a plot."""
     raise typer.Exit(draw_schedule(job, tuple(sets or ()), out))
+
+
+@main.command()
+def profile(
+    job: Annotated[str, typer.Argument(metavar="RUN_DIR|JOB", help="Folder of a local run, or name of a PretrainJob.")],
+    steps: Annotated[int, typer.Option("--steps", min=1, max=MAX_STEPS, metavar="N", help="Steps to record.")] = 5,
+    rank: Annotated[int, typer.Option("--rank", min=0, metavar="R", help="Global rank that is recorded.")] = 0,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="Of a PretrainJob; absent: kubectl's present one.")
+    ] = None,
+    wait: Annotated[float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait for it.")] = 600,
+) -> None:
+    """Have a running job put a trace of torch's profiler into its store; nothing is restarted, nobody waits for it.
+
+    Exit codes: 0 the trace is there, 1 there is none, 2 bad input.
+    """
+    raise typer.Exit(profile_job(job, namespace, steps, rank, wait))

@@ -122,7 +122,7 @@ async def _supervise(folder: RunFolder, prepared: Prepared, status: JobStatus, a
     injecting.begin(supervisor, prepared.faults, status.step)
     running = asyncio.ensure_future(supervisor.run())
     interrupts = _Interrupts(supervisor, running, audience)
-    redrawing = asyncio.create_task(_redraw(audience))
+    beside = (asyncio.create_task(_redraw(audience)), asyncio.create_task(_take_requests(supervisor)))
     try:
         with interrupts:
             final = await running
@@ -133,7 +133,8 @@ async def _supervise(folder: RunFolder, prepared: Prepared, status: JobStatus, a
             raise
         return Ending("Stopped", "Ctrl-C, twice", supervisor.status, at_once=True)
     finally:
-        redrawing.cancel()
+        for task in beside:
+            task.cancel()
     injecting.report_missed()
     if final.phase == "Succeeded":
         return Ending("Succeeded", final.reason, final)
@@ -145,6 +146,13 @@ async def _supervise(folder: RunFolder, prepared: Prepared, status: JobStatus, a
 async def _redraw(audience: Terminal | LineLog) -> None:
     while isinstance(audience, Terminal):
         audience.refresh()
+        await asyncio.sleep(REFRESH_SECONDS)
+
+
+async def _take_requests(supervisor: Supervisor) -> None:
+    """Look now and then what `pretrain profile` has put into the folder."""
+    while True:
+        supervisor.look_for_requests()
         await asyncio.sleep(REFRESH_SECONDS)
 
 

@@ -12,7 +12,7 @@ from pretrain_api.runreport import StepRecord
 from pretrain_api.stepparts import STEP_PARTS, parts_of
 
 COLOURS: Mapping[str, str] = {
-    "data": "#eab308", "compute": "#16a34a", "reduce": "#f59e0b", "optimizer": "#2563eb", "stall": "#9333ea",
+    "data": "#06b6d4", "compute": "#16a34a", "reduce": "#f59e0b", "optimizer": "#2563eb", "stall": "#9333ea",
     "other": "#9ca3af",
 }  # fmt: skip
 NAMES: Mapping[str, str] = {

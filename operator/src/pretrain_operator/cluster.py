@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from pretrain_api.job import PretrainJob
+from pretrain_api.profiling import InvalidRequest, ProfileRequest
 from pretrain_api.runreport import JobStatus
 
 PodPhase = Literal["Pending", "Running", "Succeeded", "Failed"]
@@ -80,6 +81,8 @@ class Snapshot:
     faults: tuple[InjectedFault, ...] = ()
     stopping: bool = False
     """The user asked for the end (Ctrl-C locally, deletion on Kubernetes): checkpoint, then let all workers go."""
+    profile: ProfileRequest | InvalidRequest | None = None
+    """The newest request for a profile, answered or not."""
     invalid: str = ""
     """What is wrong with the spec as it stands; `job` is then the last one that was in order."""
 

@@ -14,6 +14,8 @@ from pretrain_api.reports import (
     Failed,
     Finished,
     Held,
+    Profiled,
+    ProfileFailed,
     Restored,
     Resumed,
     Sampled,
@@ -30,6 +32,7 @@ from pretrain_api.runreport import (
     JobStatus,
     NodeFailure,
     Obstacle,
+    Profile,
     StepRecord,
     Suspect,
 )
@@ -42,6 +45,7 @@ from pretrain_operator.incidents import IncidentLog
 from pretrain_operator.rhythm import Rhythm, step_record
 from pretrain_operator.suspects import Blame
 
+MAX_PROFILES = 5
 MAX_GENERATIONS = 200
 """Kept in the status, the newest ones."""
 STEPPING: tuple[GoodputState, ...] = ("training", "redoing")
@@ -245,6 +249,10 @@ class Ledger:
                 self._held(body, fact)
             case Resumed():
                 self._timeline.switch("training", fact.time)
+            case Profiled():
+                return self._profiled(body)
+            case ProfileFailed():
+                return self.profile_failed(body.command_id, body.rank, body.message)
             case Evaluated():
                 self._busy(fact.time, {"evaluating": body.seconds})
                 self._set(validation_loss=body.losses)
@@ -343,6 +351,28 @@ class Ledger:
             checkpoints=self._status.checkpoints.model_copy(update={"saved": before.saved + 1, "stall_seconds": stall}),
         )
         return (Event("Normal", "CheckpointSaved", f"checkpoint of step {body.step} in {body.seconds:.2f} s"),)
+
+    def answered(self, request: str) -> bool:
+        """What became of this request for a profile is known."""
+        return any(profile.id == request for profile in self._status.profiles)
+
+    def profile_failed(self, request: str, rank: int, message: str) -> tuple[Event, ...]:
+        """There will be no profile."""
+        if self.answered(request):
+            return ()
+        self._profile(Profile(id=request, rank=rank, message=message))
+        return (Event("Warning", "ProfileFailed", f"no profile of rank {rank}: {message}"),)
+
+    def _profiled(self, body: Profiled) -> tuple[Event, ...]:
+        if self.answered(body.command_id):
+            return ()
+        told = body.model_dump(exclude={"kind", "command_id"})
+        self._profile(Profile(id=body.command_id, **told))
+        text = f"steps {body.first_step} to {body.last_step} of rank {body.rank}: {body.location}"
+        return (Event("Normal", "ProfileSaved", text),)
+
+    def _profile(self, profile: Profile) -> None:
+        self._set(profiles=(*self._status.profiles, profile)[-MAX_PROFILES:])
 
     def _held(self, body: Held, fact: Reported) -> None:
         self._held_step = max(self._held_step, body.step)

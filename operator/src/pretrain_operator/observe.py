@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from pretrain_api.job import PretrainJob
+from pretrain_api.profiling import ProfileRequest
 from pretrain_api.runreport import GoodputState, JobStatus, Obstacle, SlotMemory, Suspect
 from pretrain_operator.budget import Spent
 from pretrain_operator.cluster import Pod, Snapshot
@@ -153,6 +154,8 @@ class Observed:
     """What is wrong with the spec as it stands."""
     grace_seconds: float = 30.0
     """What a worker needs to end with a checkpoint."""
+    profile: ProfileRequest | None = None
+    """What the ranks are to record; None once that was answered."""
     stepped_at: float | None = None
     """Unix seconds of the last step; None: none was heard of yet."""
     sound_since: float = float("-inf")

@@ -106,6 +106,7 @@ def _want(job: PretrainJob, verdict: Verdict, pods: _Pods, seen: Observed) -> Wa
         ranks_wait=seen.ranks_wait is not None,
         pods=frozenset(pods.may_join),
         remove_slots=frozenset(pods.remove),
+        profile=seen.profile if verdict.runs else None,
     )
 
 

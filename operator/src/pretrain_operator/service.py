@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from pretrain_api.profiling import InvalidRequest, ProfileRequest
 from pretrain_api.runreport import JobStatus, StepRecord
 from pretrain_operator.budget import delay_after_refusals
 from pretrain_operator.cluster import Cluster, Event, Refused, Snapshot
@@ -168,6 +169,7 @@ class JobService:
             grace_seconds=ledger.grace_seconds,
             stepped_at=ledger.stepped_at,
             sound_since=self._sound_since,
+            profile=self._open_request(snapshot, ledger),
         )
         decision = plan(snapshot.job, seen, now)
         if decision.want != self._want:
@@ -261,6 +263,16 @@ class JobService:
         if not missing_slots(snapshot.job, workers):
             self._refusal = None
         return workers
+
+    def _open_request(self, snapshot: Snapshot, ledger: Ledger) -> ProfileRequest | None:
+        """The request for a profile, until it is answered; one that is not understood is answered at once."""
+        request = snapshot.profile
+        if request is None or ledger.answered(request.id):
+            return None
+        if isinstance(request, InvalidRequest):
+            self._events.extend(ledger.profile_failed(request.id, 0, request.message))
+            return None
+        return request
 
     def _still_to_do(self, decision: Decision) -> tuple[Action, ...]:
         """The actions without that of letting the agents go, when they were told: those who come later are told too."""

@@ -63,6 +63,7 @@ def urgent_part(status: JobStatus) -> tuple[object, ...]:
         status.bookkeeping.program_failures,
         len(status.incidents),
         status.latest_checkpoint,
+        tuple(profile.id for profile in status.profiles),
         tuple((item.type, item.status) for item in status.conditions),
         _blocked_by(status),
     )

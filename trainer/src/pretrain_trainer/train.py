@@ -12,6 +12,7 @@ from pretrain_trainer.control import Control
 from pretrain_trainer.errors import FinalSaveFailed
 from pretrain_trainer.evaluation import evaluate
 from pretrain_trainer.gradients import Reduced, Signals
+from pretrain_trainer.profiling import Profiling
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import process_group
 from pretrain_trainer.sampling import sample
@@ -30,6 +31,7 @@ def train(
     with process_group(environ) as ranks:
         run = prepare(config, link, ranks, open_checkpointer, environ)
         control = Control(link, time.monotonic)
+        profiling = Profiling(ranks, link, config.checkpoint.storage, environ)
         pace = Pace(run.step_tokens, marks_on(ranks.device))
         evaluation = config.training.evaluation
         progress, evaluated = run.start, -1
@@ -40,16 +42,18 @@ def train(
             reduced = compute_gradients(run, progress, signals, pace)
             progress, rate = update(run, progress, reduced)
             _report_step(run, progress, reduced, rate, pace)
+            profiling.step_done(progress.step)
 
             if reduced.signals.save:
                 run.saves.begin(progress)
             if reduced.signals.command:
-                _obey(run, control, progress)
+                _obey(run, control, profiling, progress)
             if evaluation and progress.step % evaluation.every == 0:
                 _evaluate(run, progress)
                 evaluated = progress.step
             _report_saves(run)
 
+        profiling.finish(progress.step)
         checkpoint = _settle_last(run, progress)
         if evaluation and evaluated != progress.step:
             _evaluate(run, progress)
@@ -71,15 +75,21 @@ def _report_saves(run: Run) -> None:
         run.link.report(outcome)
 
 
-def _obey(run: Run, control: Control, progress: Progress) -> None:
-    """Take a checkpoint of this step, and hold at it. A failed save is reported by rank 0, and training goes on."""
+def _obey(run: Run, control: Control, profiling: Profiling, progress: Progress) -> None:
+    """Take a checkpoint of this step and hold at it, or profile the next ones.
+
+    A failed save is reported by rank 0, and training goes on.
+    """
     commands = control.agree(run.ranks.world_size)
-    if not commands:
+    for command in commands:
+        if command.action == "profile":
+            profiling.begin(command, progress.step)
+    if not (holding := tuple(command for command in commands if command.action == "checkpoint")):
         return
     checkpoint = run.saves.settle(progress)
     _report_saves(run)
     if checkpoint is not None:
-        control.hold(commands, progress.step, checkpoint)
+        control.hold(holding, progress.step, checkpoint)
 
 
 def _settle_last(run: Run, progress: Progress) -> str:

@@ -173,6 +173,7 @@ class Coordinator:
         self._admit(want, now)
         self._end_by_fault(want, now)
         self._change_at_a_boundary(want, now)
+        self._ask_for_profile(want)
         self._form(want, now)
         self._announce_and_dissolve()
         for agent in self._roster.joined:
@@ -217,6 +218,18 @@ class Coordinator:
         elif step.command is not None:
             for agent in self._members(running):
                 self._outbox.tell(agent, step.command)
+
+    def _ask_for_profile(self, want: Want) -> None:
+        """Each generation is asked once, until the request is answered."""
+        running, request = self._running, want.profile
+        if running is None or request is None or not running.stepped or running.profile == request.id:
+            return
+        running.profile = request.id
+        command = protocol.Command(
+            id=request.id, generation=running.number, action="profile", steps=request.steps, rank=request.rank
+        )
+        for agent in self._members(running):
+            self._outbox.tell(agent, command)
 
     def _form(self, want: Want, now: float) -> None:
         available = tuple(agent for agent in self._roster.joined if agent.available and self._recent(agent, now))

@@ -78,6 +78,8 @@ class Running:
     held_at: float = 0.0
     resumed: set[str] = field(default_factory=set[str])
     order: Order | None = None
+    profile: str = ""
+    """The last request for a profile that the ranks were told of."""
 
     def __post_init__(self) -> None:
         self.advanced_at = self.active_at = self.since

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pretrain_api.profiling import ProfileRequest
 from pretrain_api.protocol import Generation
 from pretrain_api.reports import Failed, Finished, Progress, ReportBody, StepDone
 
@@ -28,6 +29,8 @@ class Want:
     """(slot, attempt) of the pods that exist and live: only these may join; a member that is not here is gone."""
     ranks_wait: bool = False
     """The ranks said that they wait for something outside: that no step is done is no hang."""
+    profile: ProfileRequest | None = None
+    """What the ranks are asked to record; None: nothing, or it was done."""
     remove_slots: frozenset[int] = frozenset()
     """Slots to be let go gracefully (scale-down): excluded from the next generation, formed at a step boundary."""
 

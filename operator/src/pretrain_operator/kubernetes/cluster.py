@@ -90,6 +90,7 @@ class KubernetesCluster:
             status=record.status,
             pods=tuple(sorted(map(self._seen, pods), key=lambda pod: (pod.slot, pod.attempt))),
             stopping=record.stopping,
+            profile=record.profile,
             invalid=record.invalid,
         )
 

@@ -6,6 +6,7 @@ import math
 from typing import Any, cast
 
 from pretrain_api.job import API_VERSION, KIND, PretrainJob
+from pretrain_api.profiling import ANNOTATION, InvalidRequest, ProfileRequest, read_request
 from pretrain_api.runreport import JobStatus
 from pretrain_operator.kubernetes.api import JOBS, Api, ApiError, Object
 from pretrain_operator.kubernetes.refusals import Gone
@@ -32,6 +33,8 @@ class JobRecord:
         self.invalid = ""
         """What is wrong with the newest one."""
         self.stopping = "deletionTimestamp" in metadata
+        self.profile = _profile_asked_for(metadata)
+        """By an annotation."""
         self.status: JobStatus = parse_status(body)
 
     def learn(self, body: Object) -> bool:
@@ -40,15 +43,16 @@ class JobRecord:
         if metadata["uid"] != self.uid or not _is_newer(metadata["resourceVersion"], self._version):
             return False
         self._version = metadata["resourceVersion"]
-        before = self._generation, self.stopping
+        before = self._generation, self.stopping, self.profile
         self.stopping = "deletionTimestamp" in metadata
+        self.profile = _profile_asked_for(metadata)
         if metadata["generation"] != self._generation:
             self._generation = metadata["generation"]
             try:
                 self.job, self.invalid = parse_job(body, self._settings), ""
             except InvalidSpec as error:
                 self.invalid = str(error)
-        return before != (self._generation, self.stopping)
+        return before != (self._generation, self.stopping, self.profile)
 
     async def write_status(self, status: JobStatus) -> bool:
         """Replace the status, whoever wrote to the object meanwhile; True: something new was learnt on the way.
@@ -119,6 +123,11 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(item) for item in cast(list[Any], value) if not _is_nan(item)]
     return value
+
+
+def _profile_asked_for(metadata: Object) -> ProfileRequest | InvalidRequest | None:
+    annotations = cast(dict[str, str], metadata.get("annotations") or {})
+    return read_request(annotations.get(ANNOTATION, ""))
 
 
 def _is_nan(value: object) -> bool:

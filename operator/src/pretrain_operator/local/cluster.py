@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 
 from pretrain_api.base import Wire
+from pretrain_api.profiling import read_request
 from pretrain_api.runreport import JobStatus, StepRecord
 from pretrain_operator.cluster import Event, Placement, Pod, Snapshot
 from pretrain_operator.local.control import (
@@ -68,7 +69,7 @@ class LocalCluster:
         view = self._view
         spec = view.job.spec.model_copy(update={"ttl_after_finished": None})
         job = view.job.model_copy(update={"spec": spec})
-        return Snapshot(job, self._status, view.pods, view.faults, view.stopping)
+        return Snapshot(job, self._status, view.pods, view.faults, view.stopping, profile=read_request(view.profile))
 
     async def create_pod(self, slot: int, attempt: int, placement: Placement) -> None:
         """Start a worker; that it exists already is success."""

@@ -34,6 +34,7 @@ class View(Wire):
     pods: tuple[Pod, ...]
     faults: tuple[InjectedFault, ...]
     stopping: bool
+    profile: str = Field(default="", description="The newest request for a profile, as `read_request` reads it")
     status: JobStatus | None = Field(default=None, description="In the first view of a channel only")
 
 

@@ -31,6 +31,7 @@ class RunFolder:
         self.job = path / "job.yaml"
         self.status = path / "status.json"
         self.metrics = path / "metrics.jsonl"
+        self.request = path / ".profile-request"
         self._lock: TextIO | None = None
         self._last: tuple[int, int] = (0, 0)
 
@@ -49,6 +50,7 @@ class RunFolder:
             ) from None
         self._lock = lock
         self._cut_torn_line()
+        self.request.unlink(missing_ok=True)  # Nobody waits for it any more.
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,6 +81,15 @@ class RunFolder:
         draft = self.status.with_suffix(".json.new")
         draft.write_text(status.model_dump_json(indent=2) + "\n")
         os.replace(draft, self.status)
+
+    def take_request(self) -> str:
+        """The text that somebody has put as `request` since the last call; empty: none."""
+        try:
+            text = self.request.read_text()
+        except FileNotFoundError:
+            return ""
+        self.request.unlink(missing_ok=True)
+        return text
 
     def append_step(self, record: StepRecord) -> bool:
         """Append to `metrics.jsonl`; False: it was there already, said again by a restarted operator."""

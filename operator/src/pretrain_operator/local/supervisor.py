@@ -89,6 +89,7 @@ class Supervisor:
     status: JobStatus
     faults: tuple[InjectedFault, ...] = ()
     stopping: bool = False
+    profile: str = ""
     _epoch: int = 0
     _operator: asyncio.subprocess.Process | None = None
     _channel: asyncio.StreamWriter | None = None
@@ -120,6 +121,12 @@ class Supervisor:
         """Have a checkpoint taken and the run ended."""
         self.stopping = True
         self._push()
+
+    def look_for_requests(self) -> None:
+        """Take up what another process has asked for by a file in the run's folder: `pretrain profile`."""
+        if request := self.setting.folder.take_request():
+            self.profile = request
+            self._push()
 
     def scale(self, replicas: int, description: str) -> None:
         """Want so many workers: the scale subresource."""
@@ -206,7 +213,14 @@ class Supervisor:
         return ""
 
     def _view(self, status: JobStatus | None = None) -> View:
-        return View(job=self.job, pods=self._pods.pods, faults=self.faults, stopping=self.stopping, status=status)
+        return View(
+            job=self.job,
+            pods=self._pods.pods,
+            faults=self.faults,
+            stopping=self.stopping,
+            profile=self.profile,
+            status=status,
+        )
 
     def _push(self) -> None:
         if self._channel is not None:
