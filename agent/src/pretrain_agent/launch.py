@@ -20,7 +20,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from pretrain_agent.client import SOCKET_VARIABLE
 from pretrain_agent.entry import run_rank
-from pretrain_agent.logs import rank_log
+from pretrain_agent.logs import LOGS_VARIABLE, rank_log
 from pretrain_agent.mailbox import Assignment, Mailbox
 from pretrain_agent.processes import RunningRanks
 from pretrain_agent.rendezvous import BACKEND, MailboxRendezvous
@@ -202,6 +202,9 @@ class RankLogs(LogsSpecs):
         for env in envs.values():
             env[SOCKET_VARIABLE] = assignment.socket_path
             env["TORCHELASTIC_ERROR_FILE"] = ""
+            if self._run_dir is not None:
+                logs = rank_log(self._run_dir, assignment.generation.number, 0, "out").parent
+                env[LOGS_VARIABLE] = str(logs.absolute())
         return LogsDest(
             stdouts={local: self._path(assignment, local, "out") for local in envs},
             stderrs={local: self._path(assignment, local, "err") for local in envs},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+LOGS_VARIABLE = "PRETRAIN_RANK_LOGS"
+"""Tells ranks the folder of their generation's logs, where there is one."""
 TAIL_LINES = 20
 TAIL_BYTES = 8192
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pretrain_agent.client import AgentLink, UnattendedLink, connect
-from pretrain_api.trainer import TrainerConfig
+from pretrain_api.trainer import ExitCode, TrainerConfig
 from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.errors import InvalidInput
 from pretrain_trainer.failures import ending
+from pretrain_trainer.postmortem import write_snapshot
 from pretrain_trainer.printed import PrintedLink
 from pretrain_trainer.train import train
 
@@ -43,15 +44,21 @@ def main() -> None:
         return
     rank = int(os.environ.get("RANK", "0"))
     link: AgentLink = UnattendedLink()
+    config: TrainerConfig | None = None
     try:
         link = connect(rank, int(os.environ.get("LOCAL_RANK", "0")), os.environ)
         if link.generation is None and rank == 0:
             link = PrintedLink()
-        train(read_config(sys.argv[1:]), link, Checkpointer.open, os.environ)
+        config = read_config(sys.argv[1:])
+        train(config, link, Checkpointer.open, os.environ)
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)
     except BaseException as error:  # DCP's CheckpointException is no Exception
         end = ending(error, rank)
+        if end.exit_code is ExitCode.OUT_OF_MEMORY:
+            storage = config.checkpoint.storage if config is not None else None
+            number = link.generation.number if link.generation is not None else 0
+            end = end.with_snapshot(write_snapshot(rank, number, storage, os.environ))
         link.report(end.report)
         link.close()
         if not end.expected:

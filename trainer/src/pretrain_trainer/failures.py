@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,14 @@ class Ending:
     report: ReportBody
     expected: bool
     """Whether the message says all: if not, a traceback helps."""
+
+    def with_snapshot(self, location: str) -> Ending:
+        """The same, saying where the memory's snapshot lies; empty: there is none."""
+        if not location or not isinstance(self.report, Failed):
+            return self
+        added = f"; what the memory held: {location}"
+        report = self.report.model_copy(update={"message": self.report.message + added})
+        return replace(self, message=self.message + added, report=report)
 
 
 def ending(error: BaseException, rank: int) -> Ending:
