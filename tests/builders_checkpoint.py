@@ -89,6 +89,7 @@ def open_checkpointer(
     rejected: tuple[str, ...] = (),
     first: bool | None = None,
     identity: JobIdentity | None = None,
+    environ: Mapping[str, str] = ENVIRON,
 ) -> Checkpointer:
     """A checkpointer of generation `number` of a job; None: of an unattended run."""
     generation = None
@@ -96,7 +97,7 @@ def open_checkpointer(
         generation = a_generation(number, ranks.world_size).model_copy(
             update={"rejected": rejected, "may_take_over": number == 1 if first is None else first}
         )
-    return Checkpointer.open(config, identity or an_identity(), generation, ranks, ENVIRON)
+    return Checkpointer.open(config, identity or an_identity(), generation, ranks, environ)
 
 
 def saved(checkpointer: Checkpointer, trained: Trained, step: int, tokens: int = 0) -> str:

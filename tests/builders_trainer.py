@@ -187,6 +187,8 @@ class FileCheckpointer:
                 generation=generation, step=step, tokens=0, world_size=1, job_uid="uid-1", objects=objects
             )
 
+    recalled = False
+
     def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
         if self._state is None:
             return Progress()
@@ -207,6 +209,12 @@ class FileCheckpointer:
             torch.save(state | counts, self._folder / f"{self._generation:03d}-{progress.step:06d}.pt")
         self._outcomes.append(Saved(step=progress.step, checkpoint=self._key, bytes=1, stall_seconds=0.0, seconds=0.0))
         return 0.0
+
+    def remember(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+        return 0.0
+
+    def settle_memory(self) -> None:
+        pass
 
     def poll(self) -> tuple[Saved | SaveFailed, ...]:
         outcomes, self._outcomes = tuple(self._outcomes), []

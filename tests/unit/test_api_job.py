@@ -174,7 +174,6 @@ def test_other_bytes_make_another_identity() -> None:
         ("training.parallelism", {"tensor": 2}),
         ("training.parallelism", {"pipeline": 2}),
         ("training.parallelism", {"shard": "hybrid"}),
-        ("checkpoint.memory", {}),
     ],
 )
 def test_what_is_not_there_yet_is_refused_by_name(path: str, value: object) -> None:

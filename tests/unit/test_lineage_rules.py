@@ -6,7 +6,7 @@ import pytest
 from builders_store import a_listing, a_manifest, a_record, a_rollback
 
 from pretrain_api.job import Retain
-from pretrain_api.lineage import StepRange, manifest_key
+from pretrain_api.lineage import MemoryState, StepRange, manifest_key
 from pretrain_store.errors import NoUsableCheckpoint, Superseded
 from pretrain_store.lineage import (
     Choice,
@@ -14,6 +14,7 @@ from pretrain_store.lineage import (
     Listing,
     choose_parent,
     choose_return,
+    continues,
     doomed,
     given_up,
     inherited,
@@ -137,6 +138,53 @@ def test_only_a_first_generation_takes_over_from_another_job() -> None:
     refuse_foreign(a_listing([], []), "mine", may_take_over=False)
     with pytest.raises(Superseded, match="job theirs took over this prefix with generation 2"):
         refuse_foreign(listing, "mine", may_take_over=False)
+
+
+def state_of(generation: int, step: int, nonce: str | None = None) -> MemoryState:
+    """A state in memory of the generation whose record is `a_record(generation)`."""
+    return MemoryState(generation=generation, nonce=nonce or a_record(generation).nonce, step=step)
+
+
+def goes_on(
+    listing: Listing, state: MemoryState, *, rejected: tuple[str, ...] = (), job_uid: str | None = None
+) -> bool:
+    choice = choose_parent(listing, rejected)
+    return continues(listing, choice.parent, job_uid or a_record(1).job_uid, state)
+
+
+def test_a_state_in_memory_is_gone_on_from_when_it_is_the_newest_generations_own() -> None:
+    assert goes_on(CHAIN, state_of(4, 47))
+    assert goes_on(CHAIN, state_of(4, 45)), "the very step that was saved"
+    assert goes_on(a_listing([a_record(1)], []), state_of(1, 5)), "before the first checkpoint"
+
+
+def test_a_state_in_memory_that_is_behind_the_checkpoints_is_not_gone_on_from() -> None:
+    assert not goes_on(CHAIN, state_of(4, 44))
+
+
+def test_the_state_of_a_dead_generation_or_of_another_process_or_job_is_never_gone_on_from() -> None:
+    assert not goes_on(CHAIN, state_of(2, 60)), "a zombie trained on"
+    assert not goes_on(CHAIN, state_of(4, 47, nonce="another")), "the number was somebody else's"
+    assert not goes_on(CHAIN, state_of(5, 47)), "it never entered the history"
+    assert not goes_on(CHAIN, state_of(4, 47), job_uid="other")
+    assert not goes_on(a_listing([], [(1, 10)]), state_of(1, 20)), "nobody's record says whose it is"
+    assert not goes_on(a_listing([a_record(1)], [], unreadable=[2]), state_of(1, 20))
+
+
+def test_a_second_failure_goes_on_from_the_state_that_the_newest_record_names() -> None:
+    resumed = a_record(5, (4, 45)).model_copy(update={"resumed": state_of(4, 47)})
+    records = [*CHAIN.records.values(), resumed]
+    manifests = [(1, 10), (1, 20), (2, 30), (4, 35), (4, 45)]
+
+    assert goes_on(a_listing(records, manifests), state_of(4, 47))
+    assert not goes_on(a_listing(records, manifests), state_of(4, 48)), "a state that generation 5 did not go on from"
+    assert not goes_on(a_listing(records, [*manifests, (5, 46)]), state_of(4, 47)), "generation 5 has its own by now"
+
+
+def test_a_state_in_memory_outlives_a_corrupt_checkpoint_of_its_line_but_not_the_line() -> None:
+    assert goes_on(CHAIN, state_of(4, 47), rejected=places((4, 45)))
+    on_the_line = places((4, 45), (4, 35), (2, 30), (1, 20), (1, 10))
+    assert not goes_on(CHAIN, state_of(4, 47), rejected=on_the_line)
 
 
 def one_generation(*steps: int) -> Listing:

@@ -288,6 +288,45 @@ def test_shared_memory_holds_a_checkpoint_twice() -> None:
     assert room("gpt2-124m") < room("gpt2-1.5b")
 
 
+def test_shared_memory_holds_the_states_that_are_kept_in_memory() -> None:
+    data = {"tokenizer": "s3://corpus/t.json", "sources": [{"name": "web", "uri": "s3://corpus/web"}]}
+    training = {"model": {"preset": "gpt2-124m", "vocabulary": 50_257}, "data": data, "steps": 1}
+    checkpoint = {"storage": {"s3": {"bucket": "runs"}}}
+
+    def added(**parts: Any) -> int:
+        """Bytes for `checkpoint.memory`."""
+        workers = {"replicas": 4, "elastic": {"min": 4}}
+        sizes = [
+            mounts(a_pod(workers=workers, training=training | parts, checkpoint=checkpoint | memory))["/dev/shm"]
+            for memory in ({}, {"memory": {}})
+        ]
+        without, with_memory = (int(size["emptyDir"]["sizeLimit"]) for size in sizes)
+        return with_memory - without
+
+    state = 12 * 124_439_808
+    assert added() == 2 * (state + (2 << 20)), "two states, whole in every worker"
+    assert added(parallelism={"shard": "full"}) == 2 * (state // 4 + (2 << 20)), "or a worker's share of two"
+
+
+def test_a_container_that_cannot_hold_the_states_is_refused() -> None:
+    def said(limit: str) -> tuple[str, ...]:
+        container = {"name": "worker", "resources": {"limits": {"memory": limit}}}
+        training = {
+            "model": {"preset": "gpt2-124m"},
+            "data": {"tokenizer": "s3://corpus/t.json", "sources": [{"name": "web", "uri": "s3://corpus/web"}]},
+            "steps": 1,
+        }
+        checkpoint = {"storage": {"s3": {"bucket": "runs"}}, "memory": {}}
+        template = {"spec": {"containers": [container]}}
+        body = a_created_job(training=training, checkpoint=checkpoint, template=template)
+        return problems(PretrainJob.model_validate(body, by_alias=True, by_name=False), SETTINGS)
+
+    assert said("8Gi") == ()
+    (problem,) = said("1Gi")
+    assert problem.startswith("spec.checkpoint.memory: a worker keeps 1.9 GiB")
+    assert "raise resources.limits.memory" in problem
+
+
 @pytest.mark.parametrize("path", ["/tmp", "/dev/shm", "/var/cache/pretrain", "/var/cache/pretrain/"])
 def test_a_volume_of_the_templates_own_takes_the_place_of_ours(path: str) -> None:
     claim = {"name": "mine", "persistentVolumeClaim": {"claimName": "fast"}}

@@ -319,3 +319,13 @@ def test_what_a_job_starts_from_is_looked_at_and_a_runs_folder_stands_for_its_ch
     assert no_checkpoint["spec.training.from.run"].startswith(f"{run} holds no checkpoint yet: ")
     assert "has no config.json" in no_folder["spec.training.from.huggingFace"]
     assert [path.name for path in run.iterdir() if path.name != ".tmp"] == ["job.json"]
+
+
+def test_states_that_do_not_fit_the_machines_memory_are_refused(data: Path) -> None:
+    large = {"spec.training.model": {"preset": "llama-70b"}, "spec.checkpoint.memory": {"everySteps": 10}}
+
+    said = refused(data, large)
+
+    assert "workers keep" in said["spec.checkpoint.memory"]
+    assert "leave checkpoint.memory out" in said["spec.checkpoint.memory"]
+    assert checked(data, {"spec.checkpoint.memory": {"everySteps": 10}})

@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,6 +21,7 @@ from pretrain_agent.mailbox import Mailbox
 from pretrain_agent.nameless import ask_for_no_names
 from pretrain_agent.network import rank_environment
 from pretrain_agent.outbox import Outbox
+from pretrain_agent.scratch import MEMORY, MEMORY_VARIABLE, Scratch, remove_abandoned
 from pretrain_agent.settings import Settings
 from pretrain_agent.warmfork import WarmForkFailed, fork_once, start_fork_server
 from pretrain_agent.worker import Worker
@@ -37,6 +39,24 @@ def run_agent(settings: Settings) -> int:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     for variable, value in rank_environment(settings.host).items():
         os.environ.setdefault(variable, value)
+    with _memory():
+        return _run(settings)
+
+
+@contextmanager
+def _memory() -> Generator[None]:
+    """A folder in memory for what ranks leave to those after them; without one they leave nothing."""
+    os.environ.pop(MEMORY_VARIABLE, None)
+    if not os.access(MEMORY, os.W_OK):
+        yield
+        return
+    remove_abandoned(MEMORY)
+    with Scratch(MEMORY) as scratch:
+        os.environ[MEMORY_VARIABLE] = str(scratch.path)
+        yield
+
+
+def _run(settings: Settings) -> int:
     start_fork_server(settings.preload)
     import pretrain_agent.launch  # noqa: F401 - torch: imported while the fork server imports it, too.
 

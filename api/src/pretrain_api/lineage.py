@@ -98,6 +98,14 @@ class Origin(Frozen):
         return self.uri if self.step is None else f"step {self.step} of {self.uri}"
 
 
+class MemoryState(Frozen):
+    """A state in the memory of workers: that after `step` updates, of the generation whose record has this nonce."""
+
+    generation: int = Field(ge=1)
+    nonce: str
+    step: int = Field(ge=0)
+
+
 class LineageRecord(Frozen):
     """Put by rank 0 before the first step of a generation: it owns the number and says where it goes on from."""
 
@@ -113,6 +121,9 @@ class LineageRecord(Frozen):
         default=(), description="All so far, oldest first; the last one is this record's own if it names its number"
     )
     rejected: tuple[str, ...] = Field(default=(), description="Keys of manifests found corrupt and passed over")
+    resumed: MemoryState | None = Field(
+        default=None, description="The later state in memory, a descendant of `parent`, that was restored instead of it"
+    )
     reason: str
     created_at: str = Field(default="", description="RFC 3339, for people; no rule reads it")
 

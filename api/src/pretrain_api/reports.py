@@ -27,7 +27,10 @@ class Restored(Wire):
 
     kind: Literal["restored"] = "restored"
     step: int = Field(description="Completed steps of the restored state; 0 for a fresh start")
-    checkpoint: str | None = Field(default=None, description="Key of the manifest it came from")
+    checkpoint: str | None = Field(default=None, description="Key of the manifest it came from, or descends from")
+    recalled: bool = Field(
+        default=False, description="It is a descendant of that checkpoint, kept in the memory of workers"
+    )
     origin: str | None = Field(default=None, description="Where else the first weights came from, on a fresh start")
     parameters: int = Field(default=0, description="Number of parameters of the model")
     unigram_loss: float | None = Field(

@@ -19,7 +19,7 @@ class Finding(NamedTuple):
 
 def unsupported(spec: PretrainJobSpec) -> tuple[Finding, ...]:
     """Every value of the spec that this version does not act on; errors first."""
-    return (*_training_errors(spec.training), *_checkpoint_errors(spec), *_warnings(spec))
+    return (*_training_errors(spec.training), *_warnings(spec))
 
 
 def _training_errors(training: Training) -> tuple[Finding, ...]:
@@ -37,12 +37,6 @@ def _training_errors(training: Training) -> tuple[Finding, ...]:
         ),
     )
     return tuple(Finding("error", path, message) for holds, path, message in found if holds)
-
-
-def _checkpoint_errors(spec: PretrainJobSpec) -> tuple[Finding, ...]:
-    if spec.checkpoint.memory is None:
-        return ()
-    return (Finding("error", "spec.checkpoint.memory", "checkpoints in memory are not there yet: leave it out"),)
 
 
 def _warnings(spec: PretrainJobSpec) -> tuple[Finding, ...]:

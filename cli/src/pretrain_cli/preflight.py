@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from pydantic import ValidationError
 
 from pretrain_api.dataset import Dataset
 from pretrain_api.identity import differences, job_identity
-from pretrain_api.job import PretrainJob, Storage
+from pretrain_api.job import PretrainJob, PretrainJobSpec, Storage
 from pretrain_api.lineage import IDENTITY_KEY, JobIdentity
 from pretrain_api.model import ResolvedModel, resolve
+from pretrain_api.sizes import remembered_bytes
 from pretrain_api.support import Finding, unsupported
 from pretrain_api.training import Data, Evaluation, From, Source, Training
 from pretrain_cli.problems import InvalidJob, Problem
@@ -37,6 +39,7 @@ from pretrain_store.port import LOOKING
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _DATA = "spec.training.data"
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ def check(job: PretrainJob, environ: Mapping[str, str] = os.environ) -> Resolved
         problems += check_vocabulary(tokenizer, model)
     datasets = _check_sources(training, model, tokenizer, service, problems)
     problems += _check_storage(job.spec.checkpoint.storage, environ)
+    if tokenizer is not None:
+        problems += _check_memory(job.spec, tokenizer.vocabulary)
     if problems or tokenizer is None:
         raise InvalidJob(job.metadata.name, problems)
     identity = job_identity(training, model, datasets, tokenizer.digest)
@@ -191,6 +196,18 @@ def _check_storage(storage: Storage, environ: Mapping[str, str]) -> Iterator[Pro
         probe(open_store(storage, environ))
     except StoreError as error:
         yield Problem("spec.checkpoint.storage.s3", str(error))
+
+
+def _check_memory(spec: PretrainJobSpec, vocabulary: int) -> Iterator[Problem]:
+    """All workers of a local run share this machine's memory."""
+    needed = spec.workers.replicas * remembered_bytes(spec, vocabulary)
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
+    if needed > free:
+        yield Problem(
+            "spec.checkpoint.memory",
+            f"{spec.workers.replicas} workers keep {needed / 2**30:,.1f} GiB in {SHARED_MEMORY}, which has room for "
+            f"{free / 2**30:,.1f} GiB: enlarge it, run fewer workers, or leave checkpoint.memory out",
+        )
 
 
 def _unwritable(folder: Path) -> str | None:

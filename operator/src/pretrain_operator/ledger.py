@@ -287,13 +287,15 @@ class Ledger:
         if self.state not in ("holding", "suspended"):
             self._timeline.switch(self._kind_of(body.step + 1), fact.time)
         books = self._status.bookkeeping
+        place = parse_manifest_key(body.checkpoint) if body.checkpoint else None
+        saved = place[1] if place else 0  # less than the step of a state in memory, which is no progress of checkpoints
         self._set(
             step=body.step,
             latest_checkpoint=body.checkpoint,
-            checkpoints=self._latest(body.step if body.checkpoint else None, body.checkpoint, None),
+            checkpoints=self._latest(saved if place else None, body.checkpoint, None),
             parameters=body.parameters or self._status.parameters,
             unigram_loss=self._status.unigram_loss if body.unigram_loss is None else body.unigram_loss,
-            bookkeeping=books.model_copy(update={"checkpoint_step": max(books.checkpoint_step, body.step)}),
+            bookkeeping=books.model_copy(update={"checkpoint_step": max(books.checkpoint_step, saved)}),
         )
         return (Event("Normal", "Begun", f"the first weights are {body.origin}"),) if body.origin else ()
 

@@ -22,6 +22,7 @@ from pretrain_api.job import Retain
 from pretrain_api.lineage import (
     LineageRecord,
     Manifest,
+    MemoryState,
     Rollback,
     SlowedRange,
     StepRange,
@@ -165,6 +166,26 @@ def given_up(listing: Listing) -> frozenset[str]:
         for generation, step in (_place(key),)
         if any(generation < rollback.generation and step > rollback.to_step for rollback in rollbacks)
     )
+
+
+def continues(listing: Listing, parent: str | None, job_uid: str, state: MemoryState) -> bool:
+    """Whether a generation that goes on from `parent` may take this state in memory instead, and stay one history.
+
+    The state must be the newest generation's own, or the very one that this generation went on from and has committed
+    nothing since; and `parent` must be on the line, not after it. See docs/decisions/0015.
+    """
+    record = listing.records.get(listing.highest)
+    if record is None or record.job_uid != job_uid:
+        return False
+    if parent is None:
+        committed_by, committed = 0, 0
+    elif parent in line(listing):
+        committed_by, committed = _place(parent)
+    else:
+        return False
+    own = state.generation == record.generation and state.nonce == record.nonce
+    named = state == record.resumed and committed_by < record.generation
+    return (own or named) and state.step >= committed
 
 
 def refuse_foreign(listing: Listing, job_uid: str, *, may_take_over: bool) -> None:

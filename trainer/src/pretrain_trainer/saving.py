@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import nn
 from torch.optim import Optimizer
 
-from pretrain_api.job import Interval
+from pretrain_api.job import Interval, Memory
 from pretrain_api.lineage import Manifest, manifest_key, parse_manifest_key
 from pretrain_api.reports import Saved, SaveFailed
 from pretrain_trainer.progress import Progress
@@ -28,12 +28,25 @@ class Checkpointer(Protocol):
         """What this generation goes on from; None on a fresh start."""
         ...
 
+    @property
+    def recalled(self) -> bool:
+        """Whether a later state was restored, from the memory of workers, than that of the parent."""
+        ...
+
     def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
-        """Load the parent after checking it, collectively; without one do nothing."""
+        """Load the newest state after checking it, collectively; without one do nothing."""
         ...
 
     def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
         """Start a save; the seconds that this call blocked."""
+        ...
+
+    def remember(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+        """Keep this state in memory; the seconds that this call blocked."""
+        ...
+
+    def settle_memory(self) -> None:
+        """Wait until the last state in memory is whole."""
         ...
 
     def poll(self) -> tuple[Saved | SaveFailed, ...]:
@@ -63,7 +76,9 @@ class Saves:
         optimizer: Optimizer,
         interval: Interval | None,
         clock: Callable[[], float],
+        memory: Memory | None = None,
     ) -> None:
+        self._memory = memory
         self._checkpointer = checkpointer
         self._model = model
         self._optimizer = optimizer
@@ -88,6 +103,22 @@ class Saves:
             return step % self._interval.steps == 0
         assert self._interval.duration is not None  # Interval has exactly one of the two
         return elapsed >= self._interval.duration.total_seconds()
+
+    def before(self, step: int) -> None:
+        """This step begins. If it ends with a state in memory, the one before that is whole first.
+
+        No rank passes the step's collectives before all have come here: so a whole state is always left.
+        """
+        if self._is_remembered(step):
+            self._checkpointer.settle_memory()
+
+    def remember(self, progress: Progress) -> None:
+        """Keep this state in memory if it is its turn; blocks for the copy only."""
+        if self._is_remembered(progress.step):
+            self._stall += self._checkpointer.remember(progress, self._model, self._optimizer)
+
+    def _is_remembered(self, step: int) -> bool:
+        return self._memory is not None and step % self._memory.every_steps == 0
 
     def begin(self, progress: Progress) -> None:
         """Start to save; blocks for the copy only."""

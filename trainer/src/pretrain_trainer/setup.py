@@ -147,7 +147,9 @@ def prepare(
         optimizer=optimizer,
         gradients=_gradients(model, training, ranks),
         checkpointer=checkpointer,
-        saves=Saves(checkpointer, model, optimizer, config.checkpoint.interval, time.monotonic),
+        saves=Saves(
+            checkpointer, model, optimizer, config.checkpoint.interval, time.monotonic, config.checkpoint.memory
+        ),
         utilization=Utilization.of(
             shape, shape.embedding_rows(corpus.vocabulary), training.precision, ranks, link.generation, environ
         ),
@@ -226,6 +228,7 @@ def _restored(
         step=start.step,
         checkpoint=manifest_key(parent.generation, parent.step) if parent else None,
         origin=str(origin) if origin else None,
+        recalled=checkpointer.recalled,
         parameters=parameters,
         unigram_loss=unigram,
         seconds=seconds,

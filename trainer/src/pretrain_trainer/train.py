@@ -38,12 +38,14 @@ def train(
 
         while progress.step < run.steps:
             pace.begin()
+            run.saves.before(progress.step + 1)
             signals = Signals(control.pending(), ranks.first and run.saves.wanted(progress.step + 1))
             reduced = compute_gradients(run, progress, signals, pace)
             progress, rate = update(run, progress, reduced)
             _report_step(run, progress, reduced, rate, pace)
             profiling.step_done(progress.step)
 
+            run.saves.remember(progress)
             if reduced.signals.save:
                 run.saves.begin(progress)
             if reduced.signals.command:

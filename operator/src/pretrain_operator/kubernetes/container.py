@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pretrain_api.job import PretrainJob, Workers
-from pretrain_api.model import parameters, resolve
+from pretrain_api.sizes import remembered_bytes, state_bytes
 from pretrain_operator.kubernetes.api import Object
 from pretrain_operator.kubernetes.names import child_name
 from pretrain_operator.kubernetes.pods import WORKER
@@ -26,10 +26,6 @@ TOKEN_SECONDS = 3600
 CACHE_DIR = "/var/cache/pretrain"
 SHARED_MEMORY_BASE = 256 * 1024**2
 """Bytes for what is neither saved nor restored: queues between processes, NCCL."""
-STATE_BYTES = 12
-"""Of a parameter in a checkpoint: itself and AdamW's two moments in fp32."""
-UNKNOWN_VOCABULARY = 131_072
-"""Rows of the embedding where only the tokeniser knows them: more than most have."""
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 SESSION_TOKEN = "AWS_SESSION_TOKEN"
 _DEFAULT_IMAGE = Workers().image
@@ -140,7 +136,7 @@ def _credentials(job: PretrainJob) -> Iterator[tuple[str, Object]]:
 def _needed(job: PretrainJob, template: Template, settings: PodSettings) -> dict[str, _Volume]:
     """The operator's volumes by name, less those in whose place the template mounts something."""
     token = {"audience": settings.audience, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN}
-    shared = _shared_memory(job, processes(job, template))
+    shared = shared_memory(job, processes(job, template))
     every = {
         "pretrain-config": _Volume(CONFIG_DIR, {"configMap": {"name": child_name(job)}}, required=True),
         "pretrain-token": _Volume(
@@ -154,8 +150,8 @@ def _needed(job: PretrainJob, template: Template, settings: PodSettings) -> dict
     return {name: volume for name, volume in every.items() if volume.required or volume.path not in mounted}
 
 
-def _shared_memory(job: PretrainJob, count: int) -> int:
-    """Bytes: room for a checkpoint on its way to or from the store, which is used where there is twice its size."""
-    model = resolve(job.spec.training.model)
-    rows = model.embedding_rows(UNKNOWN_VOCABULARY)
-    return count * SHARED_MEMORY_BASE + 2 * STATE_BYTES * parameters(model, rows)
+def shared_memory(job: PretrainJob, count: int) -> int:
+    """Bytes: room for a checkpoint on its way to or from the store, which is used where there is twice its size, and
+    for the states that `checkpoint.memory` keeps.
+    """
+    return count * SHARED_MEMORY_BASE + 2 * state_bytes(job.spec) + remembered_bytes(job.spec)

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, cast
 
+from kubernetes.utils.quantity import parse_quantity  # pyright: ignore[reportUnknownVariableType]
 from pydantic import ValidationError
 
 from pretrain_api.job import PretrainJob
 from pretrain_api.runreport import JobStatus
+from pretrain_api.sizes import remembered_bytes
 from pretrain_api.support import unsupported
 from pretrain_api.training import Source
 from pretrain_operator.kubernetes.api import Object
@@ -59,6 +61,7 @@ def problems(job: PretrainJob, settings: PodSettings) -> tuple[str, ...]:
         *refused,
         *_uri_problems(job),
         *_storage_problems(job, template),
+        *_memory_problems(job, template),
         *template.problems,
         *_account_problems(template, settings),
     )
@@ -98,6 +101,23 @@ def _storage_problems(job: PretrainJob, template: Template) -> Iterator[str]:
     mounts = (mount.get("mountPath") for mount in template.worker.get("volumeMounts", ()))
     if not any(isinstance(mount, str) and path.is_relative_to(mount) for mount in mounts):
         yield f"{field} is on no volume: mount a shared one there in {AT}.spec.containers, or use s3"
+
+
+def _memory_problems(job: PretrainJob, template: Template) -> Iterator[str]:
+    """What is kept in memory counts against the container's limit. At least so much: the tokeniser may add to it."""
+    written = template.worker.get("resources", {}).get("limits", {}).get("memory")
+    needed = remembered_bytes(job.spec, vocabulary=1)
+    if written is None or not needed:
+        return
+    try:
+        limit = int(parse_quantity(written))
+    except ValueError:
+        return  # the API server says so when the pod is made
+    if limit < needed:
+        yield (
+            f"spec.checkpoint.memory: a worker keeps {needed / 2**30:,.1f} GiB of states in its memory, and its "
+            f"container is limited to {written}: raise resources.limits.memory in {AT}, or leave checkpoint.memory out"
+        )
 
 
 def _account_problems(template: Template, settings: PodSettings) -> Iterator[str]:

@@ -19,10 +19,14 @@ class Agreement:
 
     def first_says(self, value: Value) -> Value:
         """What rank 0 passes, on all ranks."""
+        return self.says(value, 0)
+
+    def says(self, value: Value, rank: int) -> Value:
+        """What this rank passes, on all ranks."""
         if self._size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0, group=self._group)
+        dist.broadcast_object_list(values, src=rank, group=self._group)
         return values[0]
 
     def all_say(self, value: Value) -> list[Value]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import logging
+from collections.abc import Mapping
 from enum import IntEnum
 from functools import partial
-from typing import Self, TypeVar, cast
+from typing import Self
 
 import torch.distributed as dist
 from torch import nn
@@ -23,29 +22,22 @@ from pretrain_store.open import look, open_store, probe
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.agreement import Agreement
 from pretrain_trainer.checkpoint.committing import Committer
-from pretrain_trainer.checkpoint.loading import Loading
+from pretrain_trainer.checkpoint.entering import enter_remembering
 from pretrain_trainer.checkpoint.opening import Applicant, Entry, Refusal, enter, refusal
-from pretrain_trainer.checkpoint.restoring import DAMAGED, fetch
+from pretrain_trainer.checkpoint.recall import Recall, Worker
+from pretrain_trainer.checkpoint.recalling import recall_state
+from pretrain_trainer.checkpoint.restoring import restore
 from pretrain_trainer.checkpoint.saving import Saver
-from pretrain_trainer.checkpoint.scratch import Scratch
+from pretrain_trainer.checkpoint.snapshots import NoRoom, Part, Snapshots, prune
 from pretrain_trainer.checkpoint.state import tensors_of
-from pretrain_trainer.errors import CheckpointRejectedError, CollectiveFailed, SupersededError
-from pretrain_trainer.obstacles import in_the_way
+from pretrain_trainer.checkpoint.target import Target
+from pretrain_trainer.checkpoint.together import Together
+from pretrain_trainer.errors import CheckpointRejectedError, SupersededError
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks
 
-Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
 _STOPPED = "a later generation of another job goes on with this history: this one must stop"
-
-
-class _Outcome(IntEnum):
-    """Of one rank's part in restoring; the worst one of any rank is that of all."""
-
-    FINE = 0
-    OBSTRUCTED = 1
-    """All may try again."""
-    FAILED = 2
-    DAMAGED = 3
 
 
 class _Verdict(IntEnum):
@@ -78,6 +70,11 @@ class Checkpointer:
         self._agreement = Agreement(None)
         self._group = None if _replicated(config.training.parallelism) else _background_group()
         self._saver: Saver | None = None
+        self._worker = Worker.of(ranks, environ)
+        self._snapshots = self._make_snapshots()
+        self._skips: list[SaveFailed] = []
+        self.recalled = False
+        """Whether `restore` loaded a state in memory."""
         self.seconds: dict[str, float] = {}
         """Time that `restore` spent, by stage."""
 
@@ -101,10 +98,14 @@ class Checkpointer:
         said: Entry | Refusal | None = None
         try:
             store = open_store(config.checkpoint.storage, environ)
-            if ranks.first:
-                said = enter(store, applicant, partial(look, config.checkpoint.storage, environ))
         except StoreError as error:
             said = refusal(error)
+        looking = partial(look, config.checkpoint.storage, environ)
+        mine = store if ranks.first else None
+        if generation is not None and config.checkpoint.memory is not None:
+            said = enter_remembering(mine, applicant, looking, Worker.of(ranks, environ)) or said
+        elif mine is not None:
+            said = enter(mine, applicant, looking)
         agreed = Agreement(None).first_says(said)
         for answer in (agreed, said):
             if isinstance(answer, Refusal):
@@ -119,14 +120,20 @@ class Checkpointer:
         return self._entry.parent
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
-        """Load the parent, each file after its digest was checked. Collective; without a parent nothing is done.
+        """Load the later state in memory if there is one, else the parent; what is loaded was verified. Collective.
 
         Raises CheckpointRejectedError on all ranks when it is damaged; an unattended run goes on from an earlier one.
         Raises an Obstacle on all ranks when any of them cannot fetch it now: then it may be called again.
         """
+        target = Target(model, optimizer, self._config.training.optimizer.kind)
+        recall = self._entry.recall
+        if recall is not None and self._remembered(recall, target):
+            return self._entry.start_from(recall)
         while self.parent is not None:
+            together = Together(self._ranks, manifest_key(self.parent.generation, self.parent.step))
+            sharded = self._group is not None
             try:
-                self._load(self.parent, model, optimizer)
+                self.seconds = restore(together, self._store, self.parent, target, sharded, self._environ)
             except CheckpointRejectedError as rejected:
                 if self._applicant.number is not None:
                     raise
@@ -156,11 +163,32 @@ class Checkpointer:
                 pass
         return 0.0
 
+    def remember(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+        """Keep this state in memory; returns the seconds that this blocked. Where that fails training goes on."""
+        if self._snapshots is None:
+            return 0.0
+        try:
+            return self._snapshots.take(progress, tensors_of(model, optimizer))
+        except (NoRoom, OSError, RuntimeError, ValueError) as error:
+            self._snapshots = None
+            message = f"states are not kept in memory any more: {error}"
+            _log.warning("rank %d: %s", self._ranks.rank, message)
+            self._skips.append(SaveFailed(step=progress.step, message=message))
+            return 0.0
+
+    def settle_memory(self) -> None:
+        """Wait until the last state in memory is sealed."""
+        if self._snapshots is not None:
+            self._snapshots.settle()
+
     def poll(self) -> tuple[Saved | SaveFailed, ...]:
         """What was saved or failed since the last call, on rank 0; nothing elsewhere. Raises SupersededError."""
-        if self._saver is None or not self._ranks.first:
+        if not self._ranks.first:
             return ()
-        outcomes = self._saver.outcomes()
+        skips, self._skips = tuple(self._skips), []
+        if self._saver is None:
+            return skips
+        outcomes = (*skips, *self._saver.outcomes())
         if not outcomes and self._saver.superseded:
             raise SupersededError(self._saver.superseded)
         return outcomes
@@ -199,46 +227,18 @@ class Checkpointer:
         """Whether this rank saves anything: replicated state is saved by the first alone."""
         return self._ranks.first or self._group is not None
 
-    def _load(self, parent: Manifest, model: nn.Module, optimizer: Optimizer) -> None:
-        with ExitStack() as stack:
-            began = time.perf_counter()
-
-            def fetched() -> tuple[Scratch, Loading]:
-                scratch = stack.enter_context(Scratch.with_room(parent.bytes, self._environ))
-                kind = self._config.training.optimizer.kind
-                return scratch, fetch(self._store, parent, scratch.path, model, optimizer, kind)
-
-            scratch, loading = self._all_or_none(parent, fetched)
-            verified = time.perf_counter()
-            self._all_or_none(parent, lambda: loading.load(scratch.path))
-            self.seconds = {"verify": verified - began, "load": time.perf_counter() - verified}
-
-    def _all_or_none(self, parent: Manifest, act: Callable[[], Result]) -> Result:
-        """Have each rank do its part; if one fails none goes on. Damage that any rank found is raised on all."""
-        failure: Exception | None = None
-        result: Result | None = None
+    def _remembered(self, recall: Recall, target: Target) -> bool:
+        """Load the state in memory. False: it turned out not to fit, on all ranks; nothing was loaded."""
+        together = Together(self._ranks, f"in memory of step {recall.state.step}")
         try:
-            result = act()
-        except Exception as error:
-            failure = error
-        own = _outcome(failure)
-        worst = self._agreement.highest(own)
-        if worst == _Outcome.FINE:
-            return cast("Result", result)
-        said = self._agreement.all_say(f"rank {self._ranks.rank}: {failure}" if own == worst else "")
-        message = next(text for text in said if text)
-        if worst == _Outcome.DAMAGED:
-            raise CheckpointRejectedError(manifest_key(parent.generation, parent.step), message) from failure
-        if worst == _Outcome.OBSTRUCTED:
-            raise self._shared(failure)
-        if isinstance(failure, StoreError):
-            raise refusal(failure).error() from failure
-        raise failure or CollectiveFailed(f"another rank could not restore: {message}")
-
-    def _shared(self, failure: Exception | None) -> Exception:
-        """The obstacle of the first rank that met one. Collective."""
-        own = refusal(failure) if isinstance(failure, StoreError) else None
-        return next(said for said in self._agreement.all_say(own) if said is not None).error()
+            self.seconds = recall_state(together, recall, self._worker, target, self._environ)
+        except CheckpointRejectedError as error:
+            if self.parent is None:  # there is nothing that would be loaded over what may have been loaded
+                raise
+            _log.warning("%s", error)
+            return False
+        self.recalled = True
+        return True
 
     def _pass_over(self, rejected: str) -> None:
         """Enter the history anew, from the newest checkpoint that was not found damaged."""
@@ -248,6 +248,18 @@ class Checkpointer:
             raise said.error()
         assert said is not None
         self._entry = said
+
+    def _make_snapshots(self) -> Snapshots | None:
+        """Replicated state is kept by one process of each worker, sharded state by all."""
+        folder, replicated = self._worker.folder, self._group is None
+        if self._config.checkpoint.memory is None or self._applicant.number is None or folder is None:
+            return None
+        if self._worker.speaks:
+            prune(folder, self._entry.record.resumed)
+        if replicated and not self._worker.speaks:
+            return None
+        part = Part(0, 1) if replicated else Part(self._ranks.rank, self._ranks.world_size)
+        return Snapshots(folder, self._worker.local_rank, self._entry.record, part)
 
     def _make_saver(self) -> Saver:
         record = self._entry.record
@@ -273,15 +285,6 @@ class Checkpointer:
         ended = self._saver.ended
         key = manifest_key(ended.manifest.generation, ended.manifest.step) if ended and ended.manifest else None
         return key, self._saver.superseded
-
-
-def _outcome(failure: Exception | None) -> _Outcome:
-    if failure is None:
-        return _Outcome.FINE
-    if isinstance(failure, DAMAGED):
-        return _Outcome.DAMAGED
-    obstructed = isinstance(failure, StoreError) and in_the_way(failure) is not None
-    return _Outcome.OBSTRUCTED if obstructed else _Outcome.FAILED
 
 
 def _replicated(parallelism: Parallelism) -> bool:

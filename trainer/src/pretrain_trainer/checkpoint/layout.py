@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_global_save_plan
 from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, FileSystemWriter, _StorageInfo
-from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
@@ -91,11 +91,26 @@ def lay_out(
     Collective over `group`, whose processes each write their shards; without one this process writes everything.
     `tensors` may be in use meanwhile: only shapes are read.
     """
+    return _lay_out(folder, tensors, copies, group, _Planner(tensors, copies))
+
+
+def lay_out_part(folder: Path, tensors: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> Layout:
+    """The same for this process's own part, without the others: its metadata tells of nothing else."""
+    return _lay_out(folder, tensors, copies, None, _PartPlanner(tensors, copies))
+
+
+def _lay_out(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    copies: Mapping[str, Tensor],
+    group: dist.ProcessGroup | None,
+    planner: _Planner,
+) -> Layout:
     warnings.filterwarnings("ignore", "torch.distributed is disabled")  # without a group that is what is meant
     metadata = save(
         {},  # the planner has them: DCP would wrap and log each
         storage_writer=_Writer(folder),
-        planner=_Planner(tensors, copies),
+        planner=planner,
         process_group=group,
         no_dist=group is None,
     )
@@ -133,6 +148,14 @@ class _Planner(DefaultSavePlanner):
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
         return self._copies[index.fqn]
+
+
+class _PartPlanner(_Planner):
+    """Plans one process's part as if it were all, which DCP's own check of completeness would refuse."""
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        self.global_plan, self.metadata = create_default_global_save_plan(all_plans)
+        return self.global_plan, self.metadata
 
 
 class _Writer(FileSystemWriter):

@@ -124,6 +124,30 @@ def read_metadata(content: bytes) -> Metadata:
     return metadata
 
 
+def merged(parts: Mapping[str, Metadata]) -> Metadata:
+    """The metadata of a whole whose parts were laid out alone, each in a folder that it is named by."""
+    tensors: dict[str, TensorStorageMetadata] = {}
+    places: dict[MetadataIndex, _StorageInfo] = {}
+    for folder, part in parts.items():
+        for index, info in cast("dict[MetadataIndex, _StorageInfo]", part.storage_data or {}).items():
+            saved = cast("TensorStorageMetadata", part.state_dict_metadata[index.fqn])
+            whole = tensors.setdefault(index.fqn, TensorStorageMetadata(saved.properties, saved.size, []))
+            if index in places:  # replicated: another part has the same
+                continue
+            places[MetadataIndex(index.fqn, index.offset, len(whole.chunks))] = _StorageInfo(
+                f"{folder}/{info.relative_path}", info.offset, info.length
+            )
+            whole.chunks.append(saved.chunks[index.index or 0])
+    _refuse_gaps(tensors)
+    return Metadata(dict(tensors), storage_data=places)
+
+
+def _refuse_gaps(tensors: Mapping[str, TensorStorageMetadata]) -> None:
+    for name, whole in tensors.items():
+        if sum(math.prod(chunk.sizes) for chunk in whole.chunks) != math.prod(whole.size):
+            raise Unusable(f"not all of {name} is there")
+
+
 def scalars(metadata: Metadata) -> frozenset[str]:
     """The names of the tensors without dimensions."""
     return frozenset(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from pretrain_api.lineage import JobIdentity, LineageRecord, Manifest
+from pretrain_api.lineage import JobIdentity, LineageRecord, Manifest, MemoryState
 from pretrain_api.protocol import Generation
 from pretrain_api.trainer import TrainerConfig
 from pretrain_store.errors import (
@@ -22,9 +22,10 @@ from pretrain_store.errors import (
     Unsupported,
 )
 from pretrain_store.history import claim_identity, put_record, read_listing, read_manifest
-from pretrain_store.lineage import choose_parent, inherited, refuse_foreign
+from pretrain_store.lineage import Choice, Listing, choose_parent, continues, inherited, refuse_foreign
 from pretrain_store.open import probe
 from pretrain_store.port import ObjectStore
+from pretrain_trainer.checkpoint.recall import Recall
 from pretrain_trainer.errors import (
     CheckpointRejectedError,
     InvalidInput,
@@ -41,15 +42,36 @@ _ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
+class Survey:
+    """What a generation finds before it enters: the history, and where it goes on from."""
+
+    listing: Listing
+    choice: Choice
+    parent: Manifest | None
+
+    def allows(self, job_uid: str, state: MemoryState) -> bool:
+        """Whether this state in memory may be restored instead of the parent."""
+        return continues(self.listing, self.choice.parent, job_uid, state)
+
+
+@dataclass(frozen=True)
 class Entry:
     """The place of a generation in the history."""
 
     record: LineageRecord
     parent: Manifest | None
+    recall: Recall | None = None
+    """The later state in memory that is restored instead of the parent."""
 
     def start(self) -> Progress:
         """Where it goes on: the parent's progress, on the course that the record sets."""
-        came = Progress.of(self.parent) if self.parent is not None else Progress()
+        return self._on_course(Progress.of(self.parent) if self.parent is not None else Progress())
+
+    def start_from(self, recall: Recall) -> Progress:
+        """The same where the state in memory is restored."""
+        return self._on_course(recall.progress)
+
+    def _on_course(self, came: Progress) -> Progress:
         return replace(came, skipped=self.record.skipped, slowed=self.record.slowed)
 
 
@@ -100,7 +122,26 @@ class Applicant:
 
 
 def enter(store: ObjectStore, applicant: Applicant, look: Callable[[], None] = lambda: None) -> Entry | Refusal:
-    """Claim the prefix for the job and put the applicant's lineage record.
+    """Claim the prefix for the job and put the applicant's lineage record; see `survey` and `put`.
+
+    An unattended run tries again when its number was taken meanwhile or the parent's manifest cannot be read.
+    """
+    said: Entry | Refusal | None = None
+    for _ in range(1 if applicant.number is not None else _ATTEMPTS):
+        found = survey(store, applicant, look)
+        said = found if isinstance(found, Refusal) else put(store, applicant, found, None)
+        if not isinstance(said, Refusal):
+            return said
+        if said.kind is CheckpointRejectedError:
+            applicant = applicant.without(str(said.arguments[0]))
+        elif said.kind is not NumberTakenError:
+            return said
+    assert said is not None
+    return said
+
+
+def survey(store: ObjectStore, applicant: Applicant, look: Callable[[], None] = lambda: None) -> Survey | Refusal:
+    """Claim the prefix for the job and find out where it goes on from.
 
     The store is looked at and probed by a job's first generation only: afterwards it is known to work. `look` says
     sooner than the store's own patience allows what is wrong with it.
@@ -110,24 +151,37 @@ def enter(store: ObjectStore, applicant: Applicant, look: Callable[[], None] = l
             look()
             probe(store)
         claim_identity(store, applicant.identity)
-        return _enter(store, applicant)
+        listing = read_listing(store)
+        refuse_foreign(listing, applicant.job_uid, may_take_over=applicant.may_take_over)
+        choice = choose_parent(listing, applicant.rejected)
+        parent = read_manifest(store, choice.parent) if choice.parent is not None else None
     except (StoreError, HistoryError) as error:
         return refusal(error)
+    return Survey(listing, choice, parent)
 
 
-def _enter(store: ObjectStore, applicant: Applicant) -> Entry:
-    """An unattended run tries again when its number was taken meanwhile or the parent's manifest cannot be read."""
-    for left in reversed(range(1 if applicant.number is not None else _ATTEMPTS)):
-        try:
-            return _enter_once(store, applicant)
-        except NumberTaken:
-            if not left:
-                raise
-        except Corrupt as corrupt:
-            if not left:
-                raise
-            applicant = applicant.without(corrupt.key)
-    raise AssertionError("the last attempt returns or raises")
+def put(store: ObjectStore, applicant: Applicant, found: Survey, recall: Recall | None) -> Entry | Refusal:
+    """Put the applicant's lineage record, which says what it goes on from."""
+    course = inherited(found.listing, found.parent)
+    record = LineageRecord(
+        generation=applicant.number or found.listing.highest + 1,
+        nonce=uuid.uuid4().hex,
+        job_uid=applicant.job_uid,
+        parent=found.choice.parent,
+        world_size=applicant.world_size,
+        skipped=course.skipped,
+        slowed=course.slowed,
+        rollbacks=course.rollbacks,
+        rejected=found.choice.rejected,
+        resumed=recall.state if recall is not None else None,
+        reason=applicant.reason,
+        created_at=now(),
+    )
+    try:
+        put_record(store, record)
+    except (StoreError, HistoryError) as error:
+        return refusal(error)
+    return Entry(record, found.parent, recall)
 
 
 def refusal(error: StoreError | HistoryError) -> Refusal:
@@ -148,29 +202,6 @@ def refusal(error: StoreError | HistoryError) -> Refusal:
             return Refusal(CheckpointRejectedError, (error.key, error.why))
         case _:  # a store that contradicts itself: something that it has just listed is not there
             return Refusal(StorageUnavailable, (str(error),))
-
-
-def _enter_once(store: ObjectStore, applicant: Applicant) -> Entry:
-    listing = read_listing(store)
-    refuse_foreign(listing, applicant.job_uid, may_take_over=applicant.may_take_over)
-    choice = choose_parent(listing, applicant.rejected)
-    parent = read_manifest(store, choice.parent) if choice.parent is not None else None
-    course = inherited(listing, parent)
-    record = LineageRecord(
-        generation=applicant.number or listing.highest + 1,
-        nonce=uuid.uuid4().hex,
-        job_uid=applicant.job_uid,
-        parent=choice.parent,
-        world_size=applicant.world_size,
-        skipped=course.skipped,
-        slowed=course.slowed,
-        rollbacks=course.rollbacks,
-        rejected=choice.rejected,
-        reason=applicant.reason,
-        created_at=now(),
-    )
-    put_record(store, record)
-    return Entry(record, parent)
 
 
 def now() -> str:

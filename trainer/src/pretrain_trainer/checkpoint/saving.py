@@ -17,13 +17,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from pretrain_agent.scratch import Scratch
 from pretrain_api.lineage import Manifest, StoredObject, manifest_key
 from pretrain_api.reports import Saved, SaveFailed
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.agreement import Agreement
 from pretrain_trainer.checkpoint.committing import Committer, upload
 from pretrain_trainer.checkpoint.layout import Layout, Signature, lay_out, staged
-from pretrain_trainer.checkpoint.scratch import Scratch
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.stages import Stages
 

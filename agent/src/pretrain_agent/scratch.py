@@ -1,4 +1,4 @@
-"""Folders for files on their way to or from the store: in memory where it has room, gone when their process is.
+"""Folders that are gone when their process is: for files on their way to or from the store, and for states in memory.
 
 A process that is killed cannot remove its folder, so each one holds a lock as long as it lives, and whoever makes the
 next folder removes those whose locks are free.
@@ -16,7 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-_MEMORY = Path("/dev/shm")
+MEMORY_VARIABLE = "PRETRAIN_MEMORY"
+"""Where the ranks of a worker find the folder in memory that is their agent's: it outlives them and goes with it."""
+MEMORY = Path("/dev/shm")
 _NAME = "pretrain-scratch-"
 _LOCK = "lock"
 _GRACE_SECONDS = 60.0
@@ -38,8 +40,8 @@ class Scratch:
     def with_room(cls, size: int, environ: Mapping[str, str]) -> Scratch:
         """A folder in memory when that has room for twice `size` bytes, else in TMPDIR."""
         disk = Path(environ.get("TMPDIR") or "/tmp")
-        in_memory = os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 2 * size
-        parent = _MEMORY if in_memory else disk
+        in_memory = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2 * size
+        parent = MEMORY if in_memory else disk
         remove_abandoned(parent)
         return cls(parent)
 

@@ -1,0 +1,336 @@
+"""States in the memory of workers: what is restored after which failure, and that it is one history."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders_checkpoint import Trained, a_job, arrays, assert_equal, on_rank, open_checkpointer, restored, saved
+from builders_store import a_record
+from builders_trainer import run_ranks
+
+from pretrain_agent.scratch import MEMORY_VARIABLE
+from pretrain_api.job import Memory
+from pretrain_api.lineage import LineageRecord, MemoryState, manifest_key
+from pretrain_api.reports import SaveFailed
+from pretrain_api.trainer import TrainerConfig
+from pretrain_store.directory import DirectoryStore
+from pretrain_store.history import read_listing
+from pretrain_trainer.checkpoint import Checkpointer, snapshots
+from pretrain_trainer.checkpoint.recall import Account, choose
+from pretrain_trainer.checkpoint.snapshots import Part, Seal, Snapshots, intact, sealed
+from pretrain_trainer.checkpoint.state import tensors_of
+from pretrain_trainer.progress import Progress
+from pretrain_trainer.ranks import Ranks, process_group
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    with process_group({}):
+        yield
+
+
+# --- a worker's own ---------------------------------------------------------------------------------------------------
+
+
+def snapshots_of(folder: Path, record: LineageRecord | None = None) -> Snapshots:
+    return Snapshots(folder, 0, record or a_record(3), Part(0, 1))
+
+
+def take(taking: Snapshots, trained: Trained, step: int) -> None:
+    taking.take(Progress(step, 10 * step), tensors_of(trained.model, trained.optimizer))
+    taking.join()
+
+
+def steps_in(folder: Path) -> list[int]:
+    return sorted(seal.state.step for _, seal in sealed(folder))
+
+
+@pytest.mark.usefixtures("alone")
+def test_two_states_are_kept_in_turn_and_both_are_intact(tmp_path: Path) -> None:
+    taking, trained = snapshots_of(tmp_path), Trained(steps=1)
+    for step in range(1, 6):
+        take(taking, trained, step)
+
+    assert steps_in(tmp_path) == [4, 5]
+    assert all(intact(path, seal) for path, seal in sealed(tmp_path))
+    assert {seal.tokens for _, seal in sealed(tmp_path)} == {40, 50}
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_state_that_is_being_written_over_does_not_count_and_the_one_before_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taking, trained = snapshots_of(tmp_path), Trained(steps=1)
+    for step in (1, 2):
+        take(taking, trained, step)
+
+    monkeypatch.setattr(snapshots, "described", _killed)
+    taking.take(Progress(3), tensors_of(trained.model, trained.optimizer))
+    taking.settle()
+
+    assert steps_in(tmp_path) == [2]
+    with pytest.raises(ValueError, match="killed"):
+        taking.join()
+
+
+def _killed(*_: object) -> None:
+    raise ValueError("killed while digesting")
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_earlier_generations_left_goes_with_the_second_state_of_a_new_one(tmp_path: Path) -> None:
+    trained = Trained(steps=1)
+    take(snapshots_of(tmp_path), trained, 7)
+    taking = snapshots_of(tmp_path, a_record(4))
+
+    take(taking, trained, 8)
+    assert steps_in(tmp_path) == [7, 8], "another worker may not have sealed its first yet"
+    take(taking, trained, 9)
+    assert steps_in(tmp_path) == [8, 9]
+
+
+def a_seal(part: int, parts: int, step: int) -> Seal:
+    state = MemoryState(generation=1, nonce="n", step=step)
+    return Seal(state=state, tokens=0, part=part, parts=parts, objects=())
+
+
+def test_the_newest_state_is_chosen_of_which_all_parts_are_there() -> None:
+    said = [
+        Account(0, (a_seal(0, 2, 10), a_seal(0, 2, 20), a_seal(0, 2, 30))),
+        Account(1, (a_seal(1, 2, 10), a_seal(1, 2, 20))),
+    ]
+
+    chosen = choose(said, lambda state: True)
+    assert chosen is not None
+    assert (chosen.state.step, chosen.holders) == (20, ((0,), (1,)))
+    assert chosen.without([(1, 1)]) is None
+    other = choose(said, lambda state: state.step != 20)
+    assert other is not None
+    assert other.state.step == 10
+    assert choose(said[:1], lambda state: True) is None
+
+
+def test_of_replicated_state_one_intact_copy_is_enough() -> None:
+    chosen = choose([Account(rank, (a_seal(0, 1, 10),)) for rank in range(3)], lambda state: True)
+
+    assert chosen is not None
+    assert chosen.everywhere
+    left = chosen.without([(0, 0), (2, 0)])
+    assert left is not None
+    assert not left.everywhere
+    assert left.holders == ((1,),)
+
+
+# --- through the checkpointer -----------------------------------------------------------------------------------------
+
+
+def a_remembering_job(folder: Path, **fields: str) -> TrainerConfig:
+    job = a_job(folder, **fields)
+    checkpoint = job.checkpoint.model_copy(update={"memory": Memory(every_steps=1)})
+    return job.model_copy(update={"checkpoint": checkpoint})
+
+
+def memory_of(folder: Path, worker: int) -> Path:
+    """The folder in memory of a worker."""
+    path = folder / f"worker-{worker}"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def in_worker(folder: Path, worker: int) -> Mapping[str, str]:
+    """The environment of the one process of a worker."""
+    return {MEMORY_VARIABLE: str(memory_of(folder, worker)), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+
+
+def lose(folder: Path, worker: int) -> None:
+    """The worker is gone; another one takes its place."""
+    shutil.rmtree(memory_of(folder, worker))
+
+
+def corrupt(folder: Path, worker: int) -> None:
+    """Flip a byte in the middle of every file of a worker's states."""
+    for path in memory_of(folder, worker).glob("*/*.distcp"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+def remember(checkpointer: Checkpointer, trained: Trained, *steps: int) -> None:
+    """Train one step each, and keep the states in memory."""
+    for step in steps:
+        trained.train(1)
+        checkpointer.remember(Progress(step, 10 * step), trained.model, trained.optimizer)
+    checkpointer.settle_memory()
+    assert not [said for said in checkpointer.poll() if isinstance(said, SaveFailed)]
+
+
+def records(folder: Path) -> Mapping[int, LineageRecord]:
+    return read_listing(DirectoryStore(folder / "checkpoints")).records
+
+
+@pytest.mark.usefixtures("alone")
+def test_steps_after_the_last_checkpoint_are_recovered_and_the_record_says_from_what(tmp_path: Path) -> None:
+    trained, job, environ = Trained(), a_remembering_job(tmp_path), in_worker(tmp_path, 0)
+    first = open_checkpointer(job, 1, environ=environ)
+    trained.train(1)
+    parent = saved(first, trained, 1)
+    remember(first, trained, 2, 3)
+
+    second = open_checkpointer(job, 2, environ=environ)
+    progress, again = restored(second)
+
+    assert (progress, second.recalled) == (Progress(3, 30), True)
+    assert_equal(again.state(), trained.state())
+    record = records(tmp_path)[2]
+    assert record.parent == parent
+    assert record.resumed == MemoryState(generation=1, nonce=records(tmp_path)[1].nonce, step=3)
+
+    third = open_checkpointer(job, 3, environ=environ)
+    progress, again = restored(third)
+    assert progress.step == 3, "a second failure before generation 2 kept anything"
+    assert_equal(again.state(), trained.state())
+
+    remember(third, again, 4)
+    saved(third, again, 4)
+    progress, _ = restored(open_checkpointer(job, 4, environ=environ))
+    assert progress.step == 4
+    assert records(tmp_path)[4].parent == manifest_key(3, 4)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_stale_state_is_never_used_whatever_its_step(tmp_path: Path) -> None:
+    trained, job, environ = Trained(), a_remembering_job(tmp_path), in_worker(tmp_path, 0)
+    zombie = open_checkpointer(job, 1, environ=environ)
+    trained.train(1)
+    saved(zombie, trained, 1)
+    remember(zombie, trained, 2, 3, 4)
+    aside = shutil.copytree(memory_of(tmp_path, 0), tmp_path / "aside")
+
+    lose(tmp_path, 0)
+    progress, _ = restored(open_checkpointer(job, 2, environ=environ))
+    assert progress.step == 1
+    memory_of(tmp_path, 0)
+    shutil.copytree(aside, memory_of(tmp_path, 0), dirs_exist_ok=True)
+    assert steps_in(memory_of(tmp_path, 0)) == [3, 4]
+
+    third = open_checkpointer(job, 3, environ=environ)
+    progress, _ = restored(third)
+    assert (progress.step, third.recalled) == (1, False)
+    assert steps_in(memory_of(tmp_path, 0)) == []
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_corrupt_state_is_found_before_it_is_named_and_the_checkpoint_is_used(tmp_path: Path) -> None:
+    trained, job, environ = Trained(), a_remembering_job(tmp_path), in_worker(tmp_path, 0)
+    first = open_checkpointer(job, 1, environ=environ)
+    trained.train(1)
+    before = trained.state()
+    saved(first, trained, 1)
+    remember(first, trained, 2, 3)
+    corrupt(tmp_path, 0)
+
+    second = open_checkpointer(job, 2, environ=environ)
+    progress, again = restored(second)
+
+    assert (progress.step, second.recalled) == (1, False)
+    assert_equal(again.state(), before)
+    assert records(tmp_path)[2].resumed is None
+
+
+@pytest.mark.usefixtures("alone")
+def test_memory_that_is_too_small_is_said_once_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpointer = open_checkpointer(a_remembering_job(tmp_path), 1, environ=in_worker(tmp_path, 0))
+    trained = Trained(steps=1)
+    monkeypatch.setattr(snapshots, "_SPARE", 1 << 60)
+
+    for step in (1, 2):
+        assert checkpointer.remember(Progress(step), trained.model, trained.optimizer) == 0.0
+    (said,) = checkpointer.poll()
+
+    assert isinstance(said, SaveFailed)
+    assert "enlarge it, or leave checkpoint.memory out" in said.message
+
+
+def test_replicated_state_is_recovered_while_any_worker_has_it(tmp_path: Path) -> None:
+    results = run_ranks(3, on_rank, _replicated_story, tmp_path)
+
+    kept = results[0][0]
+    for _, story in results:
+        assert [(step, recalled) for step, recalled, _ in story] == [(3, True), (3, True), (4, True), (1, False)]
+        for step, _, state in story:
+            assert_equal(state, kept[step])
+
+
+State = dict[str, np.ndarray]
+
+
+def _replicated_story(ranks: Ranks, folder: Path) -> tuple[dict[int, State], list[tuple[int, bool, State]]]:
+    """The states as they were kept, by step; and what each later generation restored."""
+    job, environ = a_remembering_job(folder), in_worker(folder, ranks.rank)
+    trained, kept, story = Trained(steps=1), dict[int, State](), list[tuple[int, bool, State]]()
+    checkpointer = open_checkpointer(job, 1, ranks, environ=environ)
+    saved(checkpointer, trained, 1)
+    kept[1] = arrays(trained.state())
+    remember(checkpointer, trained, 2, 3)
+    kept[3] = arrays(trained.state())
+
+    def goes_on(number: int) -> None:
+        nonlocal checkpointer, trained
+        checkpointer = open_checkpointer(job, number, ranks, environ=environ)
+        progress, trained = restored(checkpointer)
+        story.append((progress.step, checkpointer.recalled, arrays(trained.state())))
+
+    goes_on(2)  # a rank's process was killed
+    if ranks.rank == 0:
+        lose(folder, 0)
+    environ = in_worker(folder, ranks.rank)
+    goes_on(3)  # then the worker of rank 0, before anything was kept again
+    remember(checkpointer, trained, 4)
+    kept[4] = arrays(trained.state())
+    if ranks.rank == 1:
+        lose(folder, 1)
+    if ranks.rank == 0:
+        corrupt(folder, 0)
+    environ = in_worker(folder, ranks.rank)
+    goes_on(4)  # a worker was lost and another one's memory is damaged
+    lose(folder, ranks.rank)
+    environ = in_worker(folder, ranks.rank)
+    goes_on(5)  # all were lost
+    return kept, story
+
+
+def test_shards_are_recovered_when_all_survive_at_any_number_of_workers_else_the_store_is_used(tmp_path: Path) -> None:
+    first = run_ranks(2, on_rank, _keep_shards, tmp_path)
+    survived = run_ranks(2, on_rank, _restore_shards, tmp_path, 2)
+    grown = run_ranks(3, on_rank, _restore_shards, tmp_path, 3)
+    lose(tmp_path, 1)
+    lost = run_ranks(2, on_rank, _restore_shards, tmp_path, 4)
+
+    for step, recalled, state in (*survived, *grown):
+        assert (step, recalled) == (3, True)
+        assert_equal(state, first[0])
+    for step, recalled, _ in lost:
+        assert (step, recalled) == (1, False)
+    assert records(tmp_path)[4].resumed is None
+
+
+def _keep_shards(ranks: Ranks, folder: Path) -> State:
+    trained = Trained(steps=1, sharded=True)
+    environ = in_worker(folder, ranks.rank)
+    checkpointer = open_checkpointer(a_remembering_job(folder, shard="full"), 1, ranks, environ=environ)
+    saved(checkpointer, trained, 1)
+    remember(checkpointer, trained, 2, 3)
+    return arrays(trained.state())
+
+
+def _restore_shards(ranks: Ranks, folder: Path, number: int) -> tuple[int, bool, State]:
+    environ = in_worker(folder, ranks.rank)
+    checkpointer = open_checkpointer(a_remembering_job(folder, shard="full"), number, ranks, environ=environ)
+    progress, trained = restored(checkpointer, sharded=True)
+    return progress.step, checkpointer.recalled, arrays(trained.state())
