@@ -165,6 +165,8 @@ class Checkpointer:
 
     def remember(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
         """Keep this state in memory; returns the seconds that this blocked. Where that fails training goes on."""
+        if self._snapshots is not None and self._snapshots.record != self._entry.record:
+            self._snapshots = self._make_snapshots()  # it goes on under another number
         if self._snapshots is None:
             return 0.0
         try:

@@ -70,7 +70,8 @@ class Snapshots:
 
     def __init__(self, folder: Path, local_rank: int, record: LineageRecord, part: Part) -> None:
         self._folder = folder
-        self._record = record
+        self.record = record
+        """The generation's lineage record: a state belongs to it."""
         self._part = part
         self._mine = f"{_PREFIX}g{record.generation:06d}-{record.nonce[:8]}-"
         self._slots = tuple(folder / f"{self._mine}{local_rank}-{slot}" for slot in range(_SLOTS))
@@ -121,7 +122,7 @@ class Snapshots:
             layout = make()
             self._layouts[slot] = layout
             seal = Seal(
-                state=MemoryState(generation=self._record.generation, nonce=self._record.nonce, step=progress.step),
+                state=MemoryState(generation=self.record.generation, nonce=self.record.nonce, step=progress.step),
                 tokens=progress.tokens,
                 skipped=progress.skipped,
                 slowed=progress.slowed,
