@@ -18,7 +18,7 @@ from pretrain_api.lineage import (
 )
 from pretrain_store.errors import Exists, Missing
 from pretrain_store.lineage import Listing
-from pretrain_store.port import ObjectInfo, ObjectStore
+from pretrain_store.port import ObjectInfo, ObjectStore, Unfinished
 
 
 class MemoryStore:
@@ -51,6 +51,12 @@ class MemoryStore:
 
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)
+
+    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+        return ()
+
+    def abort(self, upload: Unfinished) -> None:
+        raise AssertionError("there are no uploads in parts")
 
     def describe(self) -> str:
         return "memory"

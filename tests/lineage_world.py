@@ -45,7 +45,7 @@ from pretrain_store.lineage import (
     refuse_foreign,
     superseded,
 )
-from pretrain_store.port import ObjectInfo
+from pretrain_store.port import ObjectInfo, Unfinished
 
 Outcome = Literal["done", "lost", "failed", "late", "killed"]
 """`lost`: it happened, the answer says Unavailable. `failed`: it did not happen. `late`: like failed, happens later."""
@@ -379,6 +379,12 @@ class TurnByTurn:
 
     def delete(self, key: str) -> None:
         self._writer.call("delete", key, lambda: self._memory.delete(key))
+
+    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+        return ()
+
+    def abort(self, upload: Unfinished) -> None:
+        raise NotImplementedError
 
     def describe(self) -> str:
         return "memory"

@@ -197,6 +197,14 @@ def test_retention_keeps_the_newest_and_the_multiples() -> None:
     assert plan.checkpoints == places((1, 10), (1, 30))
 
 
+def test_retention_keeps_what_is_pinned_and_pins_nothing_that_is_off_the_line() -> None:
+    assert doomed(one_generation(10, 20, 30, 40, 50, 60), 1, Retain(last=2, pin=(20,))).checkpoints == places(
+        (1, 10), (1, 30), (1, 40)
+    )
+    zombies = a_listing([a_record(1), a_record(2, (1, 20))], [(1, 10), (1, 20), (1, 30), (2, 40), (2, 50)])
+    assert doomed(zombies, 2, Retain(last=2, pin=(10, 30))).checkpoints == places((1, 30))
+
+
 def test_retention_keeps_the_parent_of_the_highest_record() -> None:
     listing = a_listing([a_record(1), a_record(2, (1, 20))], [(1, 10), (1, 20), (2, 30), (2, 40), (2, 50)])
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from builders_store import a_record
 from moto.server import ThreadedMotoServer
 from store_contract import StoreContract, keys
 
 from pretrain_api.job import S3Storage, Storage
+from pretrain_api.lineage import checkpoint_folder
 from pretrain_store.errors import (
     AccessDenied,
     BucketMissing,
@@ -22,8 +24,9 @@ from pretrain_store.errors import (
     Unavailable,
     Unsupported,
 )
+from pretrain_store.history import put_record, sweep
 from pretrain_store.open import open_store, probe
-from pretrain_store.port import ObjectStore
+from pretrain_store.port import ObjectStore, Unfinished
 from pretrain_store.s3 import S3Store
 
 PREFIXES = itertools.count()
@@ -153,3 +156,30 @@ def test_an_error_says_what_to_do(error: Exception, meaning: type[StoreError]) -
         store.put("key", b"")
 
     assert type(raised.value) is meaning
+
+
+def test_a_sweep_aborts_uploads_of_earlier_generations_and_leaves_those_that_may_be_under_way(
+    environ: dict[str, str],
+) -> None:
+    import boto3
+
+    store = in_bucket(environ, "swept")
+    client: Any = boto3.client(
+        "s3",
+        endpoint_url=environ["AWS_ENDPOINT_URL"],
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+    for generation in (1, 2, 3):
+        put_record(store, a_record(generation))
+    begun = [f"{checkpoint_folder(generation, 10)}/__0_0.distcp" for generation in (1, 2, 3)]
+    for key in begun:
+        upload = client.create_multipart_upload(Bucket="runs", Key=f"swept/{key}")["UploadId"]
+        client.upload_part(Bucket="runs", Key=f"swept/{key}", UploadId=upload, PartNumber=1, Body=b"part")
+
+    assert sweep(store, 2) == (), "a later record is there: nothing is touched"
+    assert [item.key for item in store.unfinished("checkpoints/")] == begun
+    sweep(store, 3)
+    assert [item.key for item in store.unfinished("checkpoints/")] == begun[2:]
+    store.abort(Unfinished(begun[0], "gone"))

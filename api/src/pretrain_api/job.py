@@ -138,12 +138,18 @@ class Interval(Spec):
         return self
 
 
+PinnedStep = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+
+
 class Retain(Spec):
     """Which checkpoints stay. At least two and all that the line needs always do."""
 
     last: int = Field(default=3, ge=2, le=10_000, description="The newest ones")
     every_steps: int | None = Field(
         default=None, ge=1, le=MAX_STEPS, description="And those at multiples of this step; absent: none"
+    )
+    pin: tuple[PinnedStep, ...] = Field(
+        default=(), strict=False, max_length=1000, description="And those of these very steps, where there is one"
     )
 
 

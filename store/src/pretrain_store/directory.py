@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from pretrain_api.lineage import StoredObject
 from pretrain_store.errors import Exists, Missing, Refused, StoreError, Unavailable, Unsupported
-from pretrain_store.port import ObjectInfo
+from pretrain_store.port import ObjectInfo, Unfinished
 
 _TEMPORARY = ".tmp"
 _BLOCK = 1 << 20
@@ -102,6 +102,13 @@ class DirectoryStore:
                 _sync_folder(folder)
                 if folder == self._root or not _removed(folder):
                     return
+
+    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+        """See ObjectStore. Files are written whole; what killed processes leave of them is litter."""
+        return ()
+
+    def abort(self, upload: Unfinished) -> None:
+        """See ObjectStore."""
 
     def describe(self) -> str:
         """See ObjectStore."""

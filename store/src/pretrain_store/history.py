@@ -139,23 +139,35 @@ def retire(store: ObjectStore, plan: Deletion) -> tuple[str, ...]:
 def sweep(store: ObjectStore, generation: int) -> tuple[str, ...]:
     """Delete the folders of saves that came to no manifest, of generations below `generation`; returns the folders.
 
-    Its own and later ones are left alone: their saves may be under way.
+    Uploads in parts that were never completed go as well. Its own and later ones are left alone: their saves may be
+    under way. An earlier one's cannot come to anything that counts.
     """
     folders: dict[str, list[ObjectInfo]] = {}
     for item in store.list(_CHECKPOINTS):
-        folders.setdefault("/".join(item.key.split("/")[:3]), []).append(item)
+        folders.setdefault(_folder(item.key), []).append(item)
     orphans = [
         folder
         for folder, items in folders.items()
-        if (place := parse_manifest_key(f"{folder}/manifest.json")) is not None
-        and place[0] < generation
-        and all(item.key != f"{folder}/manifest.json" for item in items)
+        if _is_before(folder, generation) and all(item.key != f"{folder}/manifest.json" for item in items)
     ]
-    if not orphans or _superseded(store, generation):
+    uploads = [item for item in store.unfinished(_CHECKPOINTS) if _is_before(_folder(item.key), generation)]
+    if not (orphans or uploads) or _superseded(store, generation):
         return ()
+    for upload in uploads:
+        store.abort(upload)
     for folder in orphans:
         _delete_all(store, tuple(folders[folder]))
     return tuple(orphans)
+
+
+def _folder(key: str) -> str:
+    """The folder of a checkpoint that an object is in."""
+    return "/".join(key.split("/")[:3])
+
+
+def _is_before(folder: str, generation: int) -> bool:
+    place = parse_manifest_key(f"{folder}/manifest.json")
+    return place is not None and place[0] < generation
 
 
 def _superseded(store: ObjectStore, generation: int) -> bool:

@@ -211,9 +211,9 @@ def superseded(listing: Listing, generation: int) -> Later | None:
 def doomed(listing: Listing, generation: int, retain: Retain) -> Deletion:
     """The checkpoints that the holder of `generation` may delete: none unless its record is the highest.
 
-    Of the line stay the newest `retain.last`, at least two, the multiples of `everySteps` and the parent of the highest
-    record. What is off the line or rejected goes if an earlier generation made it, but not before the line has two:
-    until then it may be the last resort.
+    Of the line stay the newest `retain.last`, at least two, the multiples of `everySteps`, the pinned steps and the
+    parent of the highest record. What is off the line or rejected goes if an earlier generation made it, but not before
+    the line has two: until then it may be the last resort.
     """
     if listing.highest != generation or generation not in listing.records:
         return Deletion(generation, ())
@@ -225,6 +225,7 @@ def doomed(listing: Listing, generation: int, retain: Retain) -> Deletion:
     kept = {
         *usable[: max(KEEP_AT_LEAST, retain.last)],
         *(key for key in usable if retain.every_steps and _place(key)[1] % retain.every_steps == 0),
+        *(key for key in usable if _place(key)[1] in retain.pin),
         listing.records[generation].parent,
     }
     aside = {

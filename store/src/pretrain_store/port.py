@@ -18,6 +18,14 @@ class ObjectInfo:
 
 
 @dataclass(frozen=True)
+class Unfinished:
+    """An upload in parts that was neither completed nor aborted: its parts take room and no listing shows them."""
+
+    key: str
+    upload: str
+
+
+@dataclass(frozen=True)
 class Patience:
     """How long one request to a service goes on: attempts in all, and seconds for each."""
 
@@ -92,6 +100,14 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the object; that there is none is success."""
+        ...
+
+    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+        """Uploads in parts to keys that start with `prefix`, those under way included; none where nothing has parts."""
+        ...
+
+    def abort(self, upload: Unfinished) -> None:
+        """Give up an upload; whoever is at it fails. That there is none is success."""
         ...
 
     def describe(self) -> str:

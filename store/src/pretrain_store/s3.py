@@ -37,7 +37,7 @@ from pretrain_store.errors import (
     Unavailable,
     Unsupported,
 )
-from pretrain_store.port import ENDURING, ObjectInfo, Patience
+from pretrain_store.port import ENDURING, ObjectInfo, Patience, Unfinished
 
 _PART = 16 << 20
 _MOST_PARTS = 9_000
@@ -45,7 +45,7 @@ _MOST_PARTS = 9_000
 _THREADS = 8
 _CONFLICTS = 8
 _CONFLICT_SECONDS = 0.05
-_MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
+_MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "404", "NotFound"})
 _REFUSED_STATUS = frozenset({301, 307, 400, 401, 403, 404, 405})
 _DENIED_STATUS = frozenset({401, 403})
 _DENIED = frozenset({"ExpiredToken", "InvalidToken", "AuthorizationHeaderMalformed"})
@@ -77,6 +77,10 @@ class S3Client(Protocol):
 
     def delete_object(self, **arguments: object) -> dict[str, Any]:
         """DeleteObject."""
+        ...
+
+    def abort_multipart_upload(self, **arguments: object) -> dict[str, Any]:
+        """AbortMultipartUpload."""
         ...
 
     def upload_fileobj(self, fileobj: object, bucket: str, key: str, **arguments: object) -> None:
@@ -203,6 +207,25 @@ class S3Store:
         try:
             with self._translated(key):
                 self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+        except Missing:
+            return
+
+    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+        """See ObjectStore."""
+        with self._translated(prefix):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix
+            )
+            found = [item for page in pages for item in page.get("Uploads", ())]
+        return tuple(Unfinished(item["Key"].removeprefix(self._prefix), item["UploadId"]) for item in found)
+
+    def abort(self, upload: Unfinished) -> None:
+        """See ObjectStore."""
+        try:
+            with self._translated(upload.key):
+                self._client.abort_multipart_upload(
+                    Bucket=self._bucket, Key=self._prefix + upload.key, UploadId=upload.upload
+                )
         except Missing:
             return
 

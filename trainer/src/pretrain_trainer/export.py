@@ -20,6 +20,7 @@ import torch
 from pydantic import ValidationError
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from pretrain_agent.scratch import Scratch
 from pretrain_api.export import (
     PROVENANCE_FILE,
     Advanced,
@@ -40,7 +41,6 @@ from pretrain_store.open import Service, is_remote, open_store, split_uri
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.layout import METADATA
 from pretrain_trainer.checkpoint.loading import Loading, Unusable, read_metadata
-from pretrain_trainer.checkpoint.scratch import Scratch
 from pretrain_trainer.checkpoint.state import tensors_of_model
 from pretrain_trainer.data import folder
 from pretrain_trainer.errors import (
