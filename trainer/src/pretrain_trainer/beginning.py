@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from pretrain_agent.scratch import Scratch
 from pretrain_api.job import Storage
 from pretrain_api.lineage import ORIGIN_KEY, JobIdentity, Manifest, Origin, checkpoint_folder
 from pretrain_api.model import ResolvedModel
@@ -34,7 +35,6 @@ from pretrain_trainer.checkpoint.agreement import Agreement
 from pretrain_trainer.checkpoint.layout import METADATA
 from pretrain_trainer.checkpoint.loading import Loading, Unusable, read_metadata, scalars
 from pretrain_trainer.checkpoint.opening import now
-from pretrain_trainer.checkpoint.scratch import Scratch
 from pretrain_trainer.checkpoint.state import (
     make_optimizer_state,
     optimizer_entries,
