@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -21,6 +22,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from pretrain_trainer.errors import CollectiveFailed
+
+BUCKET_BYTES = 25 << 20
+"""As in DDP: large enough for a network's full speed, small enough that the first is complete early."""
 
 
 @dataclass(frozen=True)
@@ -67,34 +71,75 @@ class Gradients(Protocol):
 
 
 class FlatGradients:
-    """Plain data parallel: one all-reduce of our own over one flat buffer that all `.grad` are views of.
+    """Plain data parallel: all-reduces of our own over buckets of one flat buffer that all `.grad` are views of.
 
-    torch's DDP rebuilds its buckets after the first step, so that a restart is not bit-equal; this is.
+    The buffer has the parameters in reverse, about as backward meets them. In the step's last backward each bucket is
+    reduced as soon as it and those before it are complete, while backward goes on; the last one goes with the loss. So
+    a small model has one reduction. Buckets and their order are the same in every process (torch's DDP rebuilds its
+    buckets after the first step, so that a restart is not bit-equal; this is).
     To be made after a restore: initialising the optimizer's state wants gradients that are None.
     """
 
     padded = False
 
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self._flat, self._gradients, self._tail = flat_buffer(list(parameters), tail=3)
+    def __init__(self, parameters: Iterable[nn.Parameter], bucket_bytes: int = BUCKET_BYTES) -> None:
+        ordered = list(parameters)[::-1]
+        self._flat, self._gradients, self._tail = flat_buffer(ordered, tail=3)
+        buckets = _buckets([parameter.numel() for parameter in ordered], bucket_bytes // self._flat.element_size())
+        *early, last = self._flat.split([*(sum(sizes) for sizes in buckets[:-1]), sum(buckets[-1]) + 3])
+        self._early, self._last = early, last
+        self._sizes = [len(bucket) for bucket in buckets[:-1]]
+        """Parameters in each bucket but the last."""
+        self._missing: list[int] = []
+        self._launched: list[dist.Work] = []
+        self._in_last_backward = False
+        members = iter(ordered)
+        for number, size in enumerate(self._sizes):
+            for _ in range(size):
+                next(members).register_post_accumulate_grad_hook(partial(self._arrived, number))
 
     def begin(self) -> None:
         """Set all to zero."""
         self._flat.zero_()
+        self._missing = list(self._sizes)
+        self._launched = []
 
     def add(self, loss: Tensor, last: bool) -> None:
         """Accumulate into the buffer."""
+        self._in_last_backward = last
         loss.backward()
+        self._in_last_backward = False
         self._tail[0] += loss.detach()
 
     def reduce(self, signals: Signals, clip: float | None) -> Reduced:
-        """One all-reduce; the only wait for the device is for its result."""
+        """The last bucket's all-reduce, after those under way; the only wait for the device is for the result."""
         set_signals(self._tail[1:], signals)
         own = self._tail[:1].clone()
-        all_reduce(self._flat)
+        self._launch(len(self._early))  # on a rank without micro-batches none has begun
+        all_reduce(self._last)
+        try:
+            for work in self._launched:
+                work.wait()
+        except RuntimeError as error:
+            raise CollectiveFailed(str(error)) from error
         norm = _clip(self._gradients, clip)
         loss, command, save, norm, own = torch.cat((self._tail, norm.view(1), own)).tolist()
         return Reduced(loss, norm, Signals(command > 0, save > 0), own)
+
+    def _arrived(self, bucket: int, parameter: Tensor) -> None:
+        """A parameter's gradient is complete for this micro-batch."""
+        if not self._in_last_backward:
+            return
+        self._missing[bucket] -= 1
+        complete = next((number for number, missing in enumerate(self._missing) if missing), len(self._missing))
+        self._launch(complete)
+
+    def _launch(self, until: int) -> None:
+        """Begin to reduce the buckets before `until` that have not begun."""
+        for bucket in self._early[len(self._launched) : until]:
+            work = dist.all_reduce(bucket, async_op=True)
+            assert work is not None  # this process is in the group
+            self._launched.append(work)
 
 
 class ShardedGradients:
@@ -128,6 +173,16 @@ class ShardedGradients:
         norm = cast(DTensor, nn.utils.clip_grad_norm_(self._parameters, limit)).full_tensor()
         loss, command, save, own = torch.cat((self._tail, own)).tolist()
         return Reduced(loss, float(norm), Signals(command > 0, save > 0), own)
+
+
+def _buckets(sizes: Iterable[int], limit: int) -> list[list[int]]:
+    """Sizes cut in their order into groups that reach the limit, but the last."""
+    buckets: list[list[int]] = [[]]
+    for size in sizes:
+        if sum(buckets[-1]) >= limit:
+            buckets.append([])
+        buckets[-1].append(size)
+    return buckets
 
 
 def flat_buffer(parameters: list[nn.Parameter], tail: int) -> tuple[Tensor, Tensor, Tensor]:
