@@ -125,6 +125,6 @@ def test_an_exact_run_is_bit_equal_whatever_happens_to_its_workers(
     undisturbed = alone(len(disturbed.losses))
 
     sizes = [generation.workers for generation in disturbed.report.generations]
-    assert (sizes[:3], sizes[-1]) == ([4, 3, 2], 5), disturbed.explain()
+    assert (sizes[:2], 2 in sizes, sizes[-1]) == ([4, 3], True, 5), disturbed.explain()
     assert disturbed.losses == undisturbed.losses
     assert disturbed.parameters() == undisturbed.parameters()
