@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders_trainer import a_corpus, run_program, saving_run
+from builders_trainer import a_config, a_corpus, run_program, saving_run
 
 from pretrain_api.reports import REPORT_BODY, CheckpointRejected, Failed, NumberTaken, ReportBody
 from pretrain_api.trainer import ExitCode
@@ -18,6 +18,7 @@ from pretrain_trainer.errors import (
     SupersededError,
 )
 from pretrain_trainer.failures import ending
+from pretrain_trainer.fitting import Held, advice
 
 
 def printed(output: str) -> list[ReportBody]:
@@ -97,3 +98,40 @@ def test_every_rank_says_what_all_have_agreed_on(rank: int) -> None:
 def test_other_errors_are_reported_as_failures() -> None:
     assert isinstance(ending(CollectiveFailed("x"), 3).report, Failed)
     assert isinstance(ending(InvalidInput("x"), 3).report, Failed)
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        (
+            {"batch": {"sequences": 20, "microBatch": 10}},
+            "set training.batch.microBatch to 5 (it is 10; the global batch stays as it is); or set "
+            "training.activationCheckpointing to full; or set training.parallelism.shard to full, so that state is shared out over the workers; or set "
+            "training.precision to bf16",
+        ),
+        (
+            {
+                "batch": {"sequences": 20, "microBatch": 1},
+                "activationCheckpointing": "full",
+                "parallelism": {"shard": "full"},
+                "precision": "bf16",
+            },
+            "use devices with more memory, or a smaller model",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_with_its_peak_and_settings_that_are_smaller(
+    training: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    config = a_config(tmp_path, training)
+
+    assert advice(config.training, Held(78 * GIB, 80 * GIB, "the device")) == (
+        f"this rank held 78.00 GiB at its peak, of 80.00 GiB of the device: {said}"
+    )
+    end = ending(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), 0, config.training)
+    assert end.exit_code == ExitCode.OUT_OF_MEMORY
+    assert end.message.startswith("out of memory: this rank held ")
+    assert end.message.endswith(f"{said} (CUDA out of memory. Tried to allocate 2 GiB)")

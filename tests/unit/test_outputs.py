@@ -13,9 +13,10 @@ import pytest
 from matplotlib.image import imread
 
 from pretrain_api.job import PretrainJob
-from pretrain_api.runreport import Goodput, Incident, JobStatus, StepRecord
+from pretrain_api.runreport import Goodput, Incident, JobStatus, RunReport, StepRecord, perplexity
 from pretrain_cli.figure import CURVE
 from pretrain_cli.outputs import read_metrics, write_outputs
+from pretrain_cli.summary import summarise
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 JOB = PretrainJob.model_validate(
@@ -84,6 +85,7 @@ def test_the_page_names_no_address_outside_itself_and_escapes_what_the_model_wro
 
     fetched = re.findall(r"""(?:src|href|action)\s*=\s*["']?(?!#|data:)[^"'\s>]+|url\((?!#)|@import""", page)
     assert fetched == []
+    assert "validation loss: held-out, perplexity 90.02" in page
     assert "<script>alert" not in page
 
 
@@ -114,3 +116,10 @@ def test_a_browser_shows_the_curve(run: Path, tmp_path: Path) -> None:
     near = (abs(pixels - wanted) < 0.06).all(axis=2)
     columns = near[200:900].any(axis=0).sum()
     assert columns > 400, "the loss curve spans the page's width"
+
+
+def test_the_summary_gives_the_perplexity_of_each_source(run: Path) -> None:
+    report = RunReport.from_json((run / "report.json").read_bytes())
+
+    assert "validation held-out 4.500 (perplexity 90.02)" in summarise(report, a_status(), run)
+    assert perplexity(1e6) == math.inf

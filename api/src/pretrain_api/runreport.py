@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -13,6 +14,11 @@ GoodputState = Literal[
     "suspended",
 ]  # fmt: skip
 Phase = Literal["Pending", "Starting", "Training", "Recovering", "Holding", "Suspended", "Succeeded", "Failed"]
+
+
+def perplexity(loss: float) -> float:
+    """Of a loss in nats per token: a model that chose among so many equally likely tokens would have it."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 class StepRecord(Frozen):

@@ -9,7 +9,7 @@ from typing import Literal
 import jinja2
 
 from pretrain_api.job import PretrainJob
-from pretrain_api.runreport import Goodput, JobStatus, RunReport, StepRecord
+from pretrain_api.runreport import Goodput, JobStatus, RunReport, StepRecord, perplexity
 from pretrain_cli.figure import draw_png, draw_svg
 from pretrain_cli.steptimes import NAMES, draw_split, mean_parts
 
@@ -72,6 +72,7 @@ def render_html(report: RunReport, records: tuple[StepRecord, ...], status: JobS
     environment.filters["share"] = lambda value: "–" if value is None else f"{value:.1%}"
     environment.filters["milliseconds"] = lambda value: f"{1000 * value:.1f} ms"
     environment.filters["loss"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["perplexity"] = lambda value: f"{perplexity(value):.4g}"
     total = sum(report.goodput.seconds.values()) or 1.0
     shares = [
         (state, seconds, seconds / total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pretrain_api.runreport import Incident, JobStatus, RunReport
+from pretrain_api.runreport import Incident, JobStatus, RunReport, perplexity
 
 
 def summarise(report: RunReport, status: JobStatus, out: Path) -> str:
@@ -30,7 +30,10 @@ def _losses(report: RunReport) -> str:
     parts = [f"{report.final_loss:.3f} nats per token"]
     if report.unigram_loss is not None:
         parts.append(f"unigram model {report.unigram_loss:.3f}")
-    parts += [f"validation {name} {loss:.3f}" for name, loss in report.validation_loss.items()]
+    parts += [
+        f"validation {name} {loss:.3f} (perplexity {perplexity(loss):.4g})"
+        for name, loss in report.validation_loss.items()
+    ]
     return ", ".join(parts)
 
 

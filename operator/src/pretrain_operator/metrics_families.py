@@ -60,7 +60,11 @@ LOSS = Family("pretrain_job_loss", "gauge", "Training loss of the last step", "n
 GRADIENT_NORM = Family("pretrain_job_gradient_norm", "gauge", "Gradient norm of the last step, unclipped", "", JOB)
 LEARNING_RATE = Family("pretrain_job_learning_rate", "gauge", "Learning rate of the last step", "", JOB)
 VALIDATION_LOSS = Family(
-    "pretrain_job_validation_loss", "gauge", "Last validation loss of each source", "nats/token", (*JOB, "source")
+    "pretrain_job_validation_loss",
+    "gauge",
+    "Last validation loss of each source; its exponential is the perplexity",
+    "nats/token",
+    (*JOB, "source"),
 )
 NOT_FINITE = Family(
     "pretrain_job_nonfinite_losses_total", "counter", "Steps whose loss or gradient was NaN or infinite", "steps", JOB

@@ -54,7 +54,7 @@ def main() -> None:
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)
     except BaseException as error:  # DCP's CheckpointException is no Exception
-        end = ending(error, rank)
+        end = ending(error, rank, config.training if config is not None else None)
         if end.exit_code is ExitCode.OUT_OF_MEMORY:
             storage = config.checkpoint.storage if config is not None else None
             number = link.generation.number if link.generation is not None else 0

@@ -9,12 +9,14 @@ import torch.distributed as dist
 
 from pretrain_api.reports import CheckpointRejected, Failed, NumberTaken, ReportBody
 from pretrain_api.trainer import ExitCode
+from pretrain_api.training import Training
 from pretrain_trainer.errors import (
     CheckpointRejectedError,
     CollectiveFailed,
     NumberTakenError,
     TrainerError,
 )
+from pretrain_trainer.fitting import Held, advice
 
 _COLLECTIVE_SIGNS = (
     "connection closed by peer",
@@ -51,9 +53,9 @@ class Ending:
         return replace(self, message=self.message + added, report=report)
 
 
-def ending(error: BaseException, rank: int) -> Ending:
-    """The ending that this error asks for."""
-    known = _translate(error)
+def ending(error: BaseException, rank: int, training: Training | None = None) -> Ending:
+    """The ending that this error asks for. `training`: what did not fit, should it be out of memory."""
+    known = _translate(error, training)
     if known is None:
         message = str(error)[:MESSAGE_LENGTH]
         report = Failed(rank=rank, exit_code=ExitCode.FAILED, reason=type(error).__name__, message=message)
@@ -69,15 +71,14 @@ class _OutOfMemory(TrainerError):
         return "OutOfMemory"
 
 
-def _translate(error: BaseException) -> TrainerError | None:
+def _translate(error: BaseException, training: Training | None) -> TrainerError | None:
     if isinstance(error, TrainerError):
         return error
     text = str(error).lower()
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in text for sign in _MEMORY_SIGNS):
-        return _OutOfMemory(
-            f"out of memory: lower training.batch.microBatch, or set training.parallelism.shard to full "
-            f"({str(error)[:MESSAGE_LENGTH]})"
-        )
+        said = f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"[:MESSAGE_LENGTH]
+        remedy = advice(training, Held.now()) if training is not None else "lower training.batch.microBatch"
+        return _OutOfMemory(f"out of memory: {remedy} {said}")
     if isinstance(error, dist.DistError | ConnectionError):  # a ConnectionError is the agent's: it is gone
         return CollectiveFailed(str(error))
     if isinstance(error, RuntimeError) and any(sign in text for sign in _COLLECTIVE_SIGNS):
