@@ -17,13 +17,13 @@ from typing import Protocol
 from torch.profiler import ProfilerActivity, profile
 
 from pretrain_agent.client import AgentLink
+from pretrain_agent.scratch import Scratch
 from pretrain_api.job import Storage
 from pretrain_api.protocol import Command
 from pretrain_api.reports import Profiled, ProfileFailed
 from pretrain_store.errors import StoreError
 from pretrain_store.open import open_store
 from pretrain_store.port import ObjectStore
-from pretrain_trainer.checkpoint.scratch import Scratch
 from pretrain_trainer.ranks import Ranks
 
 FOLDER = "profiles/"
