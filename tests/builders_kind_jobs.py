@@ -130,11 +130,14 @@ class Job:
     @property
     def losses(self) -> dict[int, float]:
         """Step -> loss, as far as the status told them; of a step done again the last one counts. A restored job tells
-        of the step that it goes on from, and still of the loss before: only steps that follow another one count."""
+        of the step that it goes on from, and still of the loss before: only steps that follow another one count, and
+        losses that changed with them."""
         return {
             seen.status.step: seen.status.loss
             for before, seen in itertools.pairwise(self.history)
-            if seen.status.loss is not None and seen.status.step > before.status.step
+            if seen.status.loss is not None
+            and seen.status.loss != before.status.loss
+            and seen.status.step > before.status.step
         }
 
     def worker(self, slot: int) -> WorkerStatus:
