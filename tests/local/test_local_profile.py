@@ -12,7 +12,7 @@ from builders_local import PRETRAIN, Run
 
 
 def test_a_profile_is_taken_of_a_run_without_a_restart(job: Path, tmp_path: Path) -> None:
-    with Run(job, tmp_path / "run", "--set", "training.steps=100000", "--workers", "2") as started:
+    with Run(job, tmp_path / "run", "--set", "training.steps=100000", "--workers", "2", "--tensorboard") as started:
         started.until_line(lambda line: "generation 1" in line and "step" in line)
         asked = [str(PRETRAIN), "profile", str(started.out), "--steps", "2", "--rank", "1"]
         told = subprocess.run(asked, capture_output=True, text=True, timeout=200)
@@ -25,3 +25,5 @@ def test_a_profile_is_taken_of_a_run_without_a_restart(job: Path, tmp_path: Path
     assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     assert [generation.number for generation in finished.report.generations] == [1]
     assert [profile.location for profile in finished.status.profiles] == [str(trace)]
+    (events,) = (started.out / "tensorboard").iterdir()
+    assert b"step_seconds/compute" in events.read_bytes()

@@ -44,15 +44,25 @@ Faults = Annotated[
         "term:worker, remove:worker, add:worker.",
     ),
 ]
+Board = Annotated[
+    bool, typer.Option("--tensorboard", help="Write event files to DIR/tensorboard as well; needs tensorboardX.")
+]
 
 
 @main.command()
-def run(job: JobFile, workers: Workers = None, out: Out = None, sets: Sets = None, fault: Faults = None) -> None:
+def run(
+    job: JobFile,
+    workers: Workers = None,
+    out: Out = None,
+    sets: Sets = None,
+    fault: Faults = None,
+    board: Board = False,
+) -> None:
     """Run a job on this machine. Ctrl-C takes a checkpoint and ends; the same command again goes on.
 
     Exit codes: 0 done, 1 failed, 2 bad input, 130 stopped by the user.
     """
-    raise typer.Exit(run_job(Order(job, workers, out, tuple(sets or ()), tuple(fault or ()))))
+    raise typer.Exit(run_job(Order(job, workers, out, tuple(sets or ()), tuple(fault or ()), board)))
 
 
 @main.command()

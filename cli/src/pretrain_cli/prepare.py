@@ -10,6 +10,7 @@ from pretrain_api.job import PretrainJob, Workers
 from pretrain_cli.faults import Fault, parse_fault, plan_faults
 from pretrain_cli.jobfile import load_job
 from pretrain_cli.preflight import check, resolve_uris
+from pretrain_cli.tensorboard import require
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Order:
     out: Path | None
     sets: tuple[str, ...]
     faults: tuple[str, ...]
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,14 @@ class Prepared:
     faults: tuple[Fault, ...]
     notes: tuple[str, ...]
     """What the user should know of it."""
+    tensorboard: bool = False
+    """Event files are wanted as well."""
 
 
 def prepare(order: Order, environ: Mapping[str, str]) -> Prepared:
     """Check everything that can be checked before a process starts. Raises InvalidJob and BadInput; writes nothing."""
+    if order.tensorboard:
+        require()
     parsed = load_job(order.job_file, order.sets)
     out = (order.out or Path("runs") / parsed.metadata.name).absolute()
     job = with_workers(parsed, order.workers) if order.workers is not None else parsed
@@ -53,7 +59,7 @@ def prepare(order: Order, environ: Mapping[str, str]) -> Prepared:
     if widened != workers:
         low, high = widened.elastic.min, widened.max
         notes.append(f"elastic is {low} to {high} workers in this run, to hold what --fault asks for")
-    return Prepared(resolved.job, out, planned.faults, tuple(notes))
+    return Prepared(resolved.job, out, planned.faults, tuple(notes), order.tensorboard)
 
 
 def with_workers(job: PretrainJob, replicas: int) -> PretrainJob:

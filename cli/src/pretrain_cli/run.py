@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
@@ -26,6 +27,7 @@ from pretrain_cli.prepare import Order, Prepared, prepare
 from pretrain_cli.previous import begin, is_complete, keep_job, refuse_other_job, wall_seconds
 from pretrain_cli.problems import InvalidJob
 from pretrain_cli.summary import summarise
+from pretrain_cli.tensorboard import FOLDER, TensorBoard
 from pretrain_cli.terminal import Terminal
 from pretrain_operator.cluster import Event
 from pretrain_operator.local.folder import FolderInUse, RunFolder, UnreadableStatus
@@ -87,7 +89,8 @@ def _run_in(folder: RunFolder, prepared: Prepared) -> int:
     with view or LineLog(sys.stdout, time.time, total) as audience:
         for note in prepared.notes:
             audience.note(note)
-        ending = asyncio.run(_supervise(folder, prepared, begin(status, total), audience))
+        with _board(folder, prepared) as board:
+            ending = asyncio.run(_supervise(folder, prepared, begin(status, total), audience, board))
     return _finish(folder, job, ending, before + time.monotonic() - started)
 
 
@@ -113,9 +116,19 @@ def _resume_hint(status: JobStatus) -> str:
     return f"Run the same command again to go on from step {status.checkpoints.latest_step:,}."
 
 
-async def _supervise(folder: RunFolder, prepared: Prepared, status: JobStatus, audience: Terminal | LineLog) -> Ending:
+def _board(folder: RunFolder, prepared: Prepared) -> AbstractContextManager[TensorBoard | None]:
+    return TensorBoard(folder.path / FOLDER) if prepared.tensorboard else nullcontext()
+
+
+async def _supervise(
+    folder: RunFolder,
+    prepared: Prepared,
+    status: JobStatus,
+    audience: Terminal | LineLog,
+    board: TensorBoard | None,
+) -> Ending:
     """Run the job under a supervisor until it ends or the user ends it."""
-    injecting = _Injecting(audience)
+    injecting = _Injecting(audience, board)
     processes = prepared.job.spec.workers.processes_per_worker or 1
     setting = Setting(folder, injecting, partial(worker_command, folder, status.job_uid, processes))
     supervisor = Supervisor(setting, prepared.job, status)
@@ -195,8 +208,9 @@ class _Interrupts:
 class _Injecting:
     """Passes on what happens, and injects the faults that are due."""
 
-    def __init__(self, audience: Terminal | LineLog) -> None:
+    def __init__(self, audience: Terminal | LineLog, board: TensorBoard | None) -> None:
         self._audience = audience
+        self._board = board
         self._injector: Injector | None = None
         self._step = 0
 
@@ -216,6 +230,8 @@ class _Injecting:
     def step(self, record: StepRecord) -> None:
         """A step was done."""
         self._audience.step(record)
+        if self._board is not None:
+            self._board.step(record)
         self._step = max(self._step, record.step)
         self._inject()
 
@@ -226,6 +242,8 @@ class _Injecting:
     def status(self, status: JobStatus) -> None:
         """The status was replaced: ranks that were awaited may be known now."""
         self._audience.status(status)
+        if self._board is not None:
+            self._board.status(status)
         self._inject()
 
     def _inject(self) -> None:
