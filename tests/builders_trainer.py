@@ -287,13 +287,19 @@ class RankEnd:
         return [step.loss for step in self.steps]
 
 
-def run_training(config: TrainerConfig, world_size: int, script: Script = Script()) -> list[RankEnd]:
+def run_training(
+    config: TrainerConfig, world_size: int, script: Script = Script(), worker_size: int = 1
+) -> list[RankEnd]:
     """Train with so many ranks, each a process of its own; their ends, by rank."""
-    return run_ranks(world_size, _train, config, script)
+    return run_ranks(world_size, _train, config, script, worker_size=worker_size)
 
 
 def run_ranks(
-    world_size: int, target: Callable[..., Any], *arguments: Any, survivors: Sequence[int] | None = None
+    world_size: int,
+    target: Callable[..., Any],
+    *arguments: Any,
+    survivors: Sequence[int] | None = None,
+    worker_size: int = 1,
 ) -> list[Any]:
     """Call `target(environ, *arguments)` in so many processes, as torchrun would; the results of `survivors`."""
     context = warm_forks()
@@ -302,7 +308,8 @@ def run_ranks(
     ends, ranks = [], []
     for rank in range(world_size):
         mine, theirs = context.Pipe(duplex=False)
-        environ = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
+        environ = {"RANK": rank, "LOCAL_RANK": rank % worker_size, "WORLD_SIZE": world_size, "MASTER_PORT": port}
+        environ["LOCAL_WORLD_SIZE"] = worker_size
         process = context.Process(target=_rank, args=(theirs, environ, target, arguments))
         process.start()
         theirs.close()

@@ -41,7 +41,8 @@ def reference(model: Decoder, tokens: Tensor) -> Tensor:
     x = state["token_embedding.weight"][tokens] + state["position_embedding.weight"][: len(tokens)]
     for index in range(len(model.blocks)):
         block, size = f"blocks.{index}", 32 // 4
-        query, key, value = linear(norm(x, f"{block}.norm_1"), f"{block}.attention.qkv").split(32, dim=-1)
+        heads = linear(norm(x, f"{block}.norm_1"), f"{block}.attention.qkv").view(-1, 4, 3, size)
+        query, key, value = (part.flatten(1) for part in heads.unbind(2))
         mixed = torch.zeros_like(x)
         for head in range(4):
             part = slice(head * size, (head + 1) * size)

@@ -43,7 +43,7 @@ def read_held_out(
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loss: Callable[[nn.Module, Tensor], Tensor],
+    loss: Callable[[Tensor], Tensor],
     held_out: Sequence[HeldOut],
     ranks: Ranks,
     padded: bool,
@@ -51,17 +51,20 @@ def evaluate(
     """Mean loss in nats per token by source. Collective.
 
     Every micro-batch's loss has a place of its own in the reduced vector, which the other ranks leave zero, and the
-    places are added up in one order: so the world size does not change a bit. With `padded` all ranks run the model
-    equally often, as FSDP needs.
+    places are added up in one order: so the number of replicas does not change a bit. With `padded` all ranks run the
+    model equally often, as FSDP needs.
     """
     batches = [batch for source in held_out for batch in source.micro_batches]
     losses = torch.zeros(len(batches), dtype=torch.float64, device=ranks.device)
-    mine = share(len(batches), ranks.rank, ranks.world_size)
+    place = ranks.place
+    mine = share(len(batches), place.replica, place.replicas)
     model.eval()
     for index in mine:
-        losses[index] = loss(model, batches[index].to(ranks.device)).double()
-    for _ in range(largest_share(len(batches), ranks.world_size) - len(mine) if padded else 0):
-        loss(model, batches[0].to(ranks.device))
+        summed = loss(batches[index])
+        if place.counts:
+            losses[index] = summed.double()
+    for _ in range(largest_share(len(batches), place.replicas) - len(mine) if padded else 0):
+        loss(batches[0])
     model.train()
     try:
         dist.all_reduce(losses)

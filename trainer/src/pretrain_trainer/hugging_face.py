@@ -22,6 +22,7 @@ def config(shape: ResolvedModel, rows: int) -> dict[str, Any]:
 def export_state(state: Mapping[str, Tensor], shape: ResolvedModel) -> Tensors:
     """Our state dict under their names, each tensor contiguous; a tied head is left out, as they do."""
     tensors: Tensors = {}
+    state = {name: _in_turn(tensor, shape) if _is_grouped(name) else tensor for name, tensor in state.items()}
     for ours, theirs, transposed in _names(shape):
         if ours in state:
             tensors[theirs] = state[ours].T.contiguous() if transposed else state[ours].contiguous()
@@ -48,7 +49,25 @@ def import_state(tensors: Mapping[str, Tensor], shape: ResolvedModel) -> Tensors
         for layer in range(shape.layers):
             parts = [tensors[f"model.layers.{layer}.self_attn.{letter}_proj.weight"] for letter in "qkv"]
             state[f"blocks.{layer}.attention.qkv.weight"] = torch.cat(parts)
-    return state
+    return {name: _grouped(tensor, shape) if _is_grouped(name) else tensor for name, tensor in state.items()}
+
+
+def _is_grouped(name: str) -> bool:
+    return ".attention.qkv." in name
+
+
+def _in_turn(fused: Tensor, shape: ResolvedModel) -> Tensor:
+    """Rows of `qkv` as they have them, all queries before all keys before all values; here each group has its own."""
+    groups = fused.unflatten(0, (shape.kv_heads, -1, shape.width // shape.heads))
+    parts = groups.split([shape.heads // shape.kv_heads, 1, 1], dim=1)
+    return torch.cat([part.flatten(0, 2) for part in parts])
+
+
+def _grouped(in_turn: Tensor, shape: ResolvedModel) -> Tensor:
+    """The inverse of `_in_turn`."""
+    size = shape.width // shape.heads
+    parts = in_turn.split([shape.heads * size, shape.kv_heads * size, shape.kv_heads * size])
+    return torch.cat([part.unflatten(0, (shape.kv_heads, -1, size)) for part in parts], dim=1).flatten(0, 2)
 
 
 def _names(shape: ResolvedModel) -> Iterator[tuple[str, str, bool]]:

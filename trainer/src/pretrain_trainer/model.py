@@ -9,10 +9,11 @@ with standard deviation 0.02, those of the projections into the residual stream 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from pretrain_api.model import ResolvedModel
@@ -27,11 +28,16 @@ Head = Callable[[Tensor, Tensor], Tensor]
 
 
 class Attention(nn.Module):
-    """Causal self-attention over (batch, time, width); `kv_heads` heads of keys and values serve `heads` of queries."""
+    """Causal self-attention over (batch, time, width); `kv_heads` heads of keys and values serve `heads` of queries.
+
+    The rows of `qkv` are grouped by the heads of keys: the queries that one serves, then its key, then its value. So a
+    part of the rows with whole groups is an attention of fewer heads, which is what tensor parallelism cuts out.
+    """
 
     def __init__(self, shape: ResolvedModel) -> None:
         super().__init__()
-        self.heads, self.kv_heads = shape.heads, shape.kv_heads
+        self.served = shape.heads // shape.kv_heads
+        """Heads of queries for each of keys."""
         self.size = shape.width // shape.heads
         self.dropout = shape.dropout
         self.qkv = nn.Linear(shape.width, (shape.heads + 2 * shape.kv_heads) * self.size, bias=shape.bias)
@@ -39,9 +45,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Rotation | None, mask: Tensor | None = None) -> Tensor:
         """(batch, time, width) to the same; a position sees itself and earlier ones, or what `mask` says."""
-        batch, time, width = x.shape
-        heads = self.qkv(x).view(batch, time, -1, self.size).transpose(1, 2)
-        query, key, value = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        batch, time, _ = x.shape
+        groups = self.qkv(x).view(batch, time, -1, self.served + 2, self.size)
+        query, key, value = groups.split([self.served, 1, 1], dim=3)
+        query, key, value = (part.flatten(2, 3).transpose(1, 2) for part in (query, key, value))
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
         mixed = functional.scaled_dot_product_attention(
@@ -49,9 +56,9 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             attn_mask=mask,
             is_causal=mask is None,
-            enable_gqa=self.kv_heads != self.heads,
+            enable_gqa=self.served > 1,
         )  # fmt: skip
-        return self.proj(mixed.transpose(1, 2).reshape(batch, time, width))
+        return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -95,33 +102,48 @@ class Decoder(nn.Module):
     def __init__(self, shape: ResolvedModel, rows: int) -> None:
         super().__init__()
         self.shape = shape
+        self.rows = rows
         self.context = shape.context
-        self.token_embedding = nn.Embedding(rows, shape.width)
+        self.token_embedding: nn.Embedding | None = nn.Embedding(rows, shape.width)
         self.position_embedding = nn.Embedding(shape.context, shape.width) if shape.family == "gpt2" else None
         self.dropout = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = _norm(shape) if shape.norm == "pre" else nn.Identity()
+        self.norm: nn.Module | None = _norm(shape) if shape.norm == "pre" else nn.Identity()
         self.head = None if shape.tied_head else nn.Linear(shape.width, rows, bias=False)
         self.document_end: int | None = None
         """The token that attention does not look back over; None: it sees all before."""
 
-    def forward(self, tokens: Tensor, head: Head = functional.linear) -> Tensor:
+    def forward(self, tokens: Tensor, head: Head | None = None, hidden: Tensor | None = None) -> Tensor:
         """Logits (batch, time, rows) of the next token, from tokens (batch, time) with time <= context; or what
         `head` makes in their place.
+
+        A pipeline's stage goes on from `hidden`, what the stage before made of the tokens, and the last has the head.
         """
-        time = tokens.shape[1]
-        x = self.token_embedding(tokens)
+        x = self._embed(tokens) if hidden is None else hidden
         rotary = None
-        if self.position_embedding is None:
-            rotary = rotation(self.shape, time, tokens.device, x.dtype)
-        else:
-            x = x + self.position_embedding.weight[:time]
-        x = self.dropout(x)
+        if self.shape.family == "llama":
+            rotary = rotation(self.shape, tokens.shape[1], tokens.device, x.dtype)
         mask = None if self.document_end is None else same_document(tokens, self.document_end)
         for block in self.blocks:
             x = block(x, rotary, mask)
-        weight = self.token_embedding.weight if self.head is None else self.head.weight
-        return head(self.norm(x), weight)
+        if self.norm is None:
+            return x
+        table = self.token_embedding if self.head is None else self.head
+        assert table is not None  # the stage that has the norm has it
+        return (head or logits_of)(self.norm(x), table.weight)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        assert self.token_embedding is not None  # the stage that gets no hidden state has it
+        x = self.token_embedding(tokens)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(torch.arange(tokens.shape[1], device=tokens.device))
+        return self.dropout(x)
+
+
+def logits_of(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Logits (…, rows) of a hidden state (…, width), whole where tensor ranks have parts of the rows."""
+    logits = functional.linear(hidden, weight)
+    return logits.full_tensor() if isinstance(logits, DTensor) else logits
 
 
 def _norm(shape: ResolvedModel) -> nn.Module:
@@ -132,21 +154,37 @@ def _norm(shape: ResolvedModel) -> nn.Module:
 
 def build(shape: ResolvedModel, rows: int, device: torch.device) -> Decoder:
     """A model on `device` whose values are not set: memory only, no time spent on values that a restore replaces."""
+    return skeleton(shape, rows).to_empty(device=device)
+
+
+def skeleton(shape: ResolvedModel, rows: int) -> Decoder:
+    """A model without memory, on the meta device: to be cut and laid over ranks before it gets any."""
     with torch.device("meta"):
-        model = Decoder(shape, rows)
-    return model.to_empty(device=device)
+        return Decoder(shape, rows)
+
+
+def initial_values(model: Decoder, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole value) of every parameter of the whole model, whatever part of it is here; on the CPU, one by one.
+
+    The same on every rank and machine type: all ranks draw all of it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    residual = INITIAL_DEVIATION / math.sqrt(2 * model.shape.layers)
+    for name, parameter in skeleton(model.shape, model.rows).named_parameters():
+        value = torch.empty(parameter.shape)
+        if name.endswith("bias"):
+            value.zero_()
+        elif parameter.dim() == 1:
+            value.fill_(1.0)
+        else:
+            deviation = residual if name.endswith(("proj.weight", "down.weight")) else INITIAL_DEVIATION
+            value.normal_(0.0, deviation, generator=generator)
+        yield name, value
 
 
 @torch.no_grad()
 def initialise(model: Decoder, seed: int) -> None:
-    """Set all parameters from the seed: the same on every rank and machine type."""
-    generator = torch.Generator().manual_seed(seed)
-    residual = INITIAL_DEVIATION / math.sqrt(2 * len(model.blocks))
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            parameter.zero_()
-        elif parameter.dim() == 1:
-            parameter.fill_(1.0)
-        else:
-            deviation = residual if name.endswith(("proj.weight", "down.weight")) else INITIAL_DEVIATION
-            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, deviation, generator=generator))
+    """Set all parameters of a whole model from the seed; `parallel.initialise_part` does it for a part of one."""
+    parameters = dict(model.named_parameters())
+    for name, value in initial_values(model, seed):
+        parameters[name].copy_(value)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pretrain_api.training import Loss
+from pretrain_trainer.model import logits_of
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,12 @@ class Objective:
         """As configured."""
         return cls(loss.z_loss, loss.chunk)
 
-    def __call__(self, model: nn.Module, windows: Tensor) -> Tensor:
-        """Summed over all targets of windows (batch, context + 1)."""
+    def __call__(self, model: nn.Module, windows: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Summed over all targets of windows (batch, context + 1); `hidden` as in the model."""
         targets = windows[:, 1:].flatten()
         if self.chunk is None:
-            return self._of_logits(model(windows[:, :-1]).flatten(0, 1), targets)
-        return model(windows[:, :-1], lambda hidden, weight: self._chunked(hidden.flatten(0, 1), weight, targets))
+            return self._of_logits(model(windows[:, :-1], None, hidden).flatten(0, 1), targets)
+        return model(windows[:, :-1], lambda last, weight: self._chunked(last.flatten(0, 1), weight, targets), hidden)
 
     def _of_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.float()
@@ -53,4 +54,4 @@ class Objective:
         return loss
 
     def _of_hidden(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        return self._of_logits(functional.linear(hidden, weight), targets)
+        return self._of_logits(logits_of(hidden, weight), targets)

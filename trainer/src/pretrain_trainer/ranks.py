@@ -10,19 +10,33 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from pretrain_trainer.mesh import Mesh, Place
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place: `rank` of `world_size`, computing on `device`."""
+    """This process's place: `rank` of `world_size`, computing on `device`; its worker has `worker_size` of them."""
 
     rank: int
     world_size: int
     device: torch.device
+    worker_size: int = 1
+    mesh: Mesh | None = None
+    """How the ranks are laid out; None: each is a replica of the model."""
+
+    @property
+    def place(self) -> Place:
+        """Which part of the model this rank has, and which share of the data."""
+        return (self.mesh or Mesh(self.world_size)).place(self.rank)
 
     @property
     def first(self) -> bool:
         """Whether this is the rank that speaks for all."""
         return self.rank == 0
+
+
+_ALONE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+"""Torchrun's variables, and what a process is that it did not start."""
 
 
 @contextmanager
@@ -32,7 +46,8 @@ def process_group(environ: Mapping[str, str]) -> Iterator[Ranks]:
     Left without error the group is destroyed. After an error it is not: peers may be gone, and taking the group
     down would wait for them.
     """
-    ranks = Ranks(int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1")), _device(environ))
+    rank, world_size, worker_size = (int(environ.get(name, number)) for name, number in _ALONE.items())
+    ranks = Ranks(rank, world_size, _device(environ), worker_size)
     backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
     if "MASTER_ADDR" in environ:
         dist.init_process_group(backend, init_method="env://")

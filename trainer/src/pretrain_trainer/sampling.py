@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from pretrain_api.training import Sampling
 from pretrain_trainer.errors import InvalidInput
 from pretrain_trainer.model import Decoder
+from pretrain_trainer.passes import Passes
 
 START_TOKENS = ("<|endoftext|>", "</s>", "<s>")
 """Tokens that mark the beginning of a text in common tokenisers; the first one found starts an empty prompt."""
@@ -22,15 +23,16 @@ def parse_tokenizer(tokenizer: bytes) -> Tokenizer:
 
 
 @torch.no_grad()
-def sample(model: Decoder, tokenizer: Tokenizer, sampling: Sampling, seed: int, device: torch.device) -> str:
-    """The text that follows the prompt: `sampling.tokens` tokens, the same for the same seed and weights."""
+def sample(model: Decoder, passes: Passes, tokenizer: Tokenizer, sampling: Sampling, seed: int) -> str:
+    """The text that follows the prompt: `sampling.tokens` tokens, the same for the same seed and weights, on all ranks
+    of a replica."""
     generator = torch.Generator().manual_seed(seed)
     tokens = tokenizer.encode(sampling.prompt, add_special_tokens=False).ids or [_start(tokenizer)]
     prompt_length = len(tokens)
     model.eval()
     for _ in range(sampling.tokens):
-        recent = torch.tensor([tokens[-model.context :]], device=device)
-        logits = model(recent)[0, -1, : tokenizer.get_vocab_size()].float().cpu()
+        recent = torch.tensor(tokens[-model.context :])
+        logits = passes.next_logits(recent)[: tokenizer.get_vocab_size()].float().cpu()
         weights = torch.softmax(logits / sampling.temperature, dim=0)
         tokens.append(int(torch.multinomial(weights, 1, generator=generator)))
     model.train()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -31,23 +31,26 @@ from pretrain_trainer.evaluation import HeldOut, read_held_out
 from pretrain_trainer.exact import ExactGradients, ExactShardedGradients
 from pretrain_trainer.gradients import FlatGradients, Gradients, ShardedGradients
 from pretrain_trainer.lookahead import FetchedBatches
-from pretrain_trainer.model import Decoder, build, initialise
+from pretrain_trainer.mesh import Mesh
+from pretrain_trainer.mesh_gradients import MeshGradients
+from pretrain_trainer.model import Decoder, skeleton
 from pretrain_trainer.objective import Objective
 from pretrain_trainer.optimizer import build_optimizer
+from pretrain_trainer.parallel import PIPELINE, Groups, initialise_part, lay_out
+from pretrain_trainer.passes import InTurn, Loss, Passes
+from pretrain_trainer.pipeline import Pipelined, Stage
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks
 from pretrain_trainer.recompute import recompute_activations
 from pretrain_trainer.remote import Sources, cache_folder
 from pretrain_trainer.sampling import parse_tokenizer
 from pretrain_trainer.saving import Checkpointer, Saves
-from pretrain_trainer.sharding import shard_fully
 from pretrain_trainer.stages import Stages
 from pretrain_trainer.unigram import unigram_loss
 from pretrain_trainer.utilization import Utilization
 from pretrain_trainer.waiting import Waiting
 
 OpenCheckpointer = Callable[[TrainerConfig, JobIdentity, Generation | None, Ranks, Mapping[str, str]], Checkpointer]
-Loss = Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Run:
     held_out: tuple[HeldOut, ...]
     tokenizer: Tokenizer
     model: Decoder
-    loss: Loss
+    passes: Passes
     dropout: bool
     optimizer: torch.optim.Optimizer
     gradients: Gradients
@@ -85,6 +88,8 @@ def prepare(
     """Open the data, claim the generation, build the model, restore it, and say so. Collective."""
     training, shape = config.training, resolve(config.training.model)
     check_supported(training)
+    mesh = Mesh.of(training.parallelism, ranks.world_size, ranks.worker_size)
+    ranks = replace(ranks, mesh=mesh)
     stages = Stages()
     torch.set_num_threads(config.threads)
 
@@ -103,12 +108,14 @@ def prepare(
     checkpointer = waiting.until_clear(lambda: open_checkpointer(config, identity, link.generation, ranks, environ))
     stages.done("open")
 
-    model = build(shape, shape.embedding_rows(corpus.vocabulary), ranks.device)
+    sharded = training.parallelism.shard != "none"
+    groups = Groups.over(mesh, ranks, sharded, shape.tied_head)
+    model = skeleton(shape, shape.embedding_rows(corpus.vocabulary))
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    lay_out(model, groups, training.precision == "bf16")
+    model.to_empty(device=ranks.device)
     if checkpointer.parent is None:
-        initialise(model, training.seed)
-    if training.parallelism.shard == "full":
-        shard_fully(model, ranks, training.precision == "bf16")
+        initialise_part(model, training.seed)
     recompute_activations(model, training.activation_checkpointing)
     if training.compile:
         compile_blocks(model, cache_folder(config.cache, environ), environ)
@@ -142,10 +149,10 @@ def prepare(
         held_out=held_out,
         tokenizer=tokenizer,
         model=model,
-        loss=_loss(ranks, training),
+        passes=_passes(model, _loss(ranks, training), groups, training, ranks),
         dropout=shape.dropout > 0,
         optimizer=optimizer,
-        gradients=_gradients(model, training, ranks),
+        gradients=_gradients(model, training, groups, ranks),
         checkpointer=checkpointer,
         saves=Saves(
             checkpointer, model, optimizer, config.checkpoint.interval, time.monotonic, config.checkpoint.memory
@@ -163,9 +170,6 @@ def check_supported(training: Training) -> None:
     parallelism = training.parallelism
     refusals = (
         (training.precision == "fp8", "training.precision: this trainer has bf16 and fp32; set it to one of these"),
-        (parallelism.shard == "hybrid", "training.parallelism.shard: this trainer has none and full; set it to full"),
-        (parallelism.tensor > 1, "training.parallelism.tensor: this trainer has no tensor parallelism; set it to 1"),
-        (parallelism.pipeline > 1, "training.parallelism.pipeline: this trainer has no pipeline; set it to 1"),
         (
             training.exact and parallelism.shard == "hybrid",
             "training.exact: set training.parallelism.shard to none or full, or exact to false",
@@ -176,8 +180,10 @@ def check_supported(training: Training) -> None:
             raise InvalidInput(message)
 
 
-def _gradients(model: Decoder, training: Training, ranks: Ranks) -> Gradients:
+def _gradients(model: Decoder, training: Training, groups: Groups, ranks: Ranks) -> Gradients:
     micro_batches = training.batch.sequences // training.batch.micro_batch
+    if not groups.mesh.plain or training.parallelism.shard == "hybrid":
+        return MeshGradients(model, groups)
     if training.parallelism.shard == "full":
         if training.exact:
             return ExactShardedGradients(model, micro_batches, ranks.world_size)
@@ -187,12 +193,21 @@ def _gradients(model: Decoder, training: Training, ranks: Ranks) -> Gradients:
     return FlatGradients(model.parameters())
 
 
+def _passes(model: Decoder, loss: Loss, groups: Groups, training: Training, ranks: Ranks) -> Passes:
+    group = groups.group(PIPELINE)
+    if group is None:
+        return InTurn(model, loss, ranks.device, groups.mesh.tensor)
+    bf16 = training.precision == "bf16"
+    handed_on = torch.bfloat16 if bf16 and groups.sharded else torch.float32  # as FSDP2 keeps the residual stream
+    return Pipelined(model, loss, Stage(groups.place, group, ranks.device, handed_on, bf16))
+
+
 def _loss(ranks: Ranks, training: Training) -> Loss:
     objective = Objective.of(training.loss)
 
-    def loss(model: nn.Module, windows: Tensor) -> Tensor:
+    def loss(model: nn.Module, windows: Tensor, hidden: Tensor | None = None) -> Tensor:
         with torch.autocast(ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-            return objective(model, windows)
+            return objective(model, windows, hidden)
 
     return loss
 

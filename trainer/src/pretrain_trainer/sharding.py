@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import torch
-from torch.distributed.device_mesh import init_device_mesh
+from torch import bfloat16, float32
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from pretrain_trainer.model import Decoder
-from pretrain_trainer.ranks import Ranks
+from pretrain_trainer.model import Block, Decoder
 
 
-def shard_fully(model: Decoder, ranks: Ranks, bf16: bool) -> None:
-    """Shard parameters, gradients and optimizer state over all ranks, in place.
+def shard_over(model: Decoder, mesh: DeviceMesh, bf16: bool) -> None:
+    """Shard parameters, gradients and optimizer state over the mesh, in place; a mesh of two dimensions is HSDP's:
+    copies along the first, shards along the second.
 
     Gradients are summed, not averaged: the loss has its weights already. Only the factor 1 with forced sums is right
     on every backend and world size (other factors need PREMUL_SUM, and divide twice at world size 1 in torch 2.13).
     """
-    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+    policy = MixedPrecisionPolicy(bfloat16, float32) if bf16 else MixedPrecisionPolicy()
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        if isinstance(block, Block):  # and not the place of one that another stage has
+            fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():  # the setters do not recurse
         if isinstance(module, FSDPModule):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from pretrain_api.lineage import data_step
 from pretrain_trainer.errors import LossNotFinite
 from pretrain_trainer.gradients import Reduced, Signals
 from pretrain_trainer.optimizer import set_learning_rate
+from pretrain_trainer.passes import MicroBatch
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.setup import Run
 from pretrain_trainer.shares import largest_share, share
@@ -18,23 +17,23 @@ from pretrain_trainer.timing import Pace
 
 def compute_gradients(run: Run, progress: Progress, signals: Signals, pace: Pace) -> Reduced:
     """Gradients of the next step, summed over all micro-batches and ranks. Collective."""
-    training, ranks, step = run.training, run.ranks, progress.step + 1
+    training, place, step = run.training, run.ranks.place, progress.step + 1
     total = training.batch.sequences // training.batch.micro_batch
-    mine = share(total, ranks.rank, ranks.world_size)
+    mine = share(total, place.replica, place.replicas)
     micro_batches = run.batches.of_step(step, progress.skipped, mine)
     pace.data_read()
 
     numbered_from = (data_step(step, progress.skipped) - 1) * total + mine.start
-    passes = largest_share(total, ranks.world_size) if run.gradients.padded else len(mine)
-    run.gradients.begin()
+    passes = largest_share(total, place.replicas) if run.gradients.padded else len(mine)
+    work: list[MicroBatch] = []
     for index in range(passes):
         windows, weight = run.batches.filler, 0.0
         if index < len(mine):
             windows, weight = micro_batches[index], 1.0 / run.step_tokens
-        if run.dropout:
-            torch.manual_seed(dropout_seed(training.seed, numbered_from + index))
-        loss = run.loss(run.model, windows.to(ranks.device)) * weight
-        run.gradients.add(loss, last=index == passes - 1)
+        seed = dropout_seed(training.seed, numbered_from + index) if run.dropout else None
+        work.append(MicroBatch(windows, weight, seed))
+    run.gradients.begin()
+    run.passes.accumulate(work, run.gradients)
     pace.computed()
     reduced = run.gradients.reduce(signals, training.optimizer.clip)
     pace.reduced()

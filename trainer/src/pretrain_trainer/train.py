@@ -113,17 +113,17 @@ def _settle_last(run: Run, progress: Progress) -> str:
 
 def _evaluate(run: Run, progress: Progress) -> None:
     began = time.perf_counter()
-    losses = evaluate(run.model, run.loss, run.held_out, run.ranks, run.gradients.padded)
+    losses = evaluate(run.model, run.passes.loss, run.held_out, run.ranks, run.gradients.padded)
     if run.ranks.first:
         seconds = time.perf_counter() - began
         run.link.report(reports.Evaluated(step=progress.step, losses=losses, seconds=seconds))
 
 
 def _sample(run: Run, progress: Progress) -> None:
-    """Let the model write. A sharded model needs all ranks for it; they write the same."""
+    """Let the model write. One replica does; a sharded model needs all ranks for it, which write the same."""
     sampling = run.training.sampling
-    if sampling is None or not (run.ranks.first or run.gradients.padded):
+    if sampling is None or not (run.ranks.place.replica == 0 or run.gradients.padded):
         return
-    text = sample(run.model, run.tokenizer, sampling, run.training.seed, run.ranks.device)
+    text = sample(run.model, run.passes, run.tokenizer, sampling, run.training.seed)
     if run.ranks.first:
         run.link.report(reports.Sampled(step=progress.step, prompt=sampling.prompt, text=text))
