@@ -132,6 +132,30 @@ BAD_JOBS = (
     BadJob(
         "pipeline", {f"{_T}.parallelism": {"pipeline": 3}}, "parallelism.pipeline", "parallelism.pipeline (3) does not"
     ),
+    BadJob(
+        "context of tensor parallelism",
+        {f"{_T}.model": {**OWN_SHAPE, "context": 31}, f"{_T}.parallelism": {"tensor": 2}},
+        "parallelism.tensor does not divide the model's context",
+        "parallelism.tensor (2) does not divide model.context (31)",
+    ),
+    BadJob(
+        "hidden of tensor parallelism",
+        {f"{_T}.model": {**OWN_SHAPE, "hidden": 63}, f"{_T}.parallelism": {"tensor": 2}},
+        "parallelism.tensor does not divide the model's hidden",
+        "parallelism.tensor (2) does not divide model.hidden (63)",
+    ),
+    BadJob(
+        "workers that hold no whole replicas",
+        {f"{_T}.parallelism": {"tensor": 2}, f"{_W}.replicas": 3, f"{_W}.processesPerWorker": 1},
+        "workers.replicas times processesPerWorker is no multiple of",
+        "3 workers of 1 cannot be filled: use 2 or 4",
+    ),
+    BadJob(
+        "hybrid shards of workers that hold no whole replicas",
+        {f"{_T}.parallelism": {"tensor": 2, "shard": "hybrid"}, f"{_W}.replicas": 2, f"{_W}.processesPerWorker": 3},
+        "shard hybrid needs whole replicas of the model in a worker",
+        "set processesPerWorker to 2 or 4",
+    ),
     BadJob("no storage", {f"{_C}.storage": {}}, "give exactly one of s3 and path"),
     BadJob(
         "two storages", {f"{_C}.storage": {"path": "a", "s3": {"bucket": "runs"}}}, "give exactly one of s3 and path"

@@ -215,6 +215,7 @@ class World:
         assert len({member.slot for member in members}) == len(members)
         assert {(member.slot, member.attempt) for member in members} <= want.pods
         assert max(want.min, 1) <= len(members) <= want.replicas
+        assert len(members) % want.unit == 0, "whole replicas of the model"
         assert not want.remove_slots & {member.slot for member in members}
         assert generation.number > max(self.formed, default=0), "numbers rise"
         assert generation.world_size == sum(member.processes for member in members)

@@ -28,6 +28,7 @@ def a_job(
     recovery: dict[str, Any] | None = None,
     ttl: str | None = None,
     generation: int = 0,
+    tensor: int = 1,
 ) -> PretrainJob:
     elastic = {"min": minimum} | ({"max": maximum} if maximum is not None else {})
     return PretrainJob.model_validate(
@@ -42,6 +43,7 @@ def a_job(
                     "model": {"preset": "gpt2-tiny"},
                     "data": {"tokenizer": "t.json", "sources": [{"name": "web", "uri": "web"}]},
                     "steps": 100,
+                    "parallelism": {"tensor": tensor},
                 },
                 "checkpoint": {"storage": {"path": "checkpoints"}},
                 "recovery": recovery or {},

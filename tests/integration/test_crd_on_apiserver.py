@@ -33,7 +33,9 @@ def test_the_rules_let_good_jobs_pass(server: ApiServer) -> None:
     own = {"layers": 2, "heads": 4, "kvHeads": 2, "width": 32, "context": 32, "family": "llama"}
     training = "spec.training"
 
-    server.create(with_changes({f"{training}.model": own, f"{training}.parallelism": {"tensor": 2, "pipeline": 2}}))
+    four = {f"{training}.parallelism": {"tensor": 2, "pipeline": 2}, "spec.workers.replicas": 4}
+    server.create(with_changes({f"{training}.model": own, **four}))
+    server.create(with_changes({f"{training}.model": own, **four, "spec.workers.processesPerWorker": 3}))
     server.create(with_changes({f"{training}.model": {"preset": "gpt2-124m", "heads": 16}}))
     server.create(with_changes({f"{training}.schedule": {"kind": "wsd", "warmupSteps": 60, "decaySteps": 40}}))
     enough = with_changes({f"{training}.tokens": "20.48K", f"{training}.schedule": {"warmupSteps": 10}})

@@ -40,10 +40,10 @@ def test_a_loss_that_is_no_number_ends_the_run_on_all_ranks(corpus: Path) -> Non
     ("training", "field"),
     [
         ({"precision": "fp8"}, "training.precision"),
-        ({"parallelism": {"tensor": 2}}, "training.parallelism.tensor"),
-        ({"parallelism": {"shard": "hybrid"}}, "training.parallelism.shard"),
         ({"parallelism": {"shard": "full"}, "exact": True}, "training.exact"),
-        ({"parallelism": {"pipeline": 2}}, "training.parallelism.pipeline"),
+        ({"parallelism": {"tensor": 2}, "exact": True}, "training.exact"),
+        ({"parallelism": {"pipeline": 2}, "model": {"preset": "gpt2-tiny", "dropout": 0.1}}, "training.model.dropout"),
+        ({"parallelism": {"tensor": 2}}, "training.parallelism (tensor 2 x pipeline 1) takes 2 processes"),
     ],
 )
 def test_what_this_trainer_has_not_is_refused(corpus: Path, training: dict[str, Any], field: str) -> None:

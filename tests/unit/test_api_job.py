@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pretrain_api.dataset import Dataset, Shard
 from pretrain_api.identity import differences, job_identity, model_fields
 from pretrain_api.job import PretrainJob
+from pretrain_api.layout import nearest
 from pretrain_api.model import Model, parameters, resolve
 from pretrain_api.presets import PRESETS
 from pretrain_api.quantities import format_duration, parse_duration, parse_tokens
@@ -171,9 +172,6 @@ def test_other_bytes_make_another_identity() -> None:
     ("path", "value"),
     [
         ("training.precision", "fp8"),
-        ("training.parallelism", {"tensor": 2}),
-        ("training.parallelism", {"pipeline": 2}),
-        ("training.parallelism", {"shard": "hybrid"}),
     ],
 )
 def test_what_is_not_there_yet_is_refused_by_name(path: str, value: object) -> None:
@@ -203,6 +201,58 @@ def test_exact_sums_are_refused_for_hybrid_sharding_only() -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "value"), [("exact", True), ("model", {"preset": "gpt2-tiny", "dropout": 0.1})], ids=["exact", "dropout"]
+)
+@pytest.mark.parametrize("way", ["tensor", "pipeline"])
+def test_what_replicas_of_several_processes_cannot_do_is_refused(field: str, value: object, way: str) -> None:
+    changes = {f"spec.training.{field}": value, "spec.workers.replicas": 2}
+    (finding,) = unsupported(job({**changes, "spec.training.parallelism": {way: 2}}).spec)
+
+    assert finding.severity == "error"
+    assert finding.path.startswith(f"spec.training.{field}")
+    assert unsupported(job(changes).spec) == ()
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "processes", "fitting"),
+    [
+        ({}, 1, (1, 2, 3)),
+        ({"tensor": 2}, 1, (2, 4, 6)),
+        ({"tensor": 2}, 2, (1, 2, 3)),
+        ({"tensor": 2, "pipeline": 2}, 1, (4, 8)),
+        ({"tensor": 2, "pipeline": 2}, 6, (2, 4, 6)),
+        ({"shard": "hybrid", "tensor": 2}, 4, (1, 2, 3)),
+    ],
+)
+def test_workers_come_in_whole_replicas(parallelism: dict[str, Any], processes: int, fitting: tuple[int, ...]) -> None:
+    for workers in range(1, max(fitting) + 1):
+        changes = {
+            "spec.training.parallelism": parallelism,
+            "spec.workers": {"replicas": workers, "processesPerWorker": processes},
+        }
+        if workers in fitting:
+            job(changes)
+            continue
+        with pytest.raises(ValueError, match=r"workers\.replicas: a replica of the model takes") as refused:
+            job(changes)
+        assert f"use {nearest(workers, fitting[0])}" in str(refused.value)
+
+
+def test_hybrid_shards_need_whole_replicas_in_a_worker() -> None:
+    with pytest.raises(ValueError, match=r"set processesPerWorker to 2 or 4"):
+        job({
+            "spec.training.parallelism": {"shard": "hybrid", "tensor": 2},
+            "spec.workers": {"replicas": 2, "processesPerWorker": 3},
+        })  # fmt: skip
+
+
+def test_workers_whose_processes_a_template_decides_are_left_to_who_makes_pods() -> None:
+    workers = {"replicas": 1, "template": {"spec": {"containers": [{"name": "worker"}]}}}
+
+    assert job({"spec.training.parallelism": {"tensor": 2}, "spec.workers": workers}).spec.workers.replicas == 1
+
+
+@pytest.mark.parametrize(
     ("path", "value"),
     [
         ("recovery.divergence", {"maxRollbacks": 5}),
@@ -220,6 +270,7 @@ def test_what_is_not_applied_yet_is_a_warning(path: str, value: object) -> None:
     [
         ("training.model", {"preset": "llama-1b"}),
         ("training.optimizer", {"kind": "sgd"}),
+        ("training.parallelism", {"shard": "hybrid"}),
         ("training.schedule", {"kind": "wsd"}),
         ("recovery.rules", [{"onReason": "OutOfMemory", "action": "Quarantine"}]),
         ("recovery.suspects", {"failures": 3}),

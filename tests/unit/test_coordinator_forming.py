@@ -64,6 +64,32 @@ def test_no_generation_is_formed_below_the_minimum() -> None:
     assert world.coordinator.view().forming
 
 
+def test_a_generation_holds_whole_replicas_and_the_surplus_waits() -> None:
+    world = World(replicas=4, unit=2)
+    for slot in range(3):
+        world.start(slot)
+
+    world.run(2)
+    assert world.members() == [0, 1]
+
+    world.start(3)
+    world.run(2)
+    assert world.members() == [0, 1, 2, 3]
+
+
+def test_fewer_workers_than_a_replica_takes_form_nothing() -> None:
+    world = World(replicas=4, min=1, unit=4)
+    for slot in range(3):
+        world.start(slot)
+
+    world.run(60)
+    assert world.current is None
+
+    world.start(3)
+    world.run(2)
+    assert world.members() == [0, 1, 2, 3]
+
+
 def test_the_world_size_is_the_sum_of_the_workers_processes() -> None:
     world = World(replicas=2)
     world.start(0, processes=2)

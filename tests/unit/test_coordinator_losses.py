@@ -343,3 +343,16 @@ def test_a_member_that_missed_its_generation_is_told_again() -> None:
 
     assert (first.runs, second.runs) == (1, 1)
     assert world.ended() == []
+
+
+def test_the_rest_of_a_broken_replica_waits_until_it_is_whole_again() -> None:
+    world, agents = a_running_world(4, unit=2)
+    world.kill(agents[1])
+
+    world.run(2)
+    assert world.members() == [0, 2]
+    assert agents[3].runs == 0
+
+    world.start(1, 1)
+    world.run(2)
+    assert sorted(world.members()) == [0, 1, 2, 3]

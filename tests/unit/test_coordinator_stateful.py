@@ -1,7 +1,8 @@
 """The coordinator against arbitrary orders of joins, losses, silence, reconnects, restarts and changes of mind.
 
 The builders check at every announcement: one generation for each number, numbers rise, ranks 0..n-1, distinct slots
-whose pods exist, never below the minimum. Here: never two generations at a time, and when faults stop the job trains.
+whose pods exist, never below the minimum, whole replicas of the model. Here: never two generations at a time, and when
+faults stop the job trains.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pretrain_api import reports
+from pretrain_api.layout import down_to_unit
 from pretrain_operator.coordinator.settings import Settings
 from pretrain_operator.coordinator.types import Announced, Ended
 
@@ -32,14 +34,17 @@ class Faults(RuleBasedStateMachine):
     @initialize(
         replicas=st.integers(1, 4),
         least=st.integers(1, 3),
+        unit=st.integers(1, 3),
         shrink_after=st.sampled_from([0.0, 2.0]),
         workers=st.integers(1, 4),
         reconnect_after=st.sampled_from([0.2, 0.8, 3.0, None]),
     )
     def begin(
-        self, replicas: int, least: int, shrink_after: float, workers: int, reconnect_after: float | None
+        self, replicas: int, least: int, unit: int, shrink_after: float, workers: int, reconnect_after: float | None
     ) -> None:
-        self.world = World(settings=QUICK, replicas=replicas, min=min(least, replicas), shrink_after=shrink_after)
+        self.world = World(
+            settings=QUICK, replicas=replicas, min=min(least, replicas), unit=unit, shrink_after=shrink_after
+        )
         self.world.reconnect_after = reconnect_after
         for slot in range(workers):
             self.world.start(slot)
@@ -196,14 +201,18 @@ class Faults(RuleBasedStateMachine):
         for agent in world.agents:
             if agent.alive and agent.connection is None:
                 world.connect(agent)
-        if not living:
-            world.start(0, 1 + max((agent.attempt for agent in world.agents), default=0))
+        unit = world.want().unit
+        world.set_want(replicas=max(world.want().replicas, unit))
+        for slot in range(unit):  # As the plan would: enough workers for one replica.
+            if slot not in {slot for slot, _ in living}:
+                world.start(slot, 1 + max((agent.attempt for agent in world.agents), default=0))
         assert world.run_until(self.everybody_trains, 60), self.explain()
 
     def everybody_trains(self) -> bool:
         world = self.world
         alive = {agent.slot for agent in world.agents if agent.alive and (agent.slot, agent.attempt) in world.pods}
-        if len(world.members()) != min(world.want().replicas, len(alive)):
+        want = world.want()
+        if len(world.members()) != down_to_unit(min(want.replicas, len(alive)), want.unit):
             return False
         steps, number = world.steps(), world.current.number if world.current else 0
         world.run(0.5)

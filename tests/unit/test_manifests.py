@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_kubernetes import SETTINGS, UID, a_created_job, a_parsed_job
+from builders_kubernetes import SETTINGS, UID, a_created_job, a_job_body, a_parsed_job
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -201,6 +201,17 @@ def test_the_workers_container_is_the_named_one_or_the_first_that_is_no_other(
     pod = a_pod(template={"spec": {"containers": containers}})
 
     assert [container.get("name") for container in pod["spec"]["containers"]] == ["worker", *extra]
+
+
+def test_workers_whose_gpus_hold_no_whole_replica_are_refused_with_numbers_that_do() -> None:
+    gpus = {"limits": {"nvidia.com/gpu": 2}}
+    template = {"spec": {"containers": [{"name": "worker", "resources": gpus}]}}
+    training = {**a_job_body()["spec"]["training"], "parallelism": {"pipeline": 2, "tensor": 2}}
+
+    with pytest.raises(InvalidSpec, match=r"3 workers of 2 cannot be filled: use 2 or 4"):
+        a_parsed_job(workers={"replicas": 3, "template": template}, training=training)
+    fitting = a_parsed_job(workers={"replicas": 4, "template": template}, training=training)
+    assert fitting.spec.workers.processes_per_worker == 2
 
 
 @pytest.mark.parametrize(

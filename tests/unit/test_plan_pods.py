@@ -52,6 +52,12 @@ def test_spares_have_pods_too_but_are_not_wanted_in_the_generation() -> None:
     assert decision.want.replicas == 2
 
 
+def test_the_coordinator_is_asked_for_whole_replicas_of_the_model() -> None:
+    want = decide(a_job(6, minimum=3, maximum=7, tensor=2)).want
+
+    assert (want.replicas, want.min, want.unit) == (6, 4, 2)
+
+
 def test_a_job_with_all_its_pods_needs_nothing() -> None:
     decision = decide(a_job(3), a_pod(0), a_pod(1), a_pod(2), **three_training())
 

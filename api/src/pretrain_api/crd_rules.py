@@ -1,9 +1,10 @@
 """The cross-field rules as CEL, so that the API server refuses what `pretrain_api.job` refuses.
 
-Each rule is the twin of a validator in `job`, `training` or `presets`. Three of those have none, for CEL cannot say
-them, or only at a cost: that `onLog` compiles as a Python regular expression, that a duration is at most ten years, and
-that a warm-up or a decay in tokens fits the run. Rules on `oldSelf` have no twin: they keep what the workers are
-started with, which is written down once, from being changed behind them.
+Each rule is the twin of a validator in `job`, `training` or `presets`. Of some of those a part has none, for CEL cannot
+say it, or only at a cost: that `onLog` compiles as a Python regular expression, that a duration is at most ten years,
+that a warm-up or a decay in tokens fits the run, that a perceptron's width which the family gives can be cut, and which
+replicas fit processes that nobody wrote down. Rules on `oldSelf` have no twin: they keep what the workers are started
+with, which is written down once, from being changed behind them.
 """
 
 from __future__ import annotations
@@ -116,10 +117,34 @@ _TRAINING_RULES = (
         "parallelism.tensor does not divide the model's heads or kvHeads: choose a divisor",
     ),
     CelRule(
+        f"!{_known('self.model', 'context')} || {_number('self.model', 'context')} % self.parallelism.tensor == 0",
+        "parallelism.tensor does not divide the model's context: choose a divisor",
+    ),
+    CelRule(
+        "!has(self.model.hidden) || self.model.hidden % self.parallelism.tensor == 0",
+        "parallelism.tensor does not divide the model's hidden: choose a divisor",
+    ),
+    CelRule(
         f"!{_known('self.model', 'layers')} || {_number('self.model', 'layers')} % self.parallelism.pipeline == 0",
         "parallelism.pipeline does not divide the model's layers: choose a divisor",
     ),
     _fixed("training"),
+)
+
+_REPLICA = "(self.training.parallelism.tensor * self.training.parallelism.pipeline)"
+_SPEC_RULES = (
+    CelRule(
+        f"!has(self.workers.processesPerWorker) || "
+        f"self.workers.replicas * self.workers.processesPerWorker % {_REPLICA} == 0",
+        "workers.replicas times processesPerWorker is no multiple of parallelism.tensor times parallelism.pipeline, "
+        "the processes of one replica of the model: change replicas to a number that is",
+    ),
+    CelRule(
+        f"self.training.parallelism.shard != 'hybrid' || !has(self.workers.processesPerWorker) || "
+        f"self.workers.processesPerWorker % {_REPLICA} == 0",
+        "shard hybrid needs whole replicas of the model in a worker: set workers.processesPerWorker to a multiple of "
+        "parallelism.tensor times parallelism.pipeline",
+    ),
 )
 
 RULES: Mapping[type[BaseModel], tuple[CelRule, ...]] = MappingProxyType(
@@ -170,6 +195,7 @@ RULES: Mapping[type[BaseModel], tuple[CelRule, ...]] = MappingProxyType(
             CelRule("!has(self.decayTokens) || !has(self.decaySteps)", "give decaySteps or decayTokens, not both"),
         ),
         training.Training: _TRAINING_RULES,
+        job.PretrainJobSpec: _SPEC_RULES,
         job.Checkpoint: (_fixed("checkpoint"),),
         job.Divergence: (_fixed("recovery.divergence"),),
         job.Storage: (CelRule("has(self.s3) != has(self.path)", "give exactly one of s3 and path"),),

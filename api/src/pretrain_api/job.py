@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from pretrain_api.base import Spec
+from pretrain_api.layout import misfit
 from pretrain_api.quantities import Duration, PositiveDuration
 from pretrain_api.training import MAX_STEPS, Training
 
@@ -269,6 +270,15 @@ class PretrainJobSpec(Spec):
     ttl_after_finished: Duration | None = Field(
         default=None, description="Delete the job so long after its end; absent: it stays"
     )
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> Self:
+        processes = self.workers.processes_per_worker
+        if processes is None and self.workers.template:
+            return self  # it may ask for GPUs, which whoever makes the pods counts
+        if problem := misfit(self.training.parallelism, self.workers.replicas, processes or 1):
+            raise ValueError(f"workers.replicas: {problem}")
+        return self
 
 
 class Metadata(Spec):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from pretrain_api.job import Divergence, Elastic, PretrainJobSpec
+from pretrain_api.layout import replica_processes
+from pretrain_api.model import resolve
 from pretrain_api.training import Training
 
 
@@ -27,13 +29,20 @@ def _training_errors(training: Training) -> tuple[Finding, ...]:
     parallelism = training.parallelism
     found = (
         (training.precision == "fp8", f"{at}.precision", "fp8 is not there yet: use bf16 or fp32"),
-        (parallelism.tensor > 1, f"{at}.parallelism.tensor", "tensor parallelism is not there yet: leave it at 1"),
-        (parallelism.pipeline > 1, f"{at}.parallelism.pipeline", "pipelines are not there yet: leave it at 1"),
-        (parallelism.shard == "hybrid", f"{at}.parallelism.shard", "hybrid is not there yet: use full or none"),
+        (
+            resolve(training.model).dropout > 0 and replica_processes(parallelism) > 1,
+            f"{at}.model.dropout",
+            "dropout is not there yet with tensor or pipeline parallelism: leave it out, or set both to 1",
+        ),
         (
             training.exact and parallelism.shard == "hybrid",
             f"{at}.exact",
             "exact sums are not there yet for hybrid: set parallelism.shard to none or full, or exact to false",
+        ),
+        (
+            training.exact and replica_processes(parallelism) > 1,
+            f"{at}.exact",
+            "exact sums are not there yet with tensor or pipeline parallelism: set both to 1, or exact to false",
         ),
     )
     return tuple(Finding("error", path, message) for holds, path, message in found if holds)

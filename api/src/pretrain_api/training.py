@@ -143,7 +143,12 @@ class Parallelism(Spec):
         default="none",
         description="none: plain data parallel; full: FSDP2; hybrid: FSDP2 within, replicas between workers",
     )
-    tensor: int = Field(default=1, ge=1, le=1024, description="Processes that share each matrix; divides heads")
+    tensor: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Processes that share each matrix and sequence; divides heads, kvHeads, hidden and context",
+    )
     pipeline: int = Field(default=1, ge=1, le=1000, description="Pipeline stages; divides layers")
 
 
@@ -298,7 +303,8 @@ class Training(Spec):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         model, tensor, pipeline = resolve(self.model), self.parallelism.tensor, self.parallelism.pipeline
-        for name, number in (("heads", model.heads), ("kvHeads", model.kv_heads)):
+        cut = {"heads": model.heads, "kvHeads": model.kv_heads, "hidden": model.hidden, "context": model.context}
+        for name, number in cut.items():
             if number % tensor:
                 raise ValueError(
                     f"parallelism.tensor ({tensor}) does not divide model.{name} ({number}): choose a divisor"

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pretrain_api.dataset import Dataset
 from pretrain_api.identity import differences, job_identity
 from pretrain_api.job import PretrainJob, PretrainJobSpec, Storage
+from pretrain_api.layout import misfit
 from pretrain_api.lineage import IDENTITY_KEY, JobIdentity
 from pretrain_api.model import ResolvedModel, resolve
 from pretrain_api.sizes import remembered_bytes
@@ -96,6 +97,9 @@ def check(job: PretrainJob, environ: Mapping[str, str] = os.environ) -> Resolved
     training, model = job.spec.training, resolve(job.spec.training.model)
     findings = unsupported(job.spec)
     problems = [Problem(finding.path, finding.message) for finding in findings if finding.severity == "error"]
+    workers = job.spec.workers
+    if misfitting := misfit(training.parallelism, workers.replicas, workers.processes_per_worker or 1):
+        problems.append(Problem("spec.workers.replicas", misfitting))
     service = Service(job.spec.checkpoint.storage, environ, LOOKING)
     tokenizer = check_tokenizer(training.data.tokenizer, f"{_DATA}.tokenizer", service)
     if isinstance(tokenizer, Problem):

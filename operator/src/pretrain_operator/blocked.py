@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pretrain_api.job import PretrainJob
 from pretrain_api.runreport import Obstacle
 from pretrain_operator.cluster import Pod
-from pretrain_operator.observe import Observed, missing_slots, wanted_slots
+from pretrain_operator.observe import Observed, fewest, missing_slots, wanted_slots
 
 INVALID_SPEC = "InvalidSpec"
 SAME_REASON = {"ErrImagePull": "ImagePullBackOff"}
@@ -49,7 +49,7 @@ def what_stops(job: PretrainJob, seen: Observed) -> Obstacle | None:
     if seen.view.current is not None:
         return None
     away = {*missing_slots(job, seen.workers), *(pod.slot for pod in _stuck_pods(job, seen))}
-    if len(wanted_slots(job)) - len(away) >= job.spec.workers.elastic.min:
+    if len(wanted_slots(job)) - len(away) >= fewest(job):
         return None
     return combined(_of_workers(job, seen))
 

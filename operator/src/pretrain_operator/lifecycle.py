@@ -9,7 +9,7 @@ from typing import Literal
 from pretrain_api.job import PretrainJob
 from pretrain_api.runreport import Phase
 from pretrain_operator.blocked import what_stops
-from pretrain_operator.observe import Observed
+from pretrain_operator.observe import Observed, fewest, unit
 
 EndReason = Literal["succeeded", "failed", "suspended"]
 
@@ -98,14 +98,17 @@ def training(job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
     """Steps are being done."""
     if seen.state not in ("training", "redoing", "evaluating", "saving") or seen.view.current is None:
         return None
-    return Verdict("Training", "Training", f"{_members(seen)} of {job.spec.workers.replicas} workers train")
+    message = f"{_members(seen)} of {job.spec.workers.replicas} workers train"
+    if unit(job) > 1 and _members(seen) < job.spec.workers.replicas:
+        message += f"; a replica of the model takes {unit(job)}, and workers beyond whole replicas wait"
+    return Verdict("Training", "Training", message)
 
 
 def recovering(job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
     """A fault is being overcome."""
     if not seen.recovering:
         return None
-    there, needed = sum(agent.connected for agent in seen.view.agents), job.spec.workers.elastic.min
+    there, needed = sum(agent.connected for agent in seen.view.agents), fewest(job)
     if seen.view.current is None and there < needed:
         message = f"{there} of the at least {needed} workers that it needs are there"
         return Verdict("Recovering", seen.recovering, message)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from pretrain_api.job import PretrainJob
+from pretrain_api.layout import down_to_unit, up_to_unit, worker_unit
 from pretrain_api.profiling import ProfileRequest
 from pretrain_api.runreport import GoodputState, JobStatus, Obstacle, SlotMemory, Suspect
 from pretrain_operator.budget import Spent
@@ -162,10 +163,20 @@ class Observed:
     """Since when this operator is in order."""
 
 
+def unit(job: PretrainJob) -> int:
+    """Generations have multiples of so many members: those that hold whole replicas of the model."""
+    return worker_unit(job.spec.training.parallelism, job.spec.workers.processes_per_worker or 1)
+
+
+def fewest(job: PretrainJob) -> int:
+    """Members that a generation has at least."""
+    return up_to_unit(job.spec.workers.elastic.min, unit(job))
+
+
 def wanted_replicas(job: PretrainJob) -> int:
     """Members that a generation should have."""
     workers = job.spec.workers
-    return max(workers.elastic.min, min(workers.replicas, workers.max))
+    return max(fewest(job), down_to_unit(min(workers.replicas, workers.max), unit(job)))
 
 
 def wanted_slots(job: PretrainJob) -> range:

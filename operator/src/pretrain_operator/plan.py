@@ -12,7 +12,7 @@ from pretrain_operator.conditions import seconds_true
 from pretrain_operator.coordinator.types import Want
 from pretrain_operator.lifecycle import EndReason, Verdict, lifecycle
 from pretrain_operator.lost import NEVER, RETURN_SECONDS, Patience, is_alone, made_in_vain, patience
-from pretrain_operator.observe import Identity, Observed, Worker, wanted_replicas, wanted_slots
+from pretrain_operator.observe import Identity, Observed, Worker, fewest, unit, wanted_replicas, wanted_slots
 from pretrain_operator.suspects import judged, next_release, placement
 
 LINGER_SECONDS = 5.0
@@ -98,8 +98,9 @@ def _want(job: PretrainJob, verdict: Verdict, pods: _Pods, seen: Observed) -> Wa
     workers, hang = job.spec.workers, job.spec.recovery.hang
     return Want(
         replicas=wanted_replicas(job),
-        min=workers.elastic.min,
+        min=fewest(job),
         max=workers.max,
+        unit=unit(job),
         shrink_after=workers.elastic.shrink_after.total_seconds(),
         running=verdict.runs,
         hang_timeout=hang.timeout.total_seconds() if hang else None,

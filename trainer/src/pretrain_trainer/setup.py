@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pretrain_agent.client import AgentLink
 from pretrain_api.identity import job_identity
+from pretrain_api.layout import replica_processes, up_to_unit
 from pretrain_api.lineage import JobIdentity, Origin, manifest_key
 from pretrain_api.model import resolve
 from pretrain_api.protocol import Generation
@@ -110,7 +111,7 @@ def prepare(
 
     sharded = training.parallelism.shard != "none"
     groups = Groups.over(mesh, ranks, sharded, shape.tied_head)
-    model = skeleton(shape, shape.embedding_rows(corpus.vocabulary))
+    model = skeleton(shape, _rows(corpus, training))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     lay_out(model, groups, training.precision == "bf16")
     model.to_empty(device=ranks.device)
@@ -174,10 +175,29 @@ def check_supported(training: Training) -> None:
             training.exact and parallelism.shard == "hybrid",
             "training.exact: set training.parallelism.shard to none or full, or exact to false",
         ),
+        (
+            training.exact and replica_processes(parallelism) > 1,
+            "training.exact needs training.parallelism.tensor and pipeline to be 1: set them to 1, or exact to false",
+        ),
+        (
+            resolve(training.model).dropout > 0 and replica_processes(parallelism) > 1,
+            "training.model.dropout needs training.parallelism.tensor and pipeline to be 1: leave it out, or set them",
+        ),
     )
     for refused, message in refusals:
         if refused:
             raise InvalidInput(message)
+
+
+def _rows(corpus: Corpus, training: Training) -> int:
+    """Rows of the embedding. Raises InvalidInput if tensor ranks cannot share them."""
+    rows, tensor = resolve(training.model).embedding_rows(corpus.vocabulary), training.parallelism.tensor
+    if rows % tensor:
+        raise InvalidInput(
+            f"training.parallelism.tensor ({tensor}) does not divide the embedding's rows ({rows}): "
+            f"set training.model.vocabulary to {up_to_unit(rows, tensor)}"
+        )
+    return rows
 
 
 def _gradients(model: Decoder, training: Training, groups: Groups, ranks: Ranks) -> Gradients:

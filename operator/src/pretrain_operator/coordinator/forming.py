@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from pretrain_api.layout import down_to_unit
 from pretrain_operator.coordinator.members import Agent
 from pretrain_operator.coordinator.settings import Settings
 from pretrain_operator.coordinator.types import Want
@@ -43,7 +44,7 @@ class Forming:
 
 
 def choose(agents: Iterable[Agent], want: Want, order: Collection[str]) -> tuple[Agent, ...]:
-    """The members of a generation by rank: survivors in their old order, then newcomers by slot.
+    """The members of a generation by rank: survivors in their old order, then newcomers by slot; as many as fit.
 
     Agents that failed to host a store come last, whatever they were, since rank 0 hosts it.
     """
@@ -54,7 +55,8 @@ def choose(agents: Iterable[Agent], want: Want, order: Collection[str]) -> tuple
 
     fit = [agent for agent in agents if agent.hello.slot not in want.remove_slots]
     newcomers_last = sorted(fit, key=lambda agent: (ranks.get(agent.id, len(ranks)), agent.hello.slot))
-    return tuple(sorted(newcomers_last[: want.replicas], key=place))
+    size = down_to_unit(min(len(fit), want.replicas), want.unit)
+    return tuple(sorted(newcomers_last[:size], key=place))
 
 
 def ready(

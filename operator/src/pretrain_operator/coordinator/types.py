@@ -17,6 +17,8 @@ class Want:
     replicas: int
     min: int
     max: int
+    unit: int = 1
+    """A generation has a multiple of so many members, whole replicas of the model; agents beyond that wait."""
     shrink_after: float = 0.0
     """Seconds that the survivors wait for a replacement before they go on without it."""
     running: bool = True

@@ -12,11 +12,13 @@ from kubernetes.utils.quantity import parse_quantity  # pyright: ignore[reportUn
 from pydantic import ValidationError
 
 from pretrain_api.job import PretrainJob
+from pretrain_api.layout import misfit
 from pretrain_api.runreport import JobStatus
 from pretrain_api.sizes import remembered_bytes
 from pretrain_api.support import unsupported
 from pretrain_api.training import Source
 from pretrain_operator.kubernetes.api import Object
+from pretrain_operator.kubernetes.container import processes
 from pretrain_operator.kubernetes.settings import PodSettings
 from pretrain_operator.kubernetes.template import AT, Template, read_template
 
@@ -29,7 +31,8 @@ class InvalidSpec(ValueError):
 
 
 def parse_job(body: Object, settings: PodSettings) -> PretrainJob:
-    """The job in an object from the API server. Raises InvalidSpec with all that is wrong with it."""
+    """The job in an object from the API server, its workers' processes counted. Raises InvalidSpec with all that is
+    wrong with it."""
     try:
         job = PretrainJob.model_validate(
             {key: body.get(key) for key in ("apiVersion", "kind", "metadata", "spec")}, by_alias=True, by_name=False
@@ -38,7 +41,8 @@ def parse_job(body: Object, settings: PodSettings) -> PretrainJob:
         raise InvalidSpec("; ".join(_sentences(error))) from error
     if found := problems(job, settings):
         raise InvalidSpec("; ".join(found))
-    return job
+    counted = job.spec.workers.model_copy(update={"processes_per_worker": _processes(job)})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"workers": counted})})
 
 
 def parse_status(body: Object) -> JobStatus:
@@ -59,12 +63,23 @@ def problems(job: PretrainJob, settings: PodSettings) -> tuple[str, ...]:
     refused = (f"{found.path}: {found.message}" for found in unsupported(job.spec) if found.severity == "error")
     return (
         *refused,
+        *_size_problems(job),
         *_uri_problems(job),
         *_storage_problems(job, template),
         *_memory_problems(job, template),
         *template.problems,
         *_account_problems(template, settings),
     )
+
+
+def _processes(job: PretrainJob) -> int:
+    return processes(job, read_template(job.spec.workers.template))
+
+
+def _size_problems(job: PretrainJob) -> Iterator[str]:
+    misfitting = misfit(job.spec.training.parallelism, job.spec.workers.replicas, _processes(job))
+    if misfitting is not None:
+        yield f"spec.workers.replicas: {misfitting}"
 
 
 def _uri_problems(job: PretrainJob) -> Iterator[str]:
