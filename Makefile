@@ -9,7 +9,7 @@ PACKAGES := api store agent trainer operator cli
 OUT ?= runs/quickstart
 FAULT ?= kill:worker=1,step=130
 
-.PHONY: help install quickstart test lint format generate lock clean bench-recovery bench-overhead bench-operator
+.PHONY: help install quickstart test test-parallel lint format generate lock clean bench-recovery bench-overhead bench-operator
 
 help: ## These lines
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -38,6 +38,9 @@ quickstart: compile ## Train a small GPT on real text with three workers, one of
 
 test: compile ## Unit, trainer, local-process and API-server tests
 	$(BIN)/pytest
+
+test-parallel: compile ## Every parallelism and their combinations, at several sizes, beside one process
+	$(BIN)/pytest tests/parallel --timeout 3600
 
 lint: install ## Style, types, import rules, drift of generated files
 	$(BIN)/ruff format --check .

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from pretrain_agent.client import AgentLink
 from pretrain_api.identity import job_identity
-from pretrain_api.layout import replica_processes, up_to_unit
+from pretrain_api.layout import up_to_unit
 from pretrain_api.lineage import JobIdentity, Origin, manifest_key
 from pretrain_api.model import resolve
 from pretrain_api.protocol import Generation
 from pretrain_api.reports import Restored
 from pretrain_api.schedule import LearningRates
+from pretrain_api.support import training_errors
 from pretrain_api.trainer import TrainerConfig
 from pretrain_api.training import Training
 from pretrain_store.open import is_remote
@@ -168,25 +169,8 @@ def prepare(
 
 def check_supported(training: Training) -> None:
     """Raise InvalidInput for what the API has and this trainer has not."""
-    parallelism = training.parallelism
-    refusals = (
-        (training.precision == "fp8", "training.precision: this trainer has bf16 and fp32; set it to one of these"),
-        (
-            training.exact and parallelism.shard == "hybrid",
-            "training.exact: set training.parallelism.shard to none or full, or exact to false",
-        ),
-        (
-            training.exact and replica_processes(parallelism) > 1,
-            "training.exact needs training.parallelism.tensor and pipeline to be 1: set them to 1, or exact to false",
-        ),
-        (
-            resolve(training.model).dropout > 0 and replica_processes(parallelism) > 1,
-            "training.model.dropout needs training.parallelism.tensor and pipeline to be 1: leave it out, or set them",
-        ),
-    )
-    for refused, message in refusals:
-        if refused:
-            raise InvalidInput(message)
+    for finding in training_errors(training):
+        raise InvalidInput(f"{finding.path.removeprefix('spec.')}: {finding.message}")
 
 
 def _rows(corpus: Corpus, training: Training) -> int:

@@ -1,0 +1,108 @@
+"""Runs under one parallelism after another, in one set of processes: what a rank costs is its start."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders_trainer import FakeLink, RankEnd, a_config, a_generation, run_ranks
+
+from pretrain_api.reports import Evaluated, Sampled
+from pretrain_api.trainer import TrainerConfig
+from pretrain_trainer.checkpoint import Checkpointer
+from pretrain_trainer.failures import ending
+from pretrain_trainer.train import train
+
+GPT2 = {"family": "gpt2", "layers": 4, "heads": 4, "width": 32, "context": 16}
+LLAMA = {"family": "llama", "layers": 4, "heads": 4, "kvHeads": 2, "width": 32, "context": 16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run: its configuration, and on how many processes."""
+
+    config: TrainerConfig
+    world_size: int = 1
+    worker_size: int = 1
+    generation: int = 1
+
+
+@dataclass(frozen=True)
+class Laid:
+    """How a run is laid over processes, as its test is named: `full, tensor 2, pipeline 1 on 4`."""
+
+    shard: str = "none"
+    tensor: int = 1
+    pipeline: int = 1
+    world_size: int = 1
+    worker_size: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.shard}, tensor {self.tensor}, pipeline {self.pipeline} on {self.world_size}"
+
+    def case(self, corpus: Path, model: Mapping[str, Any], folder: Path, generation: int = 1, **training: Any) -> Case:
+        """A run of the model like this. It evaluates on the way, samples at the end, and saves every other step."""
+        sources = [{"name": name, "uri": str(corpus / name)} for name in ("held-out", "code")]
+        parallelism = {"shard": self.shard, "tensor": self.tensor, "pipeline": self.pipeline}
+        settings = {
+            "model": dict(model),
+            "parallelism": parallelism,
+            "evaluation": {"every": 3, "sequences": 10, "sources": sources},
+            "sampling": {"prompt": "w1 w3", "tokens": 5},
+        }
+        checkpoint = {"storage": {"path": str(folder)}, "interval": {"steps": 2}}
+        config = a_config(corpus, settings | training, checkpoint=checkpoint)
+        return Case(config, self.world_size, self.worker_size, generation)
+
+
+def run_cases(cases: Sequence[Case]) -> list[RankEnd]:
+    """Train each in turn, with real checkpoints; how rank 0 of each ended."""
+    return run_ranks(max(case.world_size for case in cases), _train_each, cases, _ports(len(cases)))[0]
+
+
+def assert_same_training(end: RankEnd, alone: RankEnd) -> None:
+    """The losses of one process at every step, its norms, its evaluations and its text."""
+    assert end.exit_code == 0, end.reports[-1]
+    assert end.step_numbers == alone.step_numbers
+    assert end.losses == pytest.approx(alone.losses, rel=1e-5)
+    norms, wanted = ([step.grad_norm for step in run.steps] for run in (end, alone))
+    assert norms == pytest.approx(wanted, rel=1e-3)
+    assert len(end.of(Evaluated)) == len(alone.of(Evaluated)) > 0
+    for mine, other in zip(end.of(Evaluated), alone.of(Evaluated), strict=True):
+        assert mine.losses == pytest.approx(other.losses, rel=1e-4)
+    assert [sample.text for sample in end.of(Sampled)] == [sample.text for sample in alone.of(Sampled)]
+
+
+def _train_each(environ: Mapping[str, str], cases: Sequence[Case], ports: Sequence[int]) -> list[RankEnd]:
+    rank = int(environ["RANK"])
+    return [_train_one(environ, case, port) for case, port in zip(cases, ports, strict=True) if rank < case.world_size]
+
+
+def _train_one(environ: Mapping[str, str], case: Case, port: int) -> RankEnd:
+    rank = int(environ["RANK"])
+    place = {
+        "WORLD_SIZE": str(case.world_size),
+        "LOCAL_WORLD_SIZE": str(case.worker_size),
+        "MASTER_PORT": str(port),
+    }
+    workers = case.world_size // case.worker_size
+    generation = a_generation(case.generation, workers).model_copy(update={"may_take_over": case.generation == 1})
+    link = FakeLink({}, generation)
+    try:
+        train(case.config, link, Checkpointer.open, {**environ, **place})
+    except Exception as error:
+        end = ending(error, rank)
+        return RankEnd([*link.reports, end.report], end.exit_code)
+    return RankEnd(link.reports, 0)
+
+
+def _ports(number: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
