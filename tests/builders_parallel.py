@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_trainer import FakeLink, RankEnd, a_config, a_generation, run_ranks
+from builders_trainer import RANK_SECONDS, FakeLink, RankEnd, a_config, a_generation, run_ranks
 
 from pretrain_api.reports import Evaluated, Sampled
 from pretrain_api.trainer import TrainerConfig
@@ -61,7 +62,8 @@ class Laid:
 
 def run_cases(cases: Sequence[Case]) -> list[RankEnd]:
     """Train each in turn, with real checkpoints; how rank 0 of each ended."""
-    return run_ranks(max(case.world_size for case in cases), _train_each, cases, _ports(len(cases)))[0]
+    most, patience = max(case.world_size for case in cases), RANK_SECONDS * len(cases)
+    return run_ranks(most, _train_each, cases, _ports(len(cases)), survivors=[0], seconds=patience)[0]
 
 
 def assert_same_training(end: RankEnd, alone: RankEnd) -> None:
@@ -93,7 +95,8 @@ def _train_one(environ: Mapping[str, str], case: Case, port: int) -> RankEnd:
     generation = a_generation(case.generation, workers).model_copy(update={"may_take_over": case.generation == 1})
     link = FakeLink({}, generation)
     try:
-        train(case.config, link, Checkpointer.open, {**environ, **place})
+        os.environ.update(place)  # where torch looks
+        train(case.config, link, Checkpointer.open, os.environ)
     except Exception as error:
         end = ending(error, rank)
         return RankEnd([*link.reports, end.report], end.exit_code)

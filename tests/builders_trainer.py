@@ -300,6 +300,7 @@ def run_ranks(
     *arguments: Any,
     survivors: Sequence[int] | None = None,
     worker_size: int = 1,
+    seconds: float = RANK_SECONDS,
 ) -> list[Any]:
     """Call `target(environ, *arguments)` in so many processes, as torchrun would; the results of `survivors`."""
     context = warm_forks()
@@ -316,7 +317,7 @@ def run_ranks(
         ends.append(mine)
         ranks.append(process)
     try:
-        return [_result(ends[rank]) for rank in (range(world_size) if survivors is None else survivors)]
+        return [_result(ends[rank], seconds) for rank in (range(world_size) if survivors is None else survivors)]
     finally:
         for process in ranks:
             process.kill()
@@ -361,9 +362,9 @@ class RankCrashed(Exception):
     """A rank raised what its target should have dealt with."""
 
 
-def _result(end: Connection) -> Any:
-    if not end.poll(RANK_SECONDS):
-        raise TimeoutError(f"no answer from a rank in {RANK_SECONDS} s")
+def _result(end: Connection, seconds: float) -> Any:
+    if not end.poll(seconds):
+        raise TimeoutError(f"no answer from a rank in {seconds} s")
     result = end.recv()
     if isinstance(result, RankCrashed):
         raise result

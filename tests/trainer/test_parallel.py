@@ -23,6 +23,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return a_corpus(tmp_path_factory.mktemp("corpus"))
 
 
+@pytest.mark.timeout(900)
 def test_each_has_the_losses_of_one_process(corpus: Path, tmp_path: Path) -> None:
     ways = (ALONE, *WAYS)
 
@@ -32,6 +33,7 @@ def test_each_has_the_losses_of_one_process(corpus: Path, tmp_path: Path) -> Non
         assert_same_training(end, alone)
 
 
+@pytest.mark.timeout(900)
 def test_a_run_goes_on_under_another_parallelism(corpus: Path, tmp_path: Path) -> None:
     """Names and shapes in a checkpoint are those of the whole model, whatever part of it a rank had."""
     shared = tmp_path / "shared"
