@@ -32,7 +32,7 @@ def training_errors(training: Training) -> tuple[Finding, ...]:
     """What of it the training program does not do; it refuses the same."""
     at, model, parallelism = "spec.training", resolve(training.model), training.parallelism
     several, cut = replica_processes(parallelism) > 1, parallelism.tensor > 1
-    imports = training.from_ is not None and training.from_.hugging_face is not None
+    imports = training.origin is not None and training.origin.hugging_face is not None
     found = (
         (training.precision == "fp8", "precision", "fp8 is not there yet: use bf16 or fp32"),
         (
