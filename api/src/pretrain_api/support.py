@@ -9,7 +9,6 @@ from pretrain_api.layout import replica_processes
 from pretrain_api.model import resolve
 from pretrain_api.training import Training
 
-
 _SEVERAL = "not there yet with tensor or pipeline parallelism: set parallelism.tensor and pipeline to 1"
 _CUT = "not there yet with tensor parallelism: set parallelism.tensor to 1"
 
