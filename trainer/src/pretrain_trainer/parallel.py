@@ -66,7 +66,7 @@ class Groups:
         parts = self.mesh.pipeline
         if isinstance(parameter, DTensor):
             for placement, size in zip(parameter.placements, parameter.device_mesh.shape, strict=True):
-                parts *= size if placement.is_shard() else 1
+                parts *= 1 if placement.is_replicate() else size  # FSDP2's strided shards are no `is_shard`
         world_size = self.mesh.replicas * self.mesh.pipeline * self.mesh.tensor
         return world_size // parts * (2 if self.ends is not None and name == "token_embedding.weight" else 1)
 
