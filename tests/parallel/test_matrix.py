@@ -22,7 +22,8 @@ RESHAPED = (
     Laid("hybrid", world_size=4, worker_size=2),
     Laid(tensor=2, world_size=4),
     Laid(pipeline=4, world_size=4),
-    Laid("full", tensor=2, pipeline=2, world_size=8),
+    Laid("full", pipeline=2, world_size=4),
+    Laid(tensor=2, pipeline=2, world_size=4),
 )
 
 
@@ -31,7 +32,7 @@ def ways(shard: str, most: int = 8) -> Iterator[Laid]:
     for tensor, pipeline in SIZES:
         for replicas in (1, 2, 3):
             world_size = tensor * pipeline * replicas
-            if 1 < world_size <= most:
+            if 1 < world_size <= most and (shard == "none" or tensor == 1):
                 worker_size = world_size // 2 if shard == "hybrid" and replicas == 2 else world_size
                 yield Laid(shard, tensor, pipeline, world_size, max(tensor * pipeline, worker_size))
 

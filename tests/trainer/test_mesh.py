@@ -1,7 +1,7 @@
 """Where ranks stand, and which worlds fit."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain_api.layout import worker_unit
@@ -12,6 +12,7 @@ from pretrain_trainer.mesh import Mesh
 SMALL = st.integers(1, 4)
 
 
+@settings(deadline=None)
 @given(tensor=SMALL, pipeline=SMALL, processes=SMALL, units=SMALL)
 def test_every_multiple_of_the_unit_is_a_world_of_whole_replicas(
     tensor: int, pipeline: int, processes: int, units: int
@@ -27,6 +28,7 @@ def test_every_multiple_of_the_unit_is_a_world_of_whole_replicas(
     assert sum(place.counts for place in places) == mesh.replicas
 
 
+@settings(deadline=None)
 @given(tensor=SMALL, pipeline=SMALL, processes=SMALL, workers=st.integers(1, 20))
 def test_no_other_number_of_workers_is_one(tensor: int, pipeline: int, processes: int, workers: int) -> None:
     parallelism = Parallelism(tensor=tensor, pipeline=pipeline)

@@ -14,7 +14,7 @@ WAYS = (
     Laid("hybrid", world_size=4, worker_size=2),
     Laid(tensor=2, world_size=2),
     Laid(pipeline=2, world_size=4),
-    Laid("full", tensor=2, world_size=4),
+    Laid("full", pipeline=2, world_size=4),
 )
 
 
@@ -58,11 +58,12 @@ def test_a_run_goes_on_under_another_parallelism(corpus: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("way", "remedy"),
     [
+        (Laid("full", tensor=2, world_size=2), "shards are not there yet with tensor parallelism"),
         (
             Laid(tensor=2, pipeline=2, world_size=3),
             "takes 4 processes for each replica of the model, of which 3 are no",
         ),
-        (Laid("hybrid", tensor=2, world_size=2, worker_size=1), "set workers.processesPerWorker to 2"),
+        (Laid("hybrid", pipeline=2, world_size=2, worker_size=1), "set workers.processesPerWorker to 2"),
     ],
 )
 def test_a_world_that_does_not_fit_is_refused_with_what_would(

@@ -43,6 +43,7 @@ def training_errors(training: Training) -> tuple[Finding, ...]:
         (several and model.dropout > 0, "model.dropout", f"dropout is {_SEVERAL}, or dropout to 0"),
         (several and training.compile, "compile", f"compiled blocks are {_SEVERAL}, or compile to false"),
         (several and imports, "from.huggingFace", f"weights of Hugging Face are {_SEVERAL} for the first run"),
+        (cut and parallelism.shard != "none", "parallelism.shard", f"shards are {_CUT}, or shard to none"),
         (
             cut and training.activation_checkpointing != "none",
             "activationCheckpointing",
