@@ -346,9 +346,15 @@ WORKER = (
 
 FAULTS = (
     lines(
-        "Restarts by cause",
-        "Generations that a fault ended.",
-        (Query(f"sum by (cause) (increase(pretrain_job_restarts_total{{{JOB}}}[$__rate_interval])) > 0", "{{cause}}"),),
+        "Restarts and rollbacks by cause",
+        "Generations that a fault ended; losses that spiked, and returns to an earlier state for that.",
+        (
+            Query(
+                f"sum by (cause) (increase(pretrain_job_restarts_total{{{JOB}}}[$__rate_interval])) > 0", "{{cause}}"
+            ),
+            Query(f"sum(increase(pretrain_job_loss_spikes_total{{{JOB}}}[$__rate_interval])) > 0", "LossSpike"),
+            Query(f"sum(increase(pretrain_job_rollbacks_total{{{JOB}}}[$__rate_interval])) > 0", "RolledBack"),
+        ),
         bars=True,
         stacked=True,
         span=8,

@@ -43,6 +43,7 @@ class SimAgent:
     received: list[CoordinatorMessage] = field(default_factory=list)
     generation: Generation | None = None
     highest: int = 0
+    rolled_to: int = 0
     formed_number: int = 0
     epoch: int = 0
     step: int = 0
@@ -82,6 +83,7 @@ class SimAgent:
             processes=self.processes,
             generation=self.generation,
             highest_number=self.highest,
+            rolled_to=self.rolled_to,
             highest_epoch=self.epoch,
             step=self.step,
             stepped_seconds=None if stepped_at is None else now - stepped_at,
@@ -134,6 +136,7 @@ class SimAgent:
         if generation is not None:
             self.highest = max(self.highest, generation.number)
         self.started = self.failed = self.frozen_ranks = False
+        self.rolled_to = 0
         self.command = self.held = None
 
     def of(self, kind: type) -> list:

@@ -16,7 +16,7 @@ from aiohttp import web
 from builders_operator import FakeChannel, FakeCluster, World, a_job, a_save, a_start, a_step
 
 from pretrain_agent.exposition import WorkerMetrics, serve_http
-from pretrain_api.reports import Evaluated, Failed, MemoryUse, Progress, ReportBody, Restored, Saved, SaveFailed
+from pretrain_api.reports import Diverged, Evaluated, MemoryUse, Progress, ReportBody, Restored, Saved, SaveFailed
 from pretrain_operator.metrics import CONTENT_TYPE, OperatorMetrics
 from pretrain_operator.service import JobService
 
@@ -159,7 +159,7 @@ class _Cast:
             self.channel.say(SaveFailed(step=step, message="no space left"))
             self.channel.say(Evaluated(step=step, losses={"held-out": 4.0}, seconds=0.01))
         if step % 20 == 0:
-            self.channel.say(Failed(rank=0, reason="LossNotFinite"))
+            self.channel.say(Diverged(step=step, since=step, cause="LossNotFinite", action="Drop"))
 
 
 async def _train(run: ScrapedRun, stop: threading.Event, cast: _Cast) -> None:

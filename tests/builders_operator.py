@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pretrain_api.job import PretrainJob
-from pretrain_api.lineage import manifest_key
+from pretrain_api.lineage import Rollback, StepRange, manifest_key
 from pretrain_api.protocol import Generation, Member
-from pretrain_api.reports import Finished, ReportBody, Restored, Saved, Started, StepDone
+from pretrain_api.reports import Finished, ReportBody, Restored, RolledBack, Saved, Started, StepDone
 from pretrain_api.runreport import Bookkeeping, JobStatus, SlotMemory, StepRecord
 from pretrain_operator.cluster import Event, InjectedFault, Placement, Pod, PodPhase, Snapshot
 from pretrain_operator.coordinator.types import AgentView, Announced, CoordinatorView, Ended, Fact, Reported, Want
@@ -153,6 +153,16 @@ def a_restore(step: int, generation: int = 1) -> Restored:
 
 def a_save(step: int, generation: int = 1) -> Saved:
     return Saved(step=step, checkpoint=manifest_key(generation, step), bytes=1, stall_seconds=0.25, seconds=1.0)
+
+
+def a_rolled_back(number: int, to_step: int = 3, step: int = 9, count: int = 1) -> RolledBack:
+    """What ranks say that went back from generation 1 under this number."""
+    skipped = StepRange(first=step - 2, last=step + 7)
+    rollback = Rollback(
+        generation=number, job_uid="uid", cause="LossSpike", step=step, since=step - 1, to_step=to_step, skipped=skipped
+    )
+    checkpoint = manifest_key(1, to_step)
+    return RolledBack(number=number, rollback=rollback, checkpoint=checkpoint, skipped=(skipped,), count=count)
 
 
 def a_start(rank: int) -> Started:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import multiprocessing
 import os
 import runpy
@@ -30,20 +31,32 @@ from torch.optim import Optimizer
 
 from pretrain_api import reports
 from pretrain_api.dataset import DATASET_FILE, Dataset, Shard
-from pretrain_api.lineage import JobIdentity, Manifest, StepRange, StoredObject, manifest_key
+from pretrain_api.lineage import JobIdentity, Manifest, Rollback, StepRange, StoredObject, manifest_key
 from pretrain_api.protocol import Command, Generation, Member
 from pretrain_api.reports import ReportBody, Saved, SaveFailed, StepDone
 from pretrain_api.trainer import TrainerConfig
+from pretrain_api.training import Training
+from pretrain_trainer import rollback, setup
+from pretrain_trainer.checkpoint import Checkpointer
+from pretrain_trainer.checkpoint.returning import Returning
+from pretrain_trainer.checkpoint.saving import Saver
 from pretrain_trainer.errors import GradientOverflow
 from pretrain_trainer.exact import ExactGradients, ExactShardedGradients
 from pretrain_trainer.failures import Ending, ending
 from pretrain_trainer.gradients import Gradients, Reduced, Signals
+from pretrain_trainer.guard import Wish
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks, process_group
 from pretrain_trainer.train import train
 
 VOCABULARY = 61
 RANK_SECONDS = 120
+DEADLY: dict[str, tuple[object, str]] = {
+    "before the record": (Returning, "enter"),
+    "after the record": (Saver, "go_on_as"),
+    "after the load": (rollback, "RolledBack"),
+}
+"""Stages of a rollback, and what is called there."""
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -189,6 +202,13 @@ class FileCheckpointer:
 
     recalled = False
 
+    @property
+    def rollbacks(self) -> tuple[Rollback, ...]:
+        return ()
+
+    def go_back(self, wish: Wish) -> None:
+        raise NotImplementedError
+
     def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
         if self._state is None:
             return Progress()
@@ -257,6 +277,13 @@ class Script:
     attended: bool = True
     skipped: tuple[StepRange, ...] = ()
     """Ranges of data that were passed over before; for runs that keep nothing."""
+    real: bool = False
+    """The program's own checkpointer instead of a fake one."""
+    spoil: Callable[[int, int, Tensor], float] | None = None
+    """Multiplies the loss of a micro-batch, by rank, by how many this rank has computed before, and by its windows."""
+    deadly: tuple[int, str] | None = None
+    """The rank that is killed, and at which stage of a rollback."""
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -290,8 +317,10 @@ class RankEnd:
 def run_training(
     config: TrainerConfig, world_size: int, script: Script = Script(), worker_size: int = 1
 ) -> list[RankEnd]:
-    """Train with so many ranks, each a process of its own; their ends, by rank."""
-    return run_ranks(world_size, _train, config, script, worker_size=worker_size)
+    """Train with so many ranks, each a process of its own; the ends of those that are not killed, by rank."""
+    killed = script.deadly[0] if script.deadly is not None else None
+    survivors = [rank for rank in range(world_size) if rank != killed]
+    return run_ranks(world_size, _train, config, script, survivors=survivors, worker_size=worker_size)
 
 
 def run_ranks(
@@ -431,18 +460,46 @@ def _train(environ: Mapping[str, str], config: TrainerConfig, script: Script) ->
 
     def open_checkpointer(
         config: TrainerConfig, identity: JobIdentity, _: Generation | None, ranks: Ranks, environ: Mapping[str, str]
-    ) -> FileCheckpointer:
+    ) -> Checkpointer | FileCheckpointer:
+        if script.real:
+            return Checkpointer.open(config, identity, generation, ranks, environ)
         if not script.keep:
             return watching
         folder = Path(config.checkpoint.storage.path or "")
         return FileCheckpointer(folder, script.generation, ranks.rank, script.failing)
 
+    environ = {**environ, **script.environ}
+    if script.spoil is not None:
+        spoil_losses(script.spoil, rank)
+    if script.deadly is not None and script.deadly[0] == rank:
+        die_at(script.deadly[1])
     try:
         train(config, link, open_checkpointer, environ)
     except Exception as error:
         end = ending(error, rank)
         return RankEnd([*link.reports, *([end.report] if end.report else [])], end.exit_code)
     return RankEnd(link.reports, 0, watching.parameters)
+
+
+def spoil_losses(factor: Callable[[int, int, Tensor], float], rank: int) -> None:
+    """From now on the losses of this process's micro-batches are multiplied."""
+    sound, counted = setup._loss, itertools.count()
+
+    def spoilt(ranks: Ranks, training: Training) -> Callable[[nn.Module, Tensor], Tensor]:
+        loss = sound(ranks, training)
+        return lambda model, windows: loss(model, windows) * factor(rank, next(counted), windows)
+
+    setup._loss = spoilt
+
+
+def die_at(name: str) -> None:
+    """This process is killed at a stage of its first rollback."""
+
+    def deadly(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    owner, method = DEADLY[name]
+    setattr(owner, method, deadly)
 
 
 class _Watching(NoCheckpointer):

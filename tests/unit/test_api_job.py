@@ -255,7 +255,6 @@ def test_workers_whose_processes_a_template_decides_are_left_to_who_makes_pods()
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("recovery.divergence", {"maxRollbacks": 5}),
         ("workers.elastic.growCooldown", "90s"),
     ],
 )

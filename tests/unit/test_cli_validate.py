@@ -56,5 +56,5 @@ def test_what_is_not_there_yet_is_a_mistake(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_what_is_not_applied_yet_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert validate(written(tmp_path, {"spec.recovery.divergence": {"maxRollbacks": 5}}), []) == 0
-    assert "warning: spec.recovery.divergence: divergence is not watched yet" in capsys.readouterr().out
+    assert validate(written(tmp_path, {"spec.workers.elastic": {"growCooldown": "10s"}}), []) == 0
+    assert "warning: spec.workers.elastic.growCooldown: a job does not grow" in capsys.readouterr().out

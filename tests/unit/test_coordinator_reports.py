@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from builders_coordinator import World, a_running_world, a_step
+from builders_operator import a_rolled_back
 
 from pretrain_api import reports
 from pretrain_api.protocol import Report
@@ -114,3 +115,32 @@ def test_reports_made_during_an_outage_arrive_exactly_once() -> None:
     steps = [fact.body.step for fact in world.reported(reports.StepDone)]  # type: ignore[union-attr]
 
     assert steps == list(range(1, agents[0].step + 1))
+
+
+def test_the_number_that_ranks_take_by_a_rollback_is_taken() -> None:
+    world, agents = a_running_world()
+    for agent in agents:
+        agent.say(a_rolled_back(7), world.now)
+    agents[0].say(reports.Failed(rank=0, reason="Killed"), world.now)
+
+    world.run(0.5)
+
+    assert world.current is not None
+    assert world.current.number == 8
+
+
+def test_a_rollback_takes_the_time_of_a_restore() -> None:
+    """Nobody is convicted of standing still meanwhile, and steps may be lower than they were."""
+    world, agents = a_running_world()
+    before = world.current
+    for agent in agents:
+        agent.frozen_ranks = True
+    agents[0].say(reports.Diverged(step=9, since=8, cause="LossSpike", action="Rollback"), world.now)
+    world.run(4)
+    for agent in agents:
+        agent.say(a_rolled_back(7), world.now)
+        agent.frozen_ranks = False
+    world.run(1)
+
+    assert world.current == before
+    assert world.ended() == []

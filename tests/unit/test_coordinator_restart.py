@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from builders_coordinator import a_running_world, a_want
+from builders_operator import a_rolled_back
 
 from pretrain_api import protocol
 from pretrain_api.protocol import Heartbeat
@@ -167,3 +168,22 @@ def test_an_ended_generation_says_whether_it_was_meant() -> None:
     assert Ended(time=1, number=1, cause="Resized", step=1, fault_time=1).intended
     assert not Ended(time=1, number=1, cause="Hang", step=1, fault_time=1).intended
     assert a_want().running
+
+
+def test_ranks_that_took_a_higher_number_by_a_rollback_are_taken_over_too() -> None:
+    world, agents = a_running_world()
+    before = world.current
+    for agent in agents:
+        agent.say(a_rolled_back(7), world.now)
+        agent.rolled_to = agent.highest = 7
+    world.run(1)
+    world.crash()
+    world.run(1)
+    world.epoch += 1
+    world.boot()
+    for agent in agents:
+        world.connect(agent)
+    world.run(3)
+
+    assert world.current == before
+    assert world.ended() == []

@@ -15,6 +15,7 @@ from builders_operator import (
     a_generation,
     a_job,
     a_restore,
+    a_rolled_back,
     a_save,
     a_step,
     an_end,
@@ -29,7 +30,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pretrain_agent import exposition
 from pretrain_agent.exposition import WorkerMetrics
 from pretrain_api.metrics import Family
-from pretrain_api.reports import Failed, MemoryUse, Progress, Restored, Saved, SaveFailed
+from pretrain_api.reports import Diverged, MemoryUse, Progress, Restored, Saved, SaveFailed
 from pretrain_api.runreport import (
     Bookkeeping,
     CheckpointSummary,
@@ -232,16 +233,23 @@ def test_a_checkpoint_that_the_operator_before_knew_is_not_counted_again(witness
     assert shown("pretrain_job_checkpoint_seconds_count") == 0
 
 
-def test_a_loss_that_is_not_finite_is_counted_once_for_all_ranks(witness: Witness, shown: Shown) -> None:
-    failures = [Failed(rank=rank, reason="LossNotFinite", retryable=False) for rank in range(4)]
+def test_losses_that_diverge_are_counted_by_what_they_are(witness: Witness, shown: Shown) -> None:
+    not_finite = Diverged(step=7, since=7, cause="LossNotFinite", action="Drop")
+    spike = Diverged(step=9, since=8, cause="LossSpike", action="Rollback")
 
-    witness.facts(tuple(said(1, 1, failure) for failure in failures))
-    witness.facts((said(2, 1, Failed(rank=0, reason="OutOfMemory")),))
-    assert shown("pretrain_job_nonfinite_losses_total") == 1
+    witness.facts((said(1, 1, not_finite), said(2, 1, not_finite), said(3, 1, spike)))
 
-    witness.facts((said(3, 2, failures[0]),))
-    witness.step(A_STEP.model_copy(update={"loss": float("nan")}))
-    assert shown("pretrain_job_nonfinite_losses_total") == 3
+    assert shown("pretrain_job_nonfinite_losses_total") == 2
+    assert shown("pretrain_job_loss_spikes_total") == 1
+
+
+def test_a_rollback_is_counted_once_for_all_ranks_and_operators(witness: Witness, shown: Shown) -> None:
+    witness.began(JobStatus(generation=2))
+    second, third = (a_rolled_back(number) for number in (2, 3))
+
+    witness.facts((said(1, 1, second), said(2, 1, third), said(2, 1, third)))
+
+    assert shown("pretrain_job_rollbacks_total") == 1
 
 
 def test_the_time_of_the_last_checkpoint_outlives_the_operator_and_a_restore() -> None:

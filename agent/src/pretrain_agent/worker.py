@@ -35,12 +35,14 @@ from pretrain_api.protocol import (
 )
 from pretrain_api.reports import (
     CheckpointRejected,
+    Diverged,
     Failed,
     Held,
     NumberTaken,
     Progress,
     ReportBody,
     Resumed,
+    RolledBack,
     Started,
     StepDone,
 )
@@ -108,6 +110,8 @@ class Run:
     """The first step, which ends a recovery, was told of."""
     held: asyncio.Event = field(default_factory=asyncio.Event)
     """The ranks wait at a step boundary, with a checkpoint in force."""
+    rolled_to: int = 0
+    """The number that the ranks took by a rollback; 0: none."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -179,6 +183,7 @@ class Worker:
             processes=self._settings.processes,
             generation=self._run.generation if self._run else None,
             highest_number=self._highest_number,
+            rolled_to=self._run.rolled_to if self._run else 0,
             highest_epoch=self._line.highest_epoch,
             step=self._step,
             stepped_seconds=None if self._stepped_at is None else max(0.0, self._clock() - self._stepped_at),
@@ -282,6 +287,12 @@ class Worker:
                 urgent, run.stepped = not run.stepped, True
             case Failed() | CheckpointRejected() | NumberTaken():
                 run.explained.add(sender.rank)
+            case RolledBack():
+                self._step = body.rollback.to_step
+                run.rolled_to = max(run.rolled_to, body.number)
+                self._highest_number = max(self._highest_number, body.number)
+            case Diverged(action="Drop"):
+                self._step = body.step
             case Held():
                 run.held.set()
             case Resumed():

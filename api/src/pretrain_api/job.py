@@ -230,14 +230,35 @@ class Hang(Spec):
 
 
 class Divergence(Spec):
-    """What to do when the loss spikes or is not finite."""
+    """What to do when the loss or the gradient norm spikes or is not finite."""
 
-    action: Literal["Rollback", "Skip", "Warn"] = Field(default="Rollback", description="What is done")
-    skip_steps: int = Field(default=100, ge=0, le=MAX_STEPS, description="Steps of data passed over after a rollback")
-    learning_rate_factor: float = Field(
-        default=1.0, gt=0, le=1, description="Multiplies the learning rate after a rollback"
+    action: Literal["Rollback", "Skip", "Warn"] = Field(
+        default="Rollback",
+        description="Rollback: go back to a checkpoint from before it and pass over data; Skip: drop the update of "
+        "every such step; Warn: only say so, though an update that is not finite is dropped all the same",
     )
-    max_rollbacks: int = Field(default=3, ge=0, le=1000, description="With more the job fails")
+    threshold: float = Field(
+        default=5.0,
+        ge=2,
+        le=1000,
+        description="What is a spike: so many standard deviations of the noise above the latest losses or norms",
+    )
+    skip_steps: int = Field(
+        default=100,
+        ge=0,
+        le=MAX_STEPS,
+        description="Steps of data passed over after a rollback, a quarter of them before the spike; and the most "
+        "updates in a row that Skip and Warn drop before the job fails",
+    )
+    learning_rate_factor: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Multiplies the learning rate after a rollback, until skipSteps steps past the spike",
+    )
+    max_rollbacks: int = Field(
+        default=3, ge=0, le=1000, description="Rollbacks of the job in all; with more it fails with reason Diverged"
+    )
 
 
 class Suspects(Spec):

@@ -69,6 +69,9 @@ class Hello(Wire):
     processes: int = Field(default=1, ge=1, description="Training processes that this agent starts")
     generation: Generation | None = Field(default=None, description="The whole generation whose ranks run here now")
     highest_number: int = Field(default=0, description="The highest generation number this agent ever saw")
+    rolled_to: int = Field(
+        default=0, description="The number that the ranks of `generation` took by a rollback; 0: none"
+    )
     highest_epoch: int = 0
     step: int = Field(default=0, description="Steps completed, as far as this agent's ranks said")
     stepped_seconds: float | None = Field(

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from pretrain_api.base import Wire
+from pretrain_api.lineage import DivergenceCause, Rollback, StepRange
 
 
 class Started(Wire):
@@ -33,6 +34,8 @@ class Restored(Wire):
     )
     origin: str | None = Field(default=None, description="Where else the first weights came from, on a fresh start")
     parameters: int = Field(default=0, description="Number of parameters of the model")
+    skipped: tuple[StepRange, ...] = Field(default=(), description="Ranges of data passed over")
+    rollbacks: tuple[Rollback, ...] = Field(default=(), description="All of this job so far")
     unigram_loss: float | None = Field(
         default=None, description="Loss of the unigram model of the same mix: what knowing only token frequencies gives"
     )
@@ -170,6 +173,40 @@ class Sampled(Wire):
     text: str
 
 
+class Diverged(Wire):
+    """The loss or gradient norm of a step is not finite, or far from what is normal; what is done about it. Sent by
+    global rank 0 before it is done."""
+
+    kind: Literal["diverged"] = "diverged"
+    step: int = Field(description="Its update is not made, unless the action is Warn")
+    since: int = Field(description="The step at which it began")
+    cause: DivergenceCause
+    action: Literal["Rollback", "Drop", "Warn"]
+    seconds: float = Field(default=0.0, description="Since the step at which it began")
+    message: str = ""
+
+
+class RolledBack(Wire):
+    """The state of an earlier step stands, under a number that the ranks took in the lineage. Every rank sends it."""
+
+    kind: Literal["rolled_back"] = "rolled_back"
+    number: int = Field(description="Generations that are formed from now on have higher ones")
+    rollback: Rollback
+    checkpoint: str | None = Field(default=None, description="Key of the manifest restored from; null: the beginning")
+    tokens: int = 0
+    skipped: tuple[StepRange, ...] = Field(default=(), description="All ranges of data passed over")
+    count: int = Field(default=1, description="Rollbacks of this job so far, this one included")
+    seconds: float = 0.0
+
+
+class Plateau(Wire):
+    """The loss has not been lower for a long while. Nothing is done about it. Sent by global rank 0."""
+
+    kind: Literal["plateau"] = "plateau"
+    step: int
+    lowest: float = Field(description="The lowest mean loss of a span of steps")
+
+
 class CheckpointRejected(Wire):
     """The newest checkpoint could not be used (digest mismatch, missing object): the ranks want a generation whose
     `rejected` names it. The ranks exit after this."""
@@ -235,6 +272,9 @@ ReportBody = Annotated[
     | ProfileFailed
     | Evaluated
     | Sampled
+    | Diverged
+    | RolledBack
+    | Plateau
     | CheckpointRejected
     | NumberTaken
     | Finished

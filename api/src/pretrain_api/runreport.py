@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from pretrain_api.base import Frozen
+from pretrain_api.lineage import StepRange
 
 GoodputState = Literal[
     "queued", "starting", "restoring", "training", "evaluating", "saving", "recovering", "redoing", "holding",
@@ -54,12 +55,15 @@ class GenerationSummary(Frozen):
     workers: int
     started_at_step: int
     reason: str
+    formed_as: int | None = Field(
+        default=None, description="The number under which its workers met, where a rollback of theirs took this one"
+    )
 
 
 class Incident(Frozen):
     """A fault and how it was overcome. All seconds count from the fault; null: that point was not reached."""
 
-    cause: str = Field(description="`WorkerLost`, `RankFailed`, `WorkerSilent`, `CheckpointCorrupt`, `Hang`, …")
+    cause: str = Field(description="`WorkerLost`, `RankFailed`, `WorkerSilent`, `CheckpointCorrupt`, `LossSpike`, …")
     worker: int | None = None
     node: str = ""
     step: int = Field(description="Steps done when it happened")
@@ -70,7 +74,7 @@ class Incident(Frozen):
     restored_seconds: float | None = None
     resumed_seconds: float | None = None
     steps_lost: int | None = None
-    action: str = Field(default="", description="What was done: `Reformed`, `Restarted`, `Failed`, …")
+    action: str = Field(default="", description="What was done: `Reformed`, `RolledBack`, `Failed`, …")
     message: str = ""
 
 
@@ -214,6 +218,8 @@ class JobStatus(Frozen):
     unigram_loss: float | None = None
     validation_loss: dict[str, float] = Field(default_factory=dict[str, float])
     sample: str = ""
+    skipped: tuple[StepRange, ...] = Field(default=(), description="Steps of data that were passed over")
+    rollbacks: int = Field(default=0, description="How often the loss diverged and an earlier state was gone back to")
     goodput: Goodput | None = None
     checkpoints: CheckpointSummary = CheckpointSummary()
     generations: tuple[GenerationSummary, ...] = ()
@@ -246,3 +252,5 @@ class RunReport(Frozen):
     generations: tuple[GenerationSummary, ...]
     incidents: tuple[Incident, ...]
     checkpoints: CheckpointSummary
+    skipped: tuple[StepRange, ...] = ()
+    rollbacks: int = 0

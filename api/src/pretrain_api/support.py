@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from pretrain_api.job import Divergence, Elastic, PretrainJobSpec
+from pretrain_api.job import Elastic, PretrainJobSpec
 from pretrain_api.layout import replica_processes
 from pretrain_api.model import resolve
 from pretrain_api.training import Training
@@ -65,11 +65,6 @@ def _checkpoint_errors(spec: PretrainJobSpec) -> tuple[Finding, ...]:
 
 def _warnings(spec: PretrainJobSpec) -> tuple[Finding, ...]:
     found = (
-        (
-            spec.recovery.divergence != Divergence(),
-            "spec.recovery.divergence",
-            "divergence is not watched yet: the loss may spike unnoticed",
-        ),
         (
             spec.workers.elastic.grow_cooldown != Elastic().grow_cooldown,
             "spec.workers.elastic.growCooldown",

@@ -28,6 +28,8 @@ class ExitCode(IntEnum):
     """Checkpoints exist, none can be used: stop, for fear of starting from nothing."""
     COLLECTIVE = 75
     """A peer went away in the middle of a collective."""
+    DIVERGED = 76
+    """The loss diverged more often than the job allows."""
 
 
 class Cache(Frozen):

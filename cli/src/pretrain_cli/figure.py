@@ -14,6 +14,7 @@ from pretrain_api.runreport import RunReport, StepRecord
 CURVE = "#2563eb"
 REDONE = "#f59e0b"
 INCIDENT = "#dc2626"
+SKIPPED = "#a855f7"
 MUTED = "#6b7280"
 SMOOTHING = 0.8
 
@@ -32,16 +33,21 @@ def draw_svg(report: RunReport, records: tuple[StepRecord, ...]) -> str:
 
 
 def draw(report: RunReport, records: tuple[StepRecord, ...]) -> Figure:
-    """Loss above, workers below, incidents as lines through both."""
+    """Loss above, workers below; incidents as lines through both, data that was skipped as bands."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     loss, workers = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     figure.suptitle(f"{report.job}: {report.result.lower()} after {report.steps:,} steps", fontweight="bold")
     _draw_loss(loss, report, records)
     _draw_workers(workers, records)
+    for gap in report.skipped:
+        for axes in (loss, workers):
+            axes.axvspan(gap.first - 0.5, gap.last + 0.5, color=SKIPPED, alpha=0.12, linewidth=0, gid="skipped-data")
     for incident in report.incidents:
         for axes in (loss, workers):
             axes.axvline(incident.step, color=INCIDENT, linewidth=1, linestyle=":", alpha=0.8)
         label = f" {incident.cause}"
+        if incident.action == "RolledBack":
+            label += ", rolled back"
         if incident.resumed_seconds is not None:
             label += f", back in {incident.resumed_seconds:.2f} s"
         loss.annotate(
@@ -67,6 +73,8 @@ def _draw_loss(axes: Axes, report: RunReport, records: tuple[StepRecord, ...]) -
             [record.step for record in redone], [record.loss for record in redone],
             ".", color=REDONE, markersize=4, label="steps done again after a fault",
         )  # fmt: skip
+    if report.skipped:
+        axes.fill_between([], [], color=SKIPPED, alpha=0.12, linewidth=0, label="data passed over after a rollback")
     if report.unigram_loss is not None:
         axes.axhline(report.unigram_loss, color=MUTED, linestyle="--", linewidth=1, label="unigram model")
     for (source, value), marker in zip(sorted(report.validation_loss.items()), "osD^v<>", strict=False):

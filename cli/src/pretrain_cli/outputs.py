@@ -42,6 +42,8 @@ def write_outputs(
         generations=status.generations,
         incidents=status.incidents,
         checkpoints=status.checkpoints,
+        skipped=status.skipped,
+        rollbacks=status.rollbacks,
     )
     (out / "report.json").write_text(report.model_dump_json(indent=1) + "\n")
     draw_png(out / "loss.png", report, records)

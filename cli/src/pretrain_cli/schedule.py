@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter
@@ -98,7 +100,7 @@ def draw(job: PretrainJob) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     axes.spines["right"].set_visible(False)
     axes.grid(alpha=0.2)
-    tokens = axes.secondary_xaxis("top", functions=(lambda step: step * per_step, lambda token: token / per_step))
+    tokens = axes.secondary_xaxis("top", functions=(partial(np.multiply, per_step), partial(np.multiply, 1 / per_step)))
     tokens.xaxis.set_major_formatter(EngFormatter(sep=""))
     tokens.set_xlabel("tokens")
     figure.suptitle(f"{job.metadata.name}: {rates.kind}, peak {rates.peak:g}", fontweight="bold")

@@ -16,6 +16,7 @@ def summarise(report: RunReport, status: JobStatus, out: Path) -> str:
         f"  speed        {_speed(report)}",
         f"  goodput      {report.goodput.ratio:.1%} of {sum(report.goodput.seconds.values()):.0f} s was training",
         f"  checkpoints  {_checkpoints(report)}",
+        *([f"  rollbacks    {_rollbacks(report)}"] if report.rollbacks else []),
         *(f"  incident     {_incident(incident)}" for incident in report.incidents),
         f"  files        {out}/report.html, report.json, metrics.jsonl, loss.png, logs/",
     ]
@@ -49,6 +50,11 @@ def _checkpoints(report: RunReport) -> str:
     if saved.latest_step is None:
         return "none"
     return f"{saved.saved} saved, the newest at step {saved.latest_step:,}"
+
+
+def _rollbacks(report: RunReport) -> str:
+    skipped = ", ".join(f"{gap.first:,} to {gap.last:,}" for gap in report.skipped)
+    return f"{report.rollbacks}" + (f", the data of steps {skipped} passed over" if skipped else "")
 
 
 def _incident(incident: Incident) -> str:

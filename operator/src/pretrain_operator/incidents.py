@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from pretrain_api.lineage import Rollback
 from pretrain_api.protocol import Generation
 from pretrain_api.runreport import Incident
 from pretrain_operator.cluster import InjectedFault
@@ -17,6 +18,10 @@ SAME_WORKER_SECONDS = 120.0
 OTHER_WORKER_SECONDS = 5.0
 """The same where another worker noticed first: a broken collective tells within moments."""
 CORRUPT = "CheckpointCorrupt"
+ROLLED_BACK = "RolledBack"
+DIVERGENCES = ("LossSpike", "LossNotFinite")
+SAME_DIVERGENCE_STEPS = 10
+"""Updates dropped or warnings within so many steps are one incident."""
 GRACEFUL_FAULTS = ("add:", "remove:", "term:")
 """What begins the description of an injected fault that is no incident when all goes well."""
 
@@ -87,6 +92,28 @@ class IncidentLog:
         self._append(Case(CORRUPT, None, "", step, time, detected=time, message=text))
         return True
 
+    def diverged(self, cause: str, step: int, began: float, time: float, message: str) -> None:
+        """The loss diverged after `step` steps, and an earlier state is about to be gone back to."""
+        self._append(Case(cause, None, "", step, began, detected=time, message=message))
+
+    def rolled_back(self, rollback: Rollback) -> None:
+        """An earlier state was gone back to, by these ranks or by those before them."""
+        self._cases = [
+            replace(case, action=ROLLED_BACK, steps_lost=max(0, rollback.step - 1 - rollback.to_step))
+            if case.open and case.cause in DIVERGENCES
+            else case
+            for case in self._cases
+        ]
+
+    def noted(self, cause: str, action: str, step: int, began: float, time: float, message: str) -> bool:
+        """The loss of a step diverged, and training goes on without a pause; False: so it did just before."""
+        last = next((case for case in reversed(self._cases) if case.cause == cause and case.action == action), None)
+        if last is not None and step - last.step <= SAME_DIVERGENCE_STEPS:
+            return False
+        case = Case(cause, None, "", step, began, detected=time, resumed=time, steps_lost=0, message=message)
+        self._append(replace(case, action=action))
+        return True
+
     def ended(self, fact: Ended, step: int, lost: int | None) -> None:
         """A generation ended after `step` steps, of which it lost `lost`; None: the next restored state will tell. An
         end that was intended only delays a recovery under way."""
@@ -103,9 +130,13 @@ class IncidentLog:
         """The next generation went out."""
         action = self._action(fact.generation)
         self._recovery = Recovery(fact.generation)
+        rolled_back = [case.action == ROLLED_BACK for case in self._cases]
         self._update(reformed=fact.time, generation=fact.generation.number, action=action)
         self._cases = [
-            replace(case, action="FellBack") if case.open and case.cause == CORRUPT else case for case in self._cases
+            replace(case, action="FellBack" if case.cause == CORRUPT else ROLLED_BACK if rolled else case.action)
+            if case.open
+            else case
+            for case, rolled in zip(self._cases, rolled_back, strict=True)
         ]
 
     def started(self, rank: int, time: float) -> bool:
@@ -146,7 +177,7 @@ class IncidentLog:
         ]
         injected = {fault.time for fault in faults}
         for index, case in enumerate(self._cases):
-            if case.fault in injected or case.cause == CORRUPT:
+            if case.fault in injected or case.cause in (CORRUPT, *DIVERGENCES):
                 continue
             if (fault := _closest(case, unused)) is not None:
                 unused.remove(fault)

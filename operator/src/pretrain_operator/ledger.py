@@ -10,14 +10,17 @@ from pretrain_api.protocol import Generation
 from pretrain_api.reports import (
     Blocked,
     CheckpointRejected,
+    Diverged,
     Evaluated,
     Failed,
     Finished,
     Held,
+    Plateau,
     Profiled,
     ProfileFailed,
     Restored,
     Resumed,
+    RolledBack,
     Sampled,
     Saved,
     SaveFailed,
@@ -72,7 +75,10 @@ class Ledger:
         self._incidents = IncidentLog(status.incidents)
         self._closed = status.phase in ("Succeeded", "Failed")
         self._generation: Generation | None = None
-        self._ran = status.generations[-1].number if status.generations else 0
+        last = status.generations[-1] if status.generations else None
+        self._ran = (last.formed_as or last.number) if last is not None else 0
+        self._rolled_to = last.number if last is not None and last.formed_as is not None else 0
+        """The number that the ranks of the generation that ran last took by a rollback; 0: none."""
         self._saved_last = status.latest_checkpoint
         self._held_step = -1
         self._charges = Charges(books)
@@ -259,6 +265,13 @@ class Ledger:
             case Sampled():
                 self._busy(fact.time, {"evaluating": float("inf")})
                 self._set(sample=body.prompt + body.text)
+            case Diverged():
+                return self._diverged(body, fact)
+            case RolledBack():
+                return self._rolled_back(body, fact)
+            case Plateau():
+                text = f"step {body.step}: the mean loss has been at {body.lowest:.4f} or above for long"
+                return (Event("Warning", "LossPlateau", text),)
             case CheckpointRejected():
                 return self._rejected(body, fact)
             case Failed():
@@ -281,8 +294,11 @@ class Ledger:
             self._timeline.switch("restoring", fact.time)
 
     def _restored(self, body: Restored, fact: Reported) -> tuple[Event, ...]:
-        self._ran = fact.generation
+        if fact.generation != self._ran:
+            self._ran, self._rolled_to = fact.generation, 0
         self._summarize(fact.generation, body.step)
+        if len(body.rollbacks) > self._status.rollbacks:  # Its ranks had no time to say so.
+            self._incidents.rolled_back(body.rollbacks[-1])
         self._incidents.restored(body.step, fact.time)
         if self.state not in ("holding", "suspended"):
             self._timeline.switch(self._kind_of(body.step + 1), fact.time)
@@ -295,6 +311,8 @@ class Ledger:
             checkpoints=self._latest(saved if place else None, body.checkpoint, None),
             parameters=body.parameters or self._status.parameters,
             unigram_loss=self._status.unigram_loss if body.unigram_loss is None else body.unigram_loss,
+            skipped=body.skipped,
+            rollbacks=len(body.rollbacks),
             bookkeeping=books.model_copy(update={"checkpoint_step": max(books.checkpoint_step, saved)}),
         )
         return (Event("Normal", "Begun", f"the first weights are {body.origin}"),) if body.origin else ()
@@ -302,7 +320,8 @@ class Ledger:
     def _step_done(self, body: StepDone, fact: Reported) -> tuple[Event, ...]:
         if fact.generation == self._ran and body.step <= self._status.step:
             return ()
-        self._ran = fact.generation
+        if fact.generation != self._ran:
+            self._ran, self._rolled_to = fact.generation, 0
         self._summarize(fact.generation, body.step - 1)
         self.ranks_wait = None
         overcome = bool(self.recovering)
@@ -315,6 +334,8 @@ class Ledger:
             self._timeline.state = self._kind_of(body.step + 1)
         books = self._status.bookkeeping
         record = step_record(body, fact, self._workers(fact.generation), self._devices(fact.generation))
+        if self._rolled_to:
+            record = record.model_copy(update={"generation": self._rolled_to})
         self._rhythm.step(body.step, fact.time)
         self._set(
             step=body.step,
@@ -382,6 +403,56 @@ class Ledger:
         self._busy(fact.time, {"saving": float("inf")})
         if self.state in STEPPING:
             self._timeline.switch("holding", fact.time)
+
+    def _diverged(self, body: Diverged, fact: Reported) -> tuple[Event, ...]:
+        text = f"step {body.step}: {body.message}"
+        began = fact.time - body.seconds
+        if body.action == "Rollback":
+            self._incidents.diverged(body.cause, body.step - 1, began, fact.time, text)
+            self._timeline.switch("recovering", fact.time)
+            return (Event("Warning", body.cause, text),)
+        done = "the update was dropped" if body.action == "Drop" else "training goes on"
+        if body.action == "Drop":
+            books = self._status.bookkeeping
+            highest = max(books.highest_step, body.step)
+            self._set(step=body.step, bookkeeping=books.model_copy(update={"highest_step": highest}))
+        action = "UpdateDropped" if body.action == "Drop" else "Warned"
+        if not self._incidents.noted(body.cause, action, body.step, began, fact.time, text):
+            return ()
+        return (Event("Warning", body.cause, f"{text}; {done}"),)
+
+    def _rolled_back(self, body: RolledBack, fact: Reported) -> tuple[Event, ...]:
+        """Once, although every rank says so."""
+        if body.number <= max(self._rolled_to, fact.generation):
+            return ()
+        rollback = body.rollback
+        self._rolled_to = body.number
+        self._incidents.rolled_back(rollback)
+        self._incidents.restored(rollback.to_step, fact.time)
+        summary = GenerationSummary(
+            number=body.number,
+            workers=self._workers(fact.generation),
+            started_at_step=rollback.to_step,
+            reason="RolledBack",
+            formed_as=fact.generation,
+        )
+        self._timeline.switch(self._kind_of(rollback.to_step + 1), fact.time)
+        self._set(
+            generation=max(self._status.generation, body.number),
+            generations=(*self._status.generations, summary)[-MAX_GENERATIONS:],
+            step=rollback.to_step,
+            tokens=body.tokens,
+            latest_checkpoint=body.checkpoint,
+            checkpoints=self._latest(rollback.to_step if body.checkpoint else None, body.checkpoint, None),
+            skipped=body.skipped,
+            rollbacks=body.count,
+        )
+        text = f"generation {body.number} goes on from step {rollback.to_step}"
+        if rollback.skipped is not None:
+            text += f" and passes over the data of steps {rollback.skipped.first} to {rollback.skipped.last}"
+        if rollback.slowed is not None:
+            text += f", with {rollback.slowed.factor:g} times the learning rate up to step {rollback.slowed.last}"
+        return (Event("Warning", "RolledBack", f"{text}; rollback {body.count} of this job"),)
 
     def _rejected(self, body: CheckpointRejected, fact: Reported) -> tuple[Event, ...]:
         key = parse_manifest_key(body.checkpoint)

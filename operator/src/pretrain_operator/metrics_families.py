@@ -69,6 +69,16 @@ VALIDATION_LOSS = Family(
 NOT_FINITE = Family(
     "pretrain_job_nonfinite_losses_total", "counter", "Steps whose loss or gradient was NaN or infinite", "steps", JOB
 )
+SPIKES = Family(
+    "pretrain_job_loss_spikes_total",
+    "counter",
+    "Spikes of loss or gradient norm that something was done about",
+    "",
+    JOB,
+)
+ROLLBACKS = Family(
+    "pretrain_job_rollbacks_total", "counter", "Returns to an earlier state because the loss diverged", "rollbacks", JOB
+)
 WORKERS = Family("pretrain_job_workers", "gauge", "Workers in each state", "workers", (*JOB, "state"))
 GENERATION = Family("pretrain_job_generation", "gauge", "Number of the newest generation", "", JOB)
 RESTARTS = Family(
@@ -144,9 +154,9 @@ LAST_CHECKPOINT_TIME = Family(
 
 JOB_FAMILIES = (
     PHASE, STEP, TARGET_STEP, STEPS, STEPS_LOST, TOKENS, SPEED, DEVICE_SPEED, MFU, STEP_PART, PARAMETERS, LOSS,
-    GRADIENT_NORM, LEARNING_RATE, VALIDATION_LOSS, NOT_FINITE, WORKERS, GENERATION, RESTARTS, FAILURES, RECOVERY,
-    INTERRUPTION, GOODPUT, GOODPUT_RATIO, CHECKPOINT, CHECKPOINT_STALL, CHECKPOINT_BYTES, CHECKPOINT_FAILURES,
-    LAST_CHECKPOINT_STEP, LAST_CHECKPOINT_TIME,
+    GRADIENT_NORM, LEARNING_RATE, VALIDATION_LOSS, NOT_FINITE, SPIKES, ROLLBACKS, WORKERS, GENERATION, RESTARTS,
+    FAILURES, RECOVERY, INTERRUPTION, GOODPUT, GOODPUT_RATIO, CHECKPOINT, CHECKPOINT_STALL, CHECKPOINT_BYTES,
+    CHECKPOINT_FAILURES, LAST_CHECKPOINT_STEP, LAST_CHECKPOINT_TIME,
 )  # fmt: skip
 
 RECONCILE = Family(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from pretrain_api.metrics import Family
-from pretrain_api.reports import Failed, Saved, SaveFailed
+from pretrain_api.reports import Diverged, RolledBack, Saved, SaveFailed
 from pretrain_api.runreport import Incident, JobStatus, StepRecord
 from pretrain_api.stepparts import STEP_PARTS, parts_of
 from pretrain_operator import metrics_families as families
@@ -17,8 +17,8 @@ from pretrain_operator.metrics_goodput import GoodputCounters
 from pretrain_operator.metrics_recovery import OvercomeIncidents, phase_seconds
 
 COUNTERS = (
-    families.STEPS, families.STEPS_LOST, families.NOT_FINITE, families.CHECKPOINT_STALL, families.CHECKPOINT_BYTES,
-    families.CHECKPOINT_FAILURES,
+    families.STEPS, families.STEPS_LOST, families.NOT_FINITE, families.SPIKES, families.ROLLBACKS,
+    families.CHECKPOINT_STALL, families.CHECKPOINT_BYTES, families.CHECKPOINT_FAILURES,
 )  # fmt: skip
 
 
@@ -63,13 +63,14 @@ class JobSeries:
         self._interruption = Distribution(families.INTERRUPTION)
         self._checkpoint = Distribution(families.CHECKPOINT)
         self._saved: str | None = None
-        self._not_finite_in = 0
+        self._rolled_to = 0
 
     def began(self, status: JobStatus) -> None:
         """A service goes on from this status: what it tells of was counted when it happened."""
         self._overcome.new(status.incidents)
         self._goodput.began(status, self._clock())
         self._saved = status.latest_checkpoint
+        self._rolled_to = status.generation
         self._status = status
 
     def step(self, record: StepRecord) -> None:
@@ -158,9 +159,11 @@ class JobSeries:
                 self._counts[families.CHECKPOINT_STALL] += saved.stall_seconds
             case SaveFailed():
                 self._counts[families.CHECKPOINT_FAILURES] += 1
-            case Failed(reason="LossNotFinite") if fact.generation > self._not_finite_in:
-                self._not_finite_in = fact.generation  # All its ranks say so.
-                self._counts[families.NOT_FINITE] += 1
+            case Diverged() as diverged:
+                self._counts[families.NOT_FINITE if diverged.cause == "LossNotFinite" else families.SPIKES] += 1
+            case RolledBack() as rolled if rolled.number > self._rolled_to:
+                self._rolled_to = rolled.number  # All ranks say so.
+                self._counts[families.ROLLBACKS] += 1
             case _:
                 pass
 

@@ -128,17 +128,18 @@ def choose_parent(listing: Listing, rejected: Collection[str]) -> Choice:
     raise NoUsableCheckpoint(named)
 
 
-def choose_return(listing: Listing, before: int) -> Choice:
+def choose_return(listing: Listing, before: int, rejected: Collection[str] = ()) -> Choice:
     """Where to roll back to: the newest usable checkpoint of the line of a step below `before`; null: to the beginning.
 
     One that an earlier rollback went back to may be where the trouble comes from, so the one before it is taken where
     there is one.
     """
-    refused = _rejected(listing) | given_up(listing)
+    corrupt = _rejected(listing) | frozenset(rejected)
+    refused = corrupt | given_up(listing)
     usable = [key for key in line(listing) if key not in refused and _place(key)[1] < before]
     steps_tried = {rollback.to_step for rollback in _newest(listing).rollbacks}
     fresh = [key for key in usable if _place(key)[1] not in steps_tried]
-    return Choice(next(iter(fresh or usable), None), tuple(sorted(_rejected(listing) & listing.manifests)))
+    return Choice(next(iter(fresh or usable), None), tuple(sorted(corrupt & listing.manifests)))
 
 
 def inherited(listing: Listing, parent: Manifest | None) -> Course:

@@ -66,7 +66,9 @@ class Verdict:
     @property
     def cause(self) -> DivergenceCause | None:
         """Why the loss counts as diverged, if it does."""
-        return {"spike": "LossSpike", "not finite": "LossNotFinite"}.get(self.look)  # pyright: ignore[reportReturnType]
+        if self.look == "spike":
+            return "LossSpike"
+        return "LossNotFinite" if self.look == "not finite" else None
 
     @property
     def uneasy(self) -> bool:

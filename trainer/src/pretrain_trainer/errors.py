@@ -8,7 +8,7 @@ TrainerError
 ├── NumberTakenError         the lineage has this generation's number: a higher one is needed
 ├── SupersededError          another job took over the prefix: stop
 ├── NoUsableCheckpointError  checkpoints exist and none can be used: stop
-├── LossNotFinite            the loss or a gradient is NaN or infinite: stop
+├── Diverged                 the loss diverged more often than the job allows: stop
 ├── GradientOverflow         a gradient is too large for exact mode's fixed point: stop
 ├── FinalSaveFailed          the last checkpoint could not be written: try again
 └── Obstacle                 somebody mends it outside: the ranks wait (see `waiting`) and go on by themselves
@@ -91,9 +91,10 @@ class NoUsableCheckpointError(TrainerError):
     retryable = False
 
 
-class LossNotFinite(TrainerError):
-    """The loss or the gradient norm of a step is NaN or infinite. Raised on all ranks together, before the update."""
+class Diverged(TrainerError):
+    """The loss diverged, and all that the job allows to be done about it was done. Raised on all ranks together."""
 
+    exit_code = ExitCode.DIVERGED
     retryable = False
 
 

@@ -9,8 +9,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pretrain_api.job import Interval, Memory
-from pretrain_api.lineage import Manifest, manifest_key, parse_manifest_key
+from pretrain_api.lineage import Manifest, Rollback, manifest_key, parse_manifest_key
 from pretrain_api.reports import Saved, SaveFailed
+from pretrain_trainer.guard import Wish
 from pretrain_trainer.progress import Progress
 
 DEFAULT_STEPS = 50
@@ -31,6 +32,15 @@ class Checkpointer(Protocol):
     @property
     def recalled(self) -> bool:
         """Whether a later state was restored, from the memory of workers, than that of the parent."""
+        ...
+
+    @property
+    def rollbacks(self) -> tuple[Rollback, ...]:
+        """Those of this job so far, oldest first."""
+        ...
+
+    def go_back(self, wish: Wish) -> None:
+        """Enter the history under a new number with a parent from before a divergence. Collective."""
         ...
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
@@ -84,12 +94,22 @@ class Saves:
         self._optimizer = optimizer
         self._interval = interval
         self._clock = clock
-        parent = checkpointer.parent
-        self._last_step = parent.step if parent else 0
-        self._in_force = manifest_key(parent.generation, parent.step) if parent else None
-        self._last_begun = clock()
+        self._put_off = False
         self._pause = 0.0
         self._stall = 0.0
+        self.go_back()
+
+    def go_back(self) -> None:
+        """The state is that of the checkpointer's parent."""
+        parent = self._checkpointer.parent
+        self._last_step = parent.step if parent else 0
+        self._in_force = manifest_key(parent.generation, parent.step) if parent else None
+        self._last_begun = self._clock()
+        self._put_off = False
+
+    def put_off(self) -> None:
+        """A save that was wanted had better not be made now: as soon as it can be."""
+        self._put_off = True
 
     def wanted(self, step: int) -> bool:
         """Whether to save after this step, by rank 0's clock: the others learn of it with the step's reduction.
@@ -97,6 +117,8 @@ class Saves:
         Without a configured interval: every 50 steps, but less often where saves are slow.
         """
         elapsed = self._clock() - self._last_begun
+        if self._put_off:
+            return True
         if self._interval is None:
             return step - self._last_step >= DEFAULT_STEPS and elapsed >= self._pause
         if self._interval.steps is not None:
@@ -122,7 +144,7 @@ class Saves:
 
     def begin(self, progress: Progress) -> None:
         """Start to save; blocks for the copy only."""
-        self._last_step, self._last_begun = progress.step, self._clock()
+        self._last_step, self._last_begun, self._put_off = progress.step, self._clock(), False
         stall = self._checkpointer.save(progress, self._model, self._optimizer)
         self._stall += stall
         self._pause = max(self._pause, STALL_RATIO * stall)

@@ -32,6 +32,7 @@ from pretrain_trainer.errors import InvalidInput
 from pretrain_trainer.evaluation import HeldOut, read_held_out
 from pretrain_trainer.exact import ExactGradients, ExactShardedGradients
 from pretrain_trainer.gradients import FlatGradients, Gradients, ShardedGradients
+from pretrain_trainer.guard import Guard
 from pretrain_trainer.lookahead import FetchedBatches
 from pretrain_trainer.mesh import Mesh
 from pretrain_trainer.mesh_gradients import MeshGradients
@@ -78,6 +79,9 @@ class Run:
     utilization: Utilization
     waiting: Waiting
     start: Progress
+    guard: Guard
+    begin_anew: Callable[[], None]
+    """Gives model and optimizer the state that they had before the first step. Collective."""
 
 
 def prepare(
@@ -132,6 +136,12 @@ def prepare(
         origin = waiting.until_clear(partial(beginning.load, model, optimizer, shape))
     stages.done("restore")
 
+    def begin_anew() -> None:
+        optimizer.state.clear()
+        initialise_part(model, training.seed)
+        if beginning is not None:
+            waiting.until_clear(partial(beginning.load, model, optimizer, shape))
+
     held_out = each(lambda: _held_out(corpus, training, shape.context))
     # Only a first generation computes the unigram loss: others are in a hurry.
     fresh = ranks.first and (start.step == 0 or link.generation is None or link.generation.may_take_over)
@@ -164,6 +174,8 @@ def prepare(
         ),
         waiting=waiting,
         start=start,
+        guard=Guard(config.divergence, training.total_steps, link, speaks=ranks.first),
+        begin_anew=begin_anew,
     )
 
 
@@ -250,5 +262,7 @@ def _restored(
         recalled=checkpointer.recalled,
         parameters=parameters,
         unigram_loss=unigram,
+        skipped=start.skipped,
+        rollbacks=checkpointer.rollbacks,
         seconds=seconds,
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from pretrain_api.lineage import data_step
-from pretrain_trainer.errors import LossNotFinite
+from pretrain_trainer.divergence import Verdict
 from pretrain_trainer.gradients import Reduced, Signals
 from pretrain_trainer.optimizer import set_learning_rate
 from pretrain_trainer.passes import MicroBatch
@@ -40,18 +41,16 @@ def compute_gradients(run: Run, progress: Progress, signals: Signals, pace: Pace
     return reduced
 
 
-def update(run: Run, progress: Progress, reduced: Reduced) -> tuple[Progress, float]:
-    """(the progress after the update, its learning rate). Raises LossNotFinite instead of spoiling the weights."""
+def update(run: Run, progress: Progress, verdict: Verdict) -> tuple[Progress, float]:
+    """(the progress after the update, its learning rate). The update of a verdict that forbids it is dropped."""
     step = progress.step + 1
-    if not reduced.finite:
-        raise LossNotFinite(
-            f"step {step}: loss {reduced.loss}, gradient norm {reduced.norm}: "
-            "lower training.optimizer.learningRate or lengthen training.schedule.warmupSteps"
-        )
     rate = run.rates.at(step)
-    set_learning_rate(run.optimizer, rate)
-    run.optimizer.step()
-    return replace(progress, step=step, tokens=progress.tokens + run.step_tokens), rate
+    rate *= math.prod(slowed.factor for slowed in progress.slowed if slowed.first <= step <= slowed.last)
+    after = run.guard.stepped(verdict, replace(progress, step=step, tokens=progress.tokens + run.step_tokens))
+    if run.guard.answer(verdict) == "update":
+        set_learning_rate(run.optimizer, rate)
+        run.optimizer.step()
+    return after, rate
 
 
 def dropout_seed(seed: int, micro_batch: int) -> int:

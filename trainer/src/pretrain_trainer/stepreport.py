@@ -34,7 +34,7 @@ def step_report(
             reduce_seconds=round(times.reduce, DIGITS),
             optimizer_seconds=round(times.optimizer, DIGITS),
             stall_seconds=round(times.stall, DIGITS),
-            loss_contribution=reduced.contribution,
+            loss_contribution=reduced.contribution if reduced.finite else None,
             memory=memory,
         )
     return StepDone(

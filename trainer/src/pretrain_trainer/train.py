@@ -15,6 +15,7 @@ from pretrain_trainer.gradients import Reduced, Signals
 from pretrain_trainer.profiling import Profiling
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import process_group
+from pretrain_trainer.rollback import roll_back
 from pretrain_trainer.sampling import sample
 from pretrain_trainer.setup import OpenCheckpointer, Run, prepare
 from pretrain_trainer.step import compute_gradients, update
@@ -41,13 +42,19 @@ def train(
             run.saves.before(progress.step + 1)
             signals = Signals(control.pending(), ranks.first and run.saves.wanted(progress.step + 1))
             reduced = compute_gradients(run, progress, signals, pace)
-            progress, rate = update(run, progress, reduced)
+            verdict = run.guard.look(progress, reduced.loss, reduced.norm)
+            if run.guard.answer(verdict) == "roll back":
+                progress = roll_back(run, progress, verdict)
+                continue
+            progress, rate = update(run, progress, verdict)
             _report_step(run, progress, reduced, rate, pace)
             profiling.step_done(progress.step)
 
             run.saves.remember(progress)
-            if reduced.signals.save:
+            if reduced.signals.save and run.guard.may_save(verdict):
                 run.saves.begin(progress)
+            elif reduced.signals.save:
+                run.saves.put_off()
             if reduced.signals.command:
                 _obey(run, control, profiling, progress)
             if evaluation and progress.step % evaluation.every == 0:
@@ -69,6 +76,8 @@ def _report_step(run: Run, progress: Progress, reduced: Reduced, rate: float, pa
     times = pace.end(run.saves.take_stall())
     run.utilization.step_done()
     mfu = run.utilization.of_speed(pace.tokens_per_second)
+    if run.ranks.first and not reduced.finite:  # Said already: its update was dropped.
+        return
     run.link.report(step_report(run.ranks, progress, reduced, rate, times, pace.tokens_per_second, mfu))
 
 

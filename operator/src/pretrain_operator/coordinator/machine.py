@@ -306,7 +306,7 @@ class Coordinator:
             self._outbox.tell(agent, protocol.HostStore(number=forming.number))
         if running is None:
             # One below the highest number ended before that was formed, whoever missed it.
-            if self._adoptable and claim is not None and claim.number == self._memory.highest:
+            if self._adoptable and claim is not None and agent.claimed_number == self._memory.highest:
                 self._adopt(agent, claim, now)
             return
         match weigh(agent, running, tuple(other for other in self._roster.joined if other is not agent)):

@@ -74,6 +74,11 @@ class Agent:
             return None
         return generation
 
+    @property
+    def claimed_number(self) -> int:
+        """The number in the lineage of the generation that it claims to run; 0: none."""
+        return max(self.claim.number, self.hello.rolled_to) if self.claim is not None else 0
+
     def as_member(self, rank: int) -> Member:
         """Its place in a generation."""
         hello = self.hello

@@ -45,6 +45,8 @@ class Memory:
                     self.rejected = (*self.rejected, body.checkpoint)
             case reports.NumberTaken():
                 self.highest = max(self.highest, body.highest)
+            case reports.RolledBack():
+                self.highest = max(self.highest, body.number)
             case reports.Finished():
                 self.finished = body
             case _:

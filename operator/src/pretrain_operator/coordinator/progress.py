@@ -80,6 +80,8 @@ class Running:
     order: Order | None = None
     profile: str = ""
     """The last request for a profile that the ranks were told of."""
+    rolled_to: int = 0
+    """The number that its ranks took by their last rollback; 0: none."""
 
     def __post_init__(self) -> None:
         self.advanced_at = self.active_at = self.since
@@ -118,6 +120,13 @@ class Running:
             case reports.StepDone() | reports.Progress():
                 if agent.step_generation != self.number or body.step > agent.step:
                     self._advance(agent, body.step, now)
+            case reports.Diverged(action="Rollback"):
+                self.stepped = False  # A restore follows, which takes the time that it takes at a start.
+                self.advanced_at = now
+            case reports.Diverged(action="Drop"):
+                self._advance(agent, body.step, now)
+            case reports.RolledBack():
+                self._rolled_back(agent, body, now)
             case reports.Failed():
                 self._failed(agent, body, now)
                 return
@@ -148,6 +157,13 @@ class Running:
         self.advanced_at = self.active_at = now
         if self.held is not None and step > self.held.step:
             self.held = None
+
+    def _rolled_back(self, agent: Agent, body: reports.RolledBack, now: float) -> None:
+        """Steps count anew from an earlier one. All ranks say so, some when others have done steps since."""
+        agent.step, agent.step_generation = body.rollback.to_step, self.number
+        self.advanced_at = now
+        if body.number > self.rolled_to:
+            self.rolled_to, self.step, self.held = body.number, body.rollback.to_step, None
 
     def _resume(self, body: reports.Resumed) -> None:
         self.resumed.add(body.command_id)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from pretrain_api.lineage import JobIdentity, Manifest, manifest_key
+from pretrain_api.lineage import JobIdentity, Manifest, Rollback, manifest_key
 from pretrain_api.protocol import Generation
 from pretrain_api.reports import Saved, SaveFailed
 from pretrain_api.trainer import TrainerConfig
@@ -27,12 +27,14 @@ from pretrain_trainer.checkpoint.opening import Applicant, Entry, Refusal, enter
 from pretrain_trainer.checkpoint.recall import Recall, Worker
 from pretrain_trainer.checkpoint.recalling import recall_state
 from pretrain_trainer.checkpoint.restoring import restore
+from pretrain_trainer.checkpoint.returning import Returning
 from pretrain_trainer.checkpoint.saving import Saver
 from pretrain_trainer.checkpoint.snapshots import NoRoom, Part, Snapshots, prune
 from pretrain_trainer.checkpoint.state import tensors_of
 from pretrain_trainer.checkpoint.target import Target
 from pretrain_trainer.checkpoint.together import Together
 from pretrain_trainer.errors import CheckpointRejectedError, SupersededError
+from pretrain_trainer.guard import Wish
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks
 
@@ -75,6 +77,7 @@ class Checkpointer:
         self._skips: list[SaveFailed] = []
         self.recalled = False
         """Whether `restore` loaded a state in memory."""
+        self._returning: Returning | None = None
         self.seconds: dict[str, float] = {}
         """Time that `restore` spent, by stage."""
 
@@ -118,6 +121,32 @@ class Checkpointer:
     def parent(self) -> Manifest | None:
         """What this generation goes on from; None on a fresh start."""
         return self._entry.parent
+
+    @property
+    def rollbacks(self) -> tuple[Rollback, ...]:
+        """Those of this job so far, oldest first; a history that it took over may have others."""
+        record = self._entry.record
+        return tuple(rollback for rollback in record.rollbacks if rollback.job_uid == record.job_uid)
+
+    def go_back(self, wish: Wish) -> None:
+        """Enter the history anew, under the next number, with a parent from before a divergence. Collective.
+
+        Saves under way are waited for, lest one come into force later. Raises on all ranks alike NumberTakenError and
+        SupersededError when somebody else goes on, or an Obstacle, after which it may be called again.
+        """
+        self.settle_memory()
+        self.wait()
+        said: Entry | Refusal | None = None
+        if self._ranks.first:
+            self._returning = self._returning or Returning(self._store, self._entry.record, wish)
+            said = self._returning.enter()
+        said = self._agreement.first_says(said)
+        if isinstance(said, Refusal):
+            raise said.error()
+        assert said is not None  # the first rank always says something
+        self._returning, self._entry, self.recalled = None, said, False
+        if self._saver is not None:
+            self._saver.go_on_as(said.record.generation, self._committer())
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
         """Load the later state in memory if there is one, else the parent; what is loaded was verified. Collective.
@@ -264,9 +293,10 @@ class Checkpointer:
         return Snapshots(folder, self._worker.local_rank, self._entry.record, part)
 
     def _make_saver(self) -> Saver:
-        record = self._entry.record
-        committer = Committer(self._store, record, self._config.checkpoint.retain) if self._ranks.first else None
-        return Saver(self._store, record.generation, committer, self._group, self._environ)
+        return Saver(self._store, self._entry.record.generation, self._committer(), self._group, self._environ)
+
+    def _committer(self) -> Committer | None:
+        return Committer(self._store, self._entry.record, self._config.checkpoint.retain) if self._ranks.first else None
 
     def _verdict(self, saver: Saver, step: int) -> _Verdict:
         own = _Verdict.BEGIN

@@ -28,8 +28,8 @@ def enter_remembering(
         if recall is not None:
             bad = agreement.all_say(damaged(worker, recall))
             recall = recall.without(pair for pairs in bad for pair in pairs)
-    if store is None or found is None or isinstance(found, Refusal):
-        return found
+    if store is None or not isinstance(found, Survey):
+        return found if isinstance(found, Refusal) else None
     return put(store, applicant, found, recall)
 
 

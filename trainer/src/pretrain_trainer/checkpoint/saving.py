@@ -114,6 +114,10 @@ class Saver:
         running.thread.start()
         return running.stall
 
+    def go_on_as(self, generation: int, committer: Committer | None) -> None:
+        """Save for another generation from now on. No save may be under way."""
+        self._generation, self._committer, self.ended = generation, committer, None
+
     def skip(self, step: int, why: str) -> None:
         """Report a save that was not begun."""
         self._outcomes.append(SaveFailed(step=step, message=why))
