@@ -182,6 +182,13 @@ def test_another_architecture_is_named_by_the_field_that_differs(
         weight_files(DirectoryStore(earlier.exported), From(hugging_face="there"), wanted(earlier, **model), b"")
 
 
+def test_weights_that_are_laid_out_otherwise_are_refused(earlier: Earlier) -> None:
+    newer = wanted(earlier).model_copy(update={"version": earlier.identity.version + 1})
+
+    with pytest.raises(UnfitOrigin, match="lays out weights otherwise"):
+        choose_checkpoint(DirectoryStore(earlier.store), From(run="there"), newer)
+
+
 def test_a_longer_context_with_a_higher_base_or_new_scaling_is_the_same_architecture(earlier: Earlier) -> None:
     scaling = {"factor": 8.0, "lowFrequencyFactor": 1.0, "highFrequencyFactor": 4.0, "originalContext": 16}
     longer = wanted(earlier, context=128, ropeTheta=5e5, ropeScaling=scaling, dropout=0.1)

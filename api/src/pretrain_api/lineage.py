@@ -20,6 +20,8 @@ from pydantic import Field
 from pretrain_api.base import Frozen
 
 FORMAT_VERSION = 1
+IDENTITY_VERSION = 2
+"""Rises when tensors of the same names and shapes mean something else: 2 since rows of `qkv` are grouped by key."""
 
 
 class StepRange(Frozen):
@@ -69,7 +71,7 @@ class LossMemory(Frozen):
 class JobIdentity(Frozen):
     """What must be equal for two runs to share a history. Digests are sha256 hex of canonical JSON or of file bytes."""
 
-    version: int = FORMAT_VERSION
+    version: int = IDENTITY_VERSION
     model_digest: str
     data_digest: str
     tokenizer_digest: str

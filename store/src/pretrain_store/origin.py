@@ -72,6 +72,11 @@ def choose_checkpoint(
     """
     field = start.field
     identity = _identity(there, start)
+    if identity.version != wanted.version:
+        raise UnfitOrigin(
+            f"{field}: {start.uri} was written by a trainer that lays out weights otherwise (version "
+            f"{identity.version}, here {wanted.version}): export it with that one, and start from the export"
+        )
     if identity.tokenizer_digest != wanted.tokenizer_digest:
         raise UnfitOrigin(
             f"{field}: {start.uri} was trained with another tokeniser than training.data.tokenizer: use that one, and "

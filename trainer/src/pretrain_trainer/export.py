@@ -32,7 +32,14 @@ from pretrain_api.export import (
     Staged,
 )
 from pretrain_api.identity import model_digest, model_fields
-from pretrain_api.lineage import IDENTITY_KEY, JobIdentity, Manifest, checkpoint_folder, parse_manifest_key
+from pretrain_api.lineage import (
+    IDENTITY_KEY,
+    IDENTITY_VERSION,
+    JobIdentity,
+    Manifest,
+    checkpoint_folder,
+    parse_manifest_key,
+)
 from pretrain_api.model import ResolvedModel, resolve
 from pretrain_store.errors import Corrupt, HistoryError, Missing, StoreError
 from pretrain_store.history import read_listing, read_manifest, verify
@@ -142,6 +149,11 @@ def _open(request: ExportRequest, environ: Mapping[str, str]) -> Run:
         ) from None
     except ValidationError as error:
         raise InvalidInput(f"{store.describe()}: {IDENTITY_KEY} there cannot be read: restore it") from error
+    if identity.version != IDENTITY_VERSION:
+        raise InvalidInput(
+            f"{store.describe()} was written by a trainer that lays out weights otherwise (version {identity.version}, "
+            f"here {IDENTITY_VERSION}): export it with that one"
+        )
     shape = resolve(request.config.training.model)
     if shape.norm == "post":
         raise InvalidInput("training.model.norm: GPT2LMHeadModel has no place for post-norm, so it cannot be exported")
