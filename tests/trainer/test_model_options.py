@@ -85,6 +85,8 @@ def test_post_norm_has_the_logits_of_the_first_gpt() -> None:
         elif name.startswith("blocks."):
             _, layer, *path, kind = name.split(".")
             theirs = names[".".join(path)]
+            if path[-1] == "qkv":  # ours by heads, theirs all queries first
+                value = value.unflatten(0, (4, 3, WIDTH // 4)).transpose(0, 1).flatten(0, 2)
             transposed = kind == "weight" and "ln" not in theirs
             state[f"transformer.h.{layer}.{theirs}.{kind}"] = value.T if transposed else value
 
