@@ -84,6 +84,38 @@ def test_a_hold_that_is_over_is_not_taken_for_one_that_lasts() -> None:
     assert world.ended() == []
 
 
+def test_a_hold_counts_once_rank_0_told_of_its_step() -> None:
+    world, agents = a_running_world()
+    world.train = lambda: None  # type: ignore[method-assign]
+    world.exchange()
+    step = agents[0].step + 1
+    world.set_want(replicas=2, remove_slots=frozenset({2}))
+    agents[1].say(reports.Held(command_id="x", step=step, checkpoint="c"), world.now)
+    world.run(0.5)
+    assert world.ended() == []
+
+    agents[0].say(a_step(step), world.now)
+    world.run(0.5)
+
+    assert world.causes() == ["Resized"]
+    assert world.reported(reports.StepDone)[-1].body.step == step
+
+
+def test_a_step_that_was_done_before_the_end_and_told_after_it_is_not_lost() -> None:
+    world, agents = a_running_world()
+    world.train = lambda: None  # type: ignore[method-assign]
+    world.exchange()
+    step = agents[0].step + 1
+    world.kill(agents[1], pod_gone=True)
+    world.exchange()
+    assert world.causes() == ["WorkerLost"]
+
+    agents[0].say(a_step(step), world.now, generation=1)
+    world.exchange()
+
+    assert world.reported(reports.StepDone)[-1].body.step == step
+
+
 def test_ranks_that_hold_for_a_worker_that_is_gone_again_are_set_going() -> None:
     world, agents = a_running_world(1, replicas=2)
     joiner = world.start(1)

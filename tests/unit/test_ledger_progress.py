@@ -46,6 +46,17 @@ def test_a_step_told_twice_is_recorded_once() -> None:
     assert [record.step for record in book.records] == [1, 2]
 
 
+def test_a_step_told_after_its_generations_end_is_recorded_and_overcomes_nothing() -> None:
+    book = Book()
+    book.tell(announced(0, ONE), said(0, 1, a_restore(0)), said(1, 1, a_step(1)))
+
+    status = book.tell(an_end(2, 1, step=1), said(2, 1, a_step(2)), announced(3, TWO), said(3, 1, a_step(3)))
+
+    assert [record.step for record in book.records] == [1, 2, 3]
+    assert (status.step, book.ledger.state, status.incidents[-1].resumed_seconds) == (3, "recovering", None)
+    assert "Recovered" not in book.events
+
+
 def test_a_step_done_again_is_recorded_again_with_the_higher_generation() -> None:
     book = Book()
 

@@ -253,6 +253,7 @@ class Worker:
         self._launcher.kill_ranks()
         if self._run is None:
             return
+        self._line.report_added(urgent=True)  # The last steps, which wait for a heartbeat.
         self._run.server.close()
         self._run.ended.set()
         self._run = None

@@ -81,6 +81,8 @@ class Ledger:
         """The number that the ranks of the generation that ran last took by a rollback; 0: none."""
         self._saved_last = status.latest_checkpoint
         self._held_step = -1
+        self._ended_number = 0
+        """The generation that ended last: of it only what its ranks did before is still to come."""
         self._charges = Charges(books)
         self._blame = Blame(status.suspects)
         self._rhythm = Rhythm(status.seconds_per_step)
@@ -220,6 +222,7 @@ class Ledger:
 
     def _ended(self, fact: Ended, recovery: Recovery) -> tuple[Event, ...]:
         self.ranks_wait = None
+        self._ended_number = fact.number
         if self.state == "suspended":
             return ()
         ran = self._ran == fact.number
@@ -323,6 +326,9 @@ class Ledger:
         if fact.generation != self._ran:
             self._ran, self._rolled_to = fact.generation, 0
         self._summarize(fact.generation, body.step - 1)
+        if fact.generation == self._ended_number:
+            self._take_step(body, fact)
+            return ()
         self.ranks_wait = None
         overcome = bool(self.recovering)
         self._incidents.resumed(fact.time)
@@ -332,6 +338,10 @@ class Ledger:
                 self._timeline.switch(kind, fact.time - body.seconds)
             self._timeline.spend(fact.time, {"saving": body.stall_seconds}, kind)
             self._timeline.state = self._kind_of(body.step + 1)
+        self._take_step(body, fact)
+        return (self._recovered(body.step, fact.generation),) if overcome else ()
+
+    def _take_step(self, body: StepDone, fact: Reported) -> None:
         books = self._status.bookkeeping
         record = step_record(body, fact, self._workers(fact.generation), self._devices(fact.generation))
         if self._rolled_to:
@@ -348,7 +358,6 @@ class Ledger:
             bookkeeping=books.model_copy(update={"highest_step": max(books.highest_step, body.step)}),
         )
         self._on_step(record)
-        return (self._recovered(body.step, fact.generation),) if overcome else ()
 
     def _recovered(self, step: int, generation: int) -> Event:
         """The end of the story that the end of a generation began."""

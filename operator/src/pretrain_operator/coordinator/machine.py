@@ -340,6 +340,8 @@ class Coordinator:
             # Other ranks' collective errors may have ended the generation just before the reason for them comes.
             self._memory.condemn(body)
         if running is None or report.generation != running.number or running.member(agent.id) is None:
+            if report.generation == self._ended_number and isinstance(body, reports.StepDone):
+                self._outbox.note(Reported(report.time, report.generation, agent.hello.slot, body))
             return
         self._outbox.note(Reported(report.time, report.generation, agent.hello.slot, body))
         running.take(agent, body, now)

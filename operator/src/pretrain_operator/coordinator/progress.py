@@ -75,6 +75,10 @@ class Running:
     suspicion: Verdict | None = None
     """The first collective error: some member is in trouble, this one most likely not."""
     held: reports.Held | None = None
+    told: int = 0
+    """The last step that rank 0 told of. A hold counts once its step was told: what comes after the end is late."""
+    untold: reports.Held | None = None
+    """A hold that others said before that."""
     held_at: float = 0.0
     resumed: set[str] = field(default_factory=set[str])
     order: Order | None = None
@@ -120,6 +124,8 @@ class Running:
             case reports.StepDone() | reports.Progress():
                 if agent.step_generation != self.number or body.step > agent.step:
                     self._advance(agent, body.step, now)
+                if isinstance(body, reports.StepDone):
+                    self._told(body.step, now)
             case reports.Diverged(action="Rollback"):
                 self.stepped = False  # A restore follows, which takes the time that it takes at a start.
                 self.advanced_at = now
@@ -137,9 +143,11 @@ class Running:
             case reports.Evaluated():
                 self.advanced_at = now
             case reports.Held():
-                if body.command_id not in self.resumed and body.step >= self.step:
-                    self.held, self.held_at = body, self.held_at if self.held else now
-                    self.step = body.step
+                member = self.member(agent.id)
+                if body.step <= self.told or (member is not None and member.rank == 0):
+                    self._hold(body, now)
+                else:
+                    self.untold = body
             case reports.Resumed():
                 self._resume(body)
             case reports.CheckpointRejected():
@@ -149,6 +157,17 @@ class Running:
             case _:
                 pass
         self.active_at = now
+
+    def _told(self, step: int, now: float) -> None:
+        self.told = step
+        if self.untold is not None and self.untold.step <= step:
+            held, self.untold = self.untold, None
+            self._hold(held, now)
+
+    def _hold(self, body: reports.Held, now: float) -> None:
+        if body.command_id not in self.resumed and body.step >= self.step:
+            self.held, self.held_at = body, self.held_at if self.held else now
+            self.step = body.step
 
     def _advance(self, agent: Agent, step: int, now: float) -> None:
         agent.step, agent.step_generation = step, self.number
@@ -164,6 +183,7 @@ class Running:
         self.advanced_at = now
         if body.number > self.rolled_to:
             self.rolled_to, self.step, self.held = body.number, body.rollback.to_step, None
+            self.told, self.untold = self.step, None
 
     def _resume(self, body: reports.Resumed) -> None:
         self.resumed.add(body.command_id)
