@@ -37,7 +37,7 @@ quickstart: compile ## Train a small GPT on real text with three workers, one of
 	$(BIN)/pretrain run examples/quickstart.yaml --out "$(OUT)" --fault $(FAULT)
 
 test: compile ## Unit, trainer, local-process and API-server tests
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow"
 
 test-parallel: compile ## Every parallelism and their combinations, at several sizes, beside one process
 	$(BIN)/pytest tests/parallel --timeout 3600
