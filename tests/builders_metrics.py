@@ -16,7 +16,18 @@ from aiohttp import web
 from builders_operator import FakeChannel, FakeCluster, World, a_job, a_save, a_start, a_step
 
 from pretrain_agent.exposition import WorkerMetrics, serve_http
-from pretrain_api.reports import Diverged, Evaluated, MemoryUse, Progress, ReportBody, Restored, Saved, SaveFailed
+from pretrain_api.lineage import Rollback, manifest_key
+from pretrain_api.reports import (
+    Diverged,
+    Evaluated,
+    MemoryUse,
+    Progress,
+    ReportBody,
+    Restored,
+    RolledBack,
+    Saved,
+    SaveFailed,
+)
 from pretrain_operator.metrics import CONTENT_TYPE, OperatorMetrics
 from pretrain_operator.service import JobService
 
@@ -158,8 +169,20 @@ class _Cast:
             self.channel.say(saved)
             self.channel.say(SaveFailed(step=step, message="no space left"))
             self.channel.say(Evaluated(step=step, losses={"held-out": 4.0}, seconds=0.01))
+
+    def divergence(self, step: int) -> None:
+        """Now and then a loss is no number, or spikes and is gone back from."""
         if step % 20 == 0:
             self.channel.say(Diverged(step=step, since=step, cause="LossNotFinite", action="Drop"))
+            self.channel.say(Diverged(step=step, since=step - 4, cause="LossSpike", action="Rollback"))
+            self.channel.say(self.rolled_back(step))
+
+    def rolled_back(self, step: int) -> RolledBack:
+        """A rollback that lost nothing, so that the steps of this run go on rising."""
+        back = Rollback(
+            generation=1000 + step, job_uid="uid", cause="LossSpike", step=step + 1, since=step - 3, to_step=step
+        )
+        return RolledBack(number=back.generation, rollback=back, checkpoint=manifest_key(self.world.number, step))
 
 
 async def _train(run: ScrapedRun, stop: threading.Event, cast: _Cast) -> None:
@@ -170,6 +193,8 @@ async def _train(run: ScrapedRun, stop: threading.Event, cast: _Cast) -> None:
             step = max(step, cast.world.step) + 1
             cast.step(step)
             cast.extras(step)
+            if run.go.is_set():
+                cast.divergence(step)
             if run.go.is_set() and time.monotonic() - lost_at > 1:
                 lost_at = time.monotonic()
                 cast.world.kill(1)

@@ -35,7 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         )
         run.go.set()
         until(lambda: server.query("pretrain_job_interruption_seconds_count > 2"))
-        until(lambda: server.query("pretrain_job_nonfinite_losses_total > 0"))
+        for counter in ("nonfinite_losses", "loss_spikes", "rollbacks"):
+            until(lambda counter=counter: server.query(f"increase(pretrain_job_{counter}_total[5s]) > 0"))
         until(lambda: all(group["lastEvaluation"] > "0002" for group in server.rules()))
         yield server
 

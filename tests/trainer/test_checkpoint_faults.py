@@ -401,24 +401,23 @@ def _enter_twice(ranks: Ranks, folder: Path) -> tuple[str, int]:
 # --- S3 ---------------------------------------------------------------------------------------------------------------
 
 
-def test_checkpoints_go_through_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_go_through_s3(tmp_path: Path) -> None:
     server = ThreadedMotoServer(port=0)
     server.start()
     try:
         host, port = server.get_host_and_port()
         environ = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-        monkeypatch.setattr("builders_checkpoint.ENVIRON", environ)
         endpoint = f"http://{host}:{port}"
         _make_bucket(endpoint, environ)
         storage = {"s3": {"bucket": "checkpoints", "prefix": "run/1", "endpoint": endpoint}}
         config = a_job(tmp_path, checkpoint={"storage": storage})
         trained = Trained(steps=1)
-        first = open_checkpointer(config)
+        first = open_checkpointer(config, environ=environ)
         for step in (1, 2):
             trained.train(1)
             saved(first, trained, step)
 
-        progress, again = restored(open_checkpointer(config, 2))
+        progress, again = restored(open_checkpointer(config, 2, environ=environ))
     finally:
         server.stop()
 
