@@ -106,6 +106,19 @@ def test_a_cpu_is_measured_once_and_after_the_first_steps(tmp_path: Path, monkey
     assert measured == [torch.float32]
 
 
+def test_a_peak_that_the_run_exceeds_is_measured_once_more_and_never_lowered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = iter((10.0, 50.0))  # The machine was busy at first.
+    monkeypatch.setattr(cpupeak, "measured", lambda _: next(rates))
+    peak, later = (CpuPeak(torch.float32, 1, tmp_path) for _ in range(2))
+    run = Utilization(flops_per_token=1, world_size=1, peak=peak)
+    steps(peak, MEASURED_AFTER)
+
+    assert [run.of_speed(speed) for speed in (5.0, 25.0, 100.0)] == [0.5, 0.5, 2.0]
+    assert steps(later, 2) == 50.0
+
+
 def test_a_cpu_is_measured_though_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpupeak, "measured", lambda _: 1e10)
     (tmp_path / "file").write_text("")

@@ -48,10 +48,15 @@ class Utilization:
 
     def of_speed(self, tokens_per_second: float) -> float | None:
         """The share of the peak at this speed of the whole job; None: the peak is not known."""
+        share = self._share(tokens_per_second)
+        if share is not None and share > 1 and isinstance(self._peak, CpuPeak):
+            self._peak.doubt()
+            return self._share(tokens_per_second)
+        return share
+
+    def _share(self, tokens_per_second: float) -> float | None:
         peak = self._peak.flops if isinstance(self._peak, CpuPeak) else self._peak
-        if not peak:
-            return None
-        return tokens_per_second * self._flops_per_token / (peak * self._world_size)
+        return tokens_per_second * self._flops_per_token / (peak * self._world_size) if peak else None
 
 
 def ranks_of_a_machine(world_size: int, generation: Generation | None, environ: Mapping[str, str]) -> int:
