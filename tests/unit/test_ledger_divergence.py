@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from builders_ledger import Book
 from builders_operator import (
     NOON,
     a_generation,
-    a_job,
     a_restore,
     a_rolled_back,
     a_save,
@@ -19,31 +19,12 @@ from builders_operator import (
 
 from pretrain_api.lineage import StepRange, manifest_key
 from pretrain_api.reports import Diverged, Failed
-from pretrain_api.runreport import GenerationSummary, Incident, JobStatus, StepRecord
+from pretrain_api.runreport import GenerationSummary, Incident
 from pretrain_operator.coordinator.types import Fact
-from pretrain_operator.ledger import Ledger
 
 ONE = a_generation(1, (0, 0), (1, 0))
 TWO = a_generation(3, (0, 0), reason="WorkerLost")
 SKIPPED = StepRange(first=7, last=16)
-
-
-class Book:
-    """A ledger with what it said."""
-
-    def __init__(self, status: JobStatus | None = None) -> None:
-        self.records: list[StepRecord] = []
-        self.events: list[str] = []
-        self.ledger = Ledger(status or JobStatus(), self.records.append)
-
-    def tell(self, *facts: Fact) -> JobStatus:
-        for fact in facts:
-            self.events += [event.reason for event in self.ledger.record(fact, a_job().spec.recovery)]
-        return self.ledger.status()
-
-    @property
-    def places(self) -> list[tuple[int, int]]:
-        return [(record.generation, record.step) for record in self.records]
 
 
 def a_divergence(step: int = 9, action: Any = "Rollback", cause: Any = "LossSpike") -> Diverged:

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from builders_operator import a_generation, a_job, a_restore, a_save, a_step, an_end, announced, said
+from builders_ledger import Book
+from builders_operator import a_generation, a_restore, a_save, a_step, an_end, announced, said
 
 from pretrain_api.lineage import manifest_key
 from pretrain_api.reports import Evaluated, Finished, Held, Sampled, SaveFailed
-from pretrain_api.runreport import GenerationSummary, JobStatus, StepRecord
-from pretrain_operator.coordinator.types import Fact
-from pretrain_operator.ledger import Ledger
+from pretrain_api.runreport import GenerationSummary, JobStatus
 
 ONE = a_generation(1, (0, 0), (1, 0))
 TWO = a_generation(2, (0, 0), reason="WorkerLost")
-
-
-class Book:
-    """A ledger with what it said."""
-
-    def __init__(self, status: JobStatus | None = None) -> None:
-        self.records: list[StepRecord] = []
-        self.events: list[str] = []
-        self.ledger = Ledger(status or JobStatus(), self.records.append)
-
-    def tell(self, *facts: Fact) -> JobStatus:
-        for fact in facts:
-            self.events += [event.reason for event in self.ledger.record(fact, a_job().spec.recovery)]
-        return self.ledger.status()
 
 
 def test_a_step_becomes_progress_and_a_record() -> None:

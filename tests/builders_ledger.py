@@ -1,0 +1,28 @@
+"""A ledger, for tests of what it says."""
+
+from __future__ import annotations
+
+from builders_operator import a_job
+
+from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_operator.coordinator.types import Fact
+from pretrain_operator.ledger import Ledger
+
+
+class Book:
+    """A ledger with what it said."""
+
+    def __init__(self, status: JobStatus | None = None) -> None:
+        self.records: list[StepRecord] = []
+        self.events: list[str] = []
+        self.ledger = Ledger(status or JobStatus(), self.records.append)
+
+    def tell(self, *facts: Fact) -> JobStatus:
+        for fact in facts:
+            self.events += [event.reason for event in self.ledger.record(fact, a_job().spec.recovery)]
+        return self.ledger.status()
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """(generation, step) of each record."""
+        return [(record.generation, record.step) for record in self.records]
