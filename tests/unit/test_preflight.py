@@ -85,6 +85,12 @@ def test_a_resolved_job_is_a_job(data: Path) -> None:
     assert PretrainJob.from_json(job.to_json()) == job
 
 
+def test_resolving_changes_nothing_but_uris(data: Path) -> None:
+    resolved = checked(data, {"spec.training.data.maskDocuments": True})
+
+    assert resolved.job.spec.training.data.mask_documents
+
+
 def test_nothing_is_left_behind(data: Path) -> None:
     before = sorted(data.parent.rglob("*"))
 

@@ -77,9 +77,11 @@ def resolve_uris(job: PretrainJob, job_file: Path, out_dir: Path) -> PretrainJob
             for index, source in enumerate(sources)
         )
 
-    data = Data(
-        tokenizer=absolute(training.data.tokenizer, f"{_DATA}.tokenizer"),
-        sources=all_absolute(training.data.sources, f"{_DATA}.sources"),
+    data = training.data.model_copy(
+        update={
+            "tokenizer": absolute(training.data.tokenizer, f"{_DATA}.tokenizer"),
+            "sources": all_absolute(training.data.sources, f"{_DATA}.sources"),
+        }
     )
     evaluation = training.evaluation and training.evaluation.model_copy(
         update={"sources": all_absolute(training.evaluation.sources, "spec.training.evaluation.sources")}
