@@ -40,7 +40,6 @@ from pretrain_trainer import rollback, setup
 from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.checkpoint.returning import Returning
 from pretrain_trainer.checkpoint.saving import Saver
-from pretrain_trainer.errors import GradientOverflow
 from pretrain_trainer.exact import ExactGradients, ExactShardedGradients
 from pretrain_trainer.failures import Ending, ending
 from pretrain_trainer.gradients import Gradients, Reduced, Signals
@@ -429,7 +428,7 @@ class ThreeWeights(nn.Module):
         return (self.weight * factor).sum()
 
 
-def reducing_exactly(environ: Mapping[str, str], shard: str, cases: Sequence[Sequence[float]]) -> list[Reduced | str]:
+def reducing_exactly(environ: Mapping[str, str], shard: str, cases: Sequence[Sequence[float]]) -> list[Reduced]:
     """For each case reduce two micro-batches of the gradient `case[rank]` from each rank, without clipping."""
     with process_group(environ) as ranks:
         model, micro_batches = ThreeWeights(), 2 * ranks.world_size
@@ -442,14 +441,11 @@ def reducing_exactly(environ: Mapping[str, str], shard: str, cases: Sequence[Seq
         return [_reduced(gradients, model, case[ranks.rank]) for case in cases]
 
 
-def _reduced(gradients: Gradients, model: nn.Module, factor: float) -> Reduced | str:
+def _reduced(gradients: Gradients, model: nn.Module, factor: float) -> Reduced:
     gradients.begin()
     for last in (False, True):
         gradients.add(model(factor), last)
-    try:
-        return gradients.reduce(Signals(), None)
-    except GradientOverflow as error:
-        return str(error)
+    return gradients.reduce(Signals(), None)
 
 
 def _train(environ: Mapping[str, str], config: TrainerConfig, script: Script) -> RankEnd:

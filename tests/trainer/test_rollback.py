@@ -35,14 +35,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class NanAt:
-    """A NaN in one micro-batch of one of two ranks, once: as of an accelerator that errs."""
+    """A NaN in one micro-batch of one of two ranks, once: as of an accelerator that errs. Or another factor."""
 
     step: int
     rank: int
+    factor: float = math.nan
 
     def __call__(self, rank: int, computed: int, windows: Tensor) -> float:
         micro_batches = SEQUENCES // 2 // 2
-        return math.nan if (rank, computed) == (self.rank, (self.step - 1) * micro_batches) else 1.0
+        return self.factor if (rank, computed) == (self.rank, (self.step - 1) * micro_batches) else 1.0
 
 
 def a_job(corpus: Path, out: Path, source: str = "poisoned", training: Any = None, **divergence: Any) -> TrainerConfig:
@@ -205,6 +206,29 @@ def test_a_number_that_is_none_is_never_in_the_weights(corpus: Path, clean: Rank
     assert (rollback.cause, rollback.step, rollback.since, rollback.to_step) == ("LossNotFinite", 33, 33, 30)
     assert ends[0].step_numbers == [*range(1, 33), *range(31, STEPS + 1)]
     assert ends[0].losses[32:] == pytest.approx(clean.losses[30:], rel=1e-4)
+
+
+EXACT = {"exact": True, "steps": EVERY + 4}
+OVERFLOW = 1e12
+"""Times a loss it is finite, and its gradient is more than the fixed point holds."""
+
+
+@pytest.mark.parametrize("shard", [{}, SHARDED], ids=["plain", "sharded"])
+def test_exact_sums_that_are_no_numbers_or_would_wrap_are_gone_back_from(
+    corpus: Path, tmp_path: Path, shard: dict[str, Any]
+) -> None:
+    undisturbed = trained(a_job(corpus, tmp_path / "calm", "clean", EXACT | shard), 2)[0]
+
+    for name, factor in (("nan", math.nan), ("overflow", OVERFLOW)):
+        config = a_job(corpus, tmp_path / name, "clean", EXACT | shard, skipSteps=0)
+        ends = trained(config, 2, spoil=NanAt(step=EVERY + 2, rank=1, factor=factor))
+
+        rollback = rollback_of(ends)
+        assert (rollback.cause, rollback.step, rollback.to_step) == ("LossNotFinite", EVERY + 2, EVERY)
+        assert ends[0].losses[: EVERY + 1] == undisturbed.losses[: EVERY + 1]
+        assert ends[0].losses[EVERY + 1 :] == undisturbed.losses[EVERY:], "bit-equal, as if nothing had been"
+        said = ends[0].of(Diverged)[0].message
+        assert ("does not fit the fixed point of training.exact" in said) == (name == "overflow")
 
 
 def test_before_the_first_checkpoint_there_is_the_beginning(corpus: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ TrainerError
 ├── SupersededError          another job took over the prefix: stop
 ├── NoUsableCheckpointError  checkpoints exist and none can be used: stop
 ├── Diverged                 the loss diverged more often than the job allows: stop
-├── GradientOverflow         a gradient is too large for exact mode's fixed point: stop
 ├── FinalSaveFailed          the last checkpoint could not be written: try again
 └── Obstacle                 somebody mends it outside: the ranks wait (see `waiting`) and go on by themselves
     ├── StorageUnavailable   the store, or the cache's folder, does not do what it should
@@ -95,12 +94,6 @@ class Diverged(TrainerError):
     """The loss diverged, and all that the job allows to be done about it was done. Raised on all ranks together."""
 
     exit_code = ExitCode.DIVERGED
-    retryable = False
-
-
-class GradientOverflow(TrainerError):
-    """A gradient does not fit exact mode's fixed point. Raised on all ranks together, before the update."""
-
     retryable = False
 
 

@@ -1,9 +1,10 @@
 """Exact mode: sums of integers, which are the same in any order and grouping, and so at any world size.
 
 Each micro-batch's loss and gradient are rounded to multiples of 2**-36 and added as int64, on the rank and between the
-ranks. Backward runs on the loss times 2**36, which is exact, so that gradients arrive in these units. The sum of all
-cannot wrap: a gradient that could make it do so is refused, by all ranks together. What follows from the sum (norm,
-clipping, update) is computed alike wherever its parts lie: the norm is a sum of integers too.
+ranks. Backward runs on the loss times 2**36, which is exact, so that gradients arrive in these units. Where a gradient
+could have made the sum of all wrap, the norm is infinite on all ranks: the update is not made, as with any step that is
+not finite. What follows from the sum (norm, clipping, update) is computed alike wherever its parts lie: the norm is a
+sum of integers too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 from torch.distributed.tensor import DTensor
 
-from pretrain_trainer.errors import GradientOverflow
 from pretrain_trainer.gradients import Reduced, Signals, all_reduce, clip_factor, flat_buffer, set_signals
 
 FRACTION_BITS = 36
@@ -52,16 +52,16 @@ class FixedPoint:
         """(2,) of fp32, 1 where something was no number, and where something could have made a sum wrap."""
         return torch.stack((~self._largest.isfinite(), self._largest >= self.limit * UNITS)).float()
 
-    def loss(self, units: float, not_finite: float, too_large: float) -> float:
-        """The loss, NaN when there were no numbers. Raises GradientOverflow."""
+    def reduced(
+        self, units: float, norm: float, signals: Signals, own: int, not_finite: float, too_large: float
+    ) -> Reduced:
+        """The outcome: the loss is NaN when there were no numbers, the norm infinite when a sum may have wrapped."""
         if not_finite:
-            return math.nan
+            return Reduced(math.nan, norm, signals, own / UNITS)
         if too_large:
-            raise GradientOverflow(
-                f"a gradient of {self.limit:g} or more does not fit training.exact's fixed point: "
-                "lower training.optimizer.learningRate, or set training.exact to false"
-            )
-        return units / UNITS
+            note = f"a gradient of {self.limit:g} or more does not fit the fixed point of training.exact"
+            return Reduced(units / UNITS, math.inf, signals, own / UNITS, note)
+        return Reduced(units / UNITS, norm, signals, own / UNITS)
 
 
 class ExactGradients:
@@ -89,7 +89,7 @@ class ExactGradients:
         self._flat.zero_()
 
     def reduce(self, signals: Signals, clip: float | None) -> Reduced:
-        """One all-reduce of integers, then back to fp32. Raises GradientOverflow on all ranks."""
+        """One all-reduce of integers, then back to fp32."""
         set_signals(self._sum[-4:-2], signals)
         self._sum[-2:] = self._fixed.findings()
         own = int(self._sum[-5])  # The flat buffer's last element is the loss.
@@ -99,9 +99,7 @@ class ExactGradients:
         if clip is not None:
             self._gradients.mul_(clip_factor(norm, clip))
         loss, command, save, *findings = self._sum[-5:].tolist()
-        return Reduced(
-            self._fixed.loss(loss, *findings), float(norm), Signals(command > 0, save > 0), own / UNITS
-        )  # fmt: skip
+        return self._fixed.reduced(loss, float(norm), Signals(command > 0, save > 0), own, *findings)
 
 
 class ExactShardedGradients:
@@ -137,7 +135,7 @@ class ExactShardedGradients:
         self._loss += self._fixed.integers(units.detach())
 
     def reduce(self, signals: Signals, clip: float | None) -> Reduced:
-        """Sum the loss and the norm, and clip. Raises GradientOverflow on all ranks."""
+        """Sum the loss and the norm, and clip."""
         gradients = [cast(DTensor, parameter.grad).to_local() for parameter in self._parameters]
         gradients = [gradient for gradient in gradients if gradient.numel()]
         most = torch.zeros(5, device=self._loss.device)
@@ -155,9 +153,7 @@ class ExactShardedGradients:
             for gradient in gradients:
                 gradient.mul_(factor)
         command, save, *findings = most[:4].tolist()
-        return Reduced(
-            self._fixed.loss(int(sums[0]), *findings), float(norm), Signals(command > 0, save > 0), own / UNITS
-        )  # fmt: skip
+        return self._fixed.reduced(int(sums[0]), float(norm), Signals(command > 0, save > 0), own, *findings)
 
 
 class _ExactReduceScatter(ReduceScatter):

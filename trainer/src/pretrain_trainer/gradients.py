@@ -44,6 +44,8 @@ class Reduced:
     signals: Signals
     contribution: float
     """What this rank's micro-batches add to the loss; the one thing that is each rank's own."""
+    note: str = ""
+    """Why it is not finite, where more is known than the numbers say."""
 
     @property
     def finite(self) -> bool:

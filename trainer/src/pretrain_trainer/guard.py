@@ -18,6 +18,7 @@ from pretrain_api.job import Divergence
 from pretrain_api.lineage import Rollback, SlowedRange, StepRange, data_step, merged
 from pretrain_trainer.divergence import Verdict, anew, look
 from pretrain_trainer.errors import Diverged
+from pretrain_trainer.gradients import Reduced
 from pretrain_trainer.progress import Progress
 
 REMEDY = (
@@ -66,12 +67,12 @@ class Guard:
         self._speaks = speaks
         self._began: dict[int, float] = {}
 
-    def look(self, progress: Progress, loss: float, norm: float) -> Verdict:
+    def look(self, progress: Progress, reduced: Reduced) -> Verdict:
         """The verdict on the next step, whose loss and gradient norm these are."""
-        step = progress.step + 1
-        verdict = look(
-            progress.watch, step, loss, norm, threshold=self._settings.threshold, total_steps=self._total_steps
-        )
+        step, threshold, total = progress.step + 1, self._settings.threshold, self._total_steps
+        verdict = look(progress.watch, step, reduced.loss, reduced.norm, threshold=threshold, total_steps=total)
+        if reduced.note:
+            verdict = replace(verdict, said=f"{verdict.said}: {reduced.note}")
         now = time.perf_counter()
         outliers = (*verdict.watch.outliers, step)
         self._began = {earlier: began for earlier, began in self._began.items() if earlier in outliers} | {step: now}

@@ -42,7 +42,7 @@ def train(
             run.saves.before(progress.step + 1)
             signals = Signals(control.pending(), ranks.first and run.saves.wanted(progress.step + 1))
             reduced = compute_gradients(run, progress, signals, pace)
-            verdict = run.guard.look(progress, reduced.loss, reduced.norm)
+            verdict = run.guard.look(progress, reduced)
             if run.guard.answer(verdict) == "roll back":
                 progress = roll_back(run, progress, verdict)
                 continue
