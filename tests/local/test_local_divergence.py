@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import pytest
 from builders_local import run
 from builders_poison import STEPS, a_poisoned_corpus
 
 from pretrain_api.lineage import StepRange
 
 SKIPPED = StepRange(first=36, last=51)
+NAN_AT = 33
 
 
 def test_a_rollback_is_seen_by_whoever_looks(tmp_path: Path) -> None:
@@ -35,3 +38,22 @@ def test_a_rollback_is_seen_by_whoever_looks(tmp_path: Path) -> None:
     assert 'id="skipped-data"' in (finished.out / "report.html").read_text()
     for said in ("WARNING LossSpike: step ", "WARNING RolledBack: generation 2 goes on from step 30", "rollbacks    1"):
         assert said in finished.stdout
+
+
+@pytest.mark.parametrize("exact", ["false", "true"])
+def test_an_injected_nan_is_gone_back_from_and_its_data_passed_over(tmp_path: Path, exact: str) -> None:
+    job = a_poisoned_corpus(tmp_path) / "job.yaml"
+    job.write_text(job.read_text().replace("uri: poisoned", "uri: clean"))
+
+    finished = run(job, tmp_path / "out", "--fault", f"nan:step={NAN_AT}", "--set", f"training.exact={exact}")
+
+    assert finished.code == 0, finished.explain()
+    (incident,) = finished.report.incidents
+    assert (incident.cause, incident.action, incident.step) == ("LossNotFinite", "RolledBack", NAN_AT - 1)
+    assert finished.report.skipped == (StepRange(first=31, last=46),), "from the checkpoint of step 30 on"
+    assert [(item.number, item.started_at_step) for item in finished.report.generations] == [(1, 0), (2, 30)]
+    assert [record.step for record in finished.metrics if record.generation == 2] == list(range(31, STEPS + 1))
+    assert all(math.isfinite(record.loss) for record in finished.metrics)
+    assert finished.report.final_loss is not None
+    assert finished.report.final_loss < 0.7 * finished.metrics[0].loss
+    assert f"WARNING FaultInjected: nan:step={NAN_AT}" in finished.stdout

@@ -51,9 +51,14 @@ class TrainerConfig(Frozen):
     divergence: Divergence = Divergence()
     cache: Cache = Cache()
     threads: int = Field(default=1, ge=1, description="CPU threads of each process: pinned, since it changes bits")
+    nan_steps: tuple[int, ...] = Field(
+        default=(), description="Steps of data whose loss is made NaN: a fault that is injected on purpose"
+    )
 
 
-def trainer_config(job: PretrainJob, job_uid: str, *, threads: int = 1, cache: Cache | None = None) -> TrainerConfig:
+def trainer_config(
+    job: PretrainJob, job_uid: str, *, threads: int = 1, cache: Cache | None = None, nan_steps: tuple[int, ...] = ()
+) -> TrainerConfig:
     """What the training program of a resolved job is started with."""
     return TrainerConfig(
         job_name=job.metadata.name,
@@ -63,4 +68,5 @@ def trainer_config(job: PretrainJob, job_uid: str, *, threads: int = 1, cache: C
         divergence=job.spec.recovery.divergence,
         cache=cache or Cache(),
         threads=threads,
+        nan_steps=nan_steps,
     )

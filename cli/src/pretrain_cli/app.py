@@ -41,7 +41,7 @@ Faults = Annotated[
         "--fault",
         metavar="SPEC",
         help="Inject a fault: kill:worker=1,step=60; also kill:rank, kill:agent, kill:coordinator, stop:worker, "
-        "term:worker, remove:worker, add:worker.",
+        "term:worker, remove:worker, add:worker, nan:step=60.",
     ),
 ]
 Board = Annotated[

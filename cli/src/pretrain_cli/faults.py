@@ -9,8 +9,8 @@ from typing import Literal, cast
 
 from pretrain_cli.errors import BadInput
 
-Action = Literal["kill", "stop", "term", "remove", "add"]
-Target = Literal["worker", "rank", "agent", "coordinator"]
+Action = Literal["kill", "stop", "term", "remove", "add", "nan"]
+Target = Literal["worker", "rank", "agent", "coordinator", "data"]
 
 TARGETS: dict[Action, tuple[Target, ...]] = {
     "kill": ("worker", "rank", "agent", "coordinator"),
@@ -18,8 +18,13 @@ TARGETS: dict[Action, tuple[Target, ...]] = {
     "term": ("worker",),
     "remove": ("worker",),
     "add": ("worker",),
+    "nan": ("data",),
 }
-_SPEC = re.compile(r"(?P<action>\w+):(?P<target>\w*)(=(?P<number>[^,]*))?,\s*step=(?P<step>[^,]*)")
+UNNAMED: dict[str, Target] = {"add": "worker", "remove": "worker", "nan": "data"}
+"""What is meant where no target is named."""
+ALONE: tuple[Target, ...] = ("coordinator", "data")
+"""There is one of each, which has no number."""
+_SPEC = re.compile(r"(?P<action>\w+):((?P<target>\w*)(=(?P<number>[^,]*))?,)?\s*step=(?P<step>[^,]*)")
 
 
 class BadFault(BadInput):
@@ -29,7 +34,8 @@ class BadFault(BadInput):
 @dataclass(frozen=True)
 class Fault:
     """Once the job has done `step`: `number` is a worker's slot, or a global rank. `add` and `remove` change how many
-    workers are wanted by one, whichever number they carry: the newest slot comes or goes."""
+    workers are wanted by one, whichever number they carry: the newest slot comes or goes. `nan` is in the data of
+    `step`: where that is passed over after a rollback, it is gone."""
 
     action: Action
     target: Target
@@ -42,6 +48,11 @@ class Fault:
         """By how much the number of wanted workers changes."""
         return {"add": 1, "remove": -1}.get(self.action, 0)
 
+    @property
+    def due(self) -> int:
+        """The step after which it happens."""
+        return self.step - 1 if self.action == "nan" else self.step
+
 
 def parse_fault(text: str) -> Fault:
     """`kill:worker=1,step=60` -> Fault. Raises BadFault."""
@@ -51,13 +62,13 @@ def parse_fault(text: str) -> Fault:
     action = cast(Action, match["action"])
     if action not in TARGETS:
         raise BadFault(f"--fault {text}: the action {action!r} is not known; use one of {', '.join(TARGETS)}")
-    target = cast(Target, match["target"] or ("worker" if action in ("add", "remove") else ""))
+    target = cast(Target, match["target"] or UNNAMED.get(action, ""))
     if target not in TARGETS[action]:
         raise BadFault(f"--fault {text}: {action} needs one of {', '.join(f'{action}:{t}' for t in TARGETS[action])}")
     number = _natural(text, target, match["number"]) if match["number"] is not None else None
-    if target == "coordinator" and number is not None:
-        raise BadFault(f"--fault {text}: there is one coordinator; write {action}:coordinator,step=S")
-    if number is None and action in ("kill", "stop", "term") and target != "coordinator":
+    if target in ALONE and number is not None:
+        raise BadFault(f"--fault {text}: {target} takes no number; write {action}:{target},step=S")
+    if number is None and action in ("kill", "stop", "term") and target not in ALONE:
         raise BadFault(f"--fault {text}: say which {target}, for example {action}:{target}=1,step={match['step']}")
     step = _natural(text, "step", match["step"])
     if step < 1:

@@ -28,7 +28,7 @@ class Injector:
     def advance(self, step: int) -> None:
         """The job has done this step, or something else changed: inject what is due."""
         self._ranks.update(ranks_of(self._supervisor.status))
-        for fault in [fault for fault in self._pending if fault.step <= step]:
+        for fault in [fault for fault in self._pending if fault.due <= step]:
             # Taken out first: an injection makes events and views, which may come back here.
             self._pending.remove(fault)
             if not self._inject(fault):
@@ -39,6 +39,9 @@ class Injector:
         if fault.replicas:
             replicas = supervisor.job.spec.workers.replicas + fault.replicas
             supervisor.scale(replicas, f"{fault.text}: {replicas} workers are wanted now")
+            return True
+        if fault.target == "data":  # The ranks know of it since their start: here it is only said.
+            supervisor.inject(fault.text, None, (), None)
             return True
         if fault.target == "coordinator":
             return supervisor.kill_operator(fault.text)

@@ -81,7 +81,9 @@ def _run_in(folder: RunFolder, prepared: Prepared) -> int:
     if is_complete(status, total):
         print(f"{job.metadata.name} has done its {status.step:,} steps already; raise training.steps to go on.")
         return _finish(folder, job, Ending("Succeeded", status.reason, status), before)
-    folder.trainer_config.write_text(trainer_config(job, status.job_uid, threads=THREADS).to_json() + "\n")
+    nan_steps = tuple(fault.step for fault in prepared.faults if fault.action == "nan")
+    config = trainer_config(job, status.job_uid, threads=THREADS, nan_steps=nan_steps)
+    folder.trainer_config.write_text(config.to_json() + "\n")
     keep_job(folder, job)
     started = time.monotonic()
     console = Console()

@@ -28,6 +28,7 @@ One rank of a training run. CONFIG.json is what the operator resolves a Pretrain
   divergence        spec.recovery.divergence of the job
   cache             where shards of s3:// sources are kept: path (absent: pretrain in XDG_CACHE_HOME) and bytes
   threads           CPU threads of each process
+  nanSteps          steps of data whose loss is made NaN: a fault that is injected on purpose
 
 Alone it trains with one process and prints a line of JSON for each step. Under torchrun it is one rank of many:
   torchrun --nproc-per-node 2 -m pretrain_trainer CONFIG.json

@@ -72,6 +72,7 @@ class Run:
     model: Decoder
     passes: Passes
     dropout: bool
+    nan_steps: frozenset[int]
     optimizer: torch.optim.Optimizer
     gradients: Gradients
     checkpointer: Checkpointer
@@ -163,6 +164,7 @@ def prepare(
         model=model,
         passes=_passes(model, _loss(ranks, training), groups, training, ranks),
         dropout=shape.dropout > 0,
+        nan_steps=frozenset(config.nan_steps),
         optimizer=optimizer,
         gradients=_gradients(model, training, groups, ranks),
         checkpointer=checkpointer,

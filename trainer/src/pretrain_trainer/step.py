@@ -24,13 +24,16 @@ def compute_gradients(run: Run, progress: Progress, signals: Signals, pace: Pace
     micro_batches = run.batches.of_step(step, progress.skipped, mine)
     pace.data_read()
 
-    numbered_from = (data_step(step, progress.skipped) - 1) * total + mine.start
+    data = data_step(step, progress.skipped)
+    numbered_from = (data - 1) * total + mine.start
     passes = largest_share(total, place.replicas) if run.gradients.padded else len(mine)
     work: list[MicroBatch] = []
     for index in range(passes):
         windows, weight = run.batches.filler, 0.0
         if index < len(mine):
             windows, weight = micro_batches[index], 1.0 / run.step_tokens
+            if data in run.nan_steps and mine.start + index == 0:
+                weight = math.nan  # an injected fault: in one micro-batch, on the rank that has it
         seed = dropout_seed(training.seed, numbered_from + index) if run.dropout else None
         work.append(MicroBatch(windows, weight, seed))
     run.gradients.begin()
