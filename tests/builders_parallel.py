@@ -62,8 +62,14 @@ class Laid:
 
 def run_cases(cases: Sequence[Case]) -> list[RankEnd]:
     """Train each in turn, with real checkpoints; how rank 0 of each ended."""
+    return [ends[0] for ends in run_all_ranks(cases)]
+
+
+def run_all_ranks(cases: Sequence[Case]) -> list[list[RankEnd]]:
+    """Train each in turn, with real checkpoints; how all ranks of each ended."""
     most, patience = max(case.world_size for case in cases), RANK_SECONDS * len(cases)
-    return run_ranks(most, _train_each, cases, _ports(len(cases)), survivors=[0], seconds=patience)[0]
+    by_rank = [iter(ends) for ends in run_ranks(most, _train_each, cases, _ports(len(cases)), seconds=patience)]
+    return [[next(by_rank[rank]) for rank in range(case.world_size)] for case in cases]
 
 
 def assert_same_training(end: RankEnd, alone: RankEnd) -> None:
