@@ -74,6 +74,7 @@ BAD_JOBS = (
         {f"{_T}.schedule": {"kind": "wsd", "decaySteps": 2, "decayTokens": "4K"}},
         "give decaySteps or decayTokens, not both",
     ),
+    BadJob("prompt and prompts", {f"{_T}.sampling": {"prompt": "a", "prompts": ["b"]}}, "give prompt or prompts, not"),
     BadJob("no origin", {f"{_T}.from": {"step": 3}}, "give exactly one of run and huggingFace"),
     BadJob("two origins", {f"{_T}.from": {"run": "a", "huggingFace": "b"}}, "give exactly one of run and huggingFace"),
     BadJob(

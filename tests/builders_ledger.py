@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from builders_operator import a_job
 
-from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_api.runreport import Appraisal, JobStatus, StepRecord
 from pretrain_operator.coordinator.types import Fact
 from pretrain_operator.ledger import Ledger
 
@@ -14,8 +14,9 @@ class Book:
 
     def __init__(self, status: JobStatus | None = None) -> None:
         self.records: list[StepRecord] = []
+        self.appraisals: list[Appraisal] = []
         self.events: list[str] = []
-        self.ledger = Ledger(status or JobStatus(), self.records.append)
+        self.ledger = Ledger(status or JobStatus(), self.records.append, self.appraisals.append)
 
     def tell(self, *facts: Fact) -> JobStatus:
         for fact in facts:

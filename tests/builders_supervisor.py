@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from pretrain_api.job import PretrainJob
-from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_api.runreport import Appraisal, JobStatus, StepRecord
 from pretrain_operator.cluster import Event
 from pretrain_operator.local import tether
 from pretrain_operator.local.folder import RunFolder
@@ -55,12 +55,17 @@ class Watching:
     """An audience that remembers, and lets tests wait for a condition."""
 
     steps: list[StepRecord] = field(default_factory=list)
+    appraisals: list[Appraisal] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     statuses: list[JobStatus] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def step(self, record: StepRecord) -> None:
         self.steps.append(record)
+        self.changed.set()
+
+    def appraisal(self, record: Appraisal) -> None:
+        self.appraisals.append(record)
         self.changed.set()
 
     def event(self, event: Event) -> None:

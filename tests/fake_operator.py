@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 
-from pretrain_api.runreport import StepRecord
+from pretrain_api.runreport import Appraisal, EvaluationRecord, SampleRecord, StepRecord
 from pretrain_operator.cluster import Event, Placement
 from pretrain_operator.local.cluster import LocalCluster
 
@@ -32,6 +32,8 @@ async def serve(control: socket.socket, epoch: str) -> None:
             seen.status.model_copy(update={"generation": int(epoch), "replicas": len(seen.pods)})
         )
         cluster.record_step(a_step(int(epoch)))
+        for record in appraisals(int(epoch)):
+            cluster.record_appraisal(record)
         if seen.stopping and not seen.pods:
             await cluster.close()
             return
@@ -57,6 +59,12 @@ def a_step(generation: int) -> StepRecord:
         workers=1,
         time=0.0,
     )
+
+
+def appraisals(generation: int) -> list[Appraisal]:
+    place = {"step": 1, "generation": generation, "time": 0.0}
+    samples = [SampleRecord(number=number, prompt="a", text="b\u2028c", **place) for number in (0, 1)]
+    return [EvaluationRecord(losses={"prose": 2.5}, seconds=0.1, **place), *samples]
 
 
 if __name__ == "__main__":

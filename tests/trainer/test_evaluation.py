@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from builders_trainer import VOCABULARY, a_config, a_corpus, run_training
 
-from pretrain_api.reports import Evaluated, Restored, Sampled
+from pretrain_api.reports import Evaluated, Evaluating, Restored, Sampled
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,37 @@ def test_a_tiny_text_is_learned_and_beats_its_unigram_model(corpus: Path) -> Non
 
 @pytest.mark.parametrize("parallelism", [{"shard": "none"}, {"shard": "full"}])
 def test_sampling_writes_the_same_at_any_world_size(corpus: Path, parallelism: dict[str, str]) -> None:
-    sampling = {"sampling": {"tokens": 8}, "parallelism": parallelism, "steps": 2}
+    sampling = {"sampling": {"tokens": 8, "every": 1}, "parallelism": parallelism, "steps": 3, "exact": True}
 
     one, two = (run_training(a_config(corpus, sampling), world_size)[0].of(Sampled) for world_size in (1, 2))
 
     assert one == two
+    assert len({item.text for item in one}) == 3
+
+
+def test_texts_come_at_the_interval_and_once_at_the_end_one_for_each_prompt(corpus: Path) -> None:
+    def texts(**sampling: object) -> list[Sampled]:
+        config = a_config(corpus, {"sampling": {"tokens": 3} | sampling})
+        return run_training(config, 1)[0].of(Sampled)
+
+    several = texts(every=4, prompts=["w1 w3", "w5"])
+    assert [(item.step, item.number, item.prompt) for item in several] == [
+        (step, number, prompt) for step in (4, 6) for number, prompt in enumerate(("w1 w3", "w5"))
+    ]
+    assert [item.step for item in texts(every=3)] == [3, 6]
+    assert [item.step for item in texts()] == [6]
+
+
+def test_who_looks_on_the_way_disturbs_nothing(corpus: Path) -> None:
+    """With dropout, so that a model left at rest or random numbers taken from it would show."""
+    looked_at = {
+        "evaluation": evaluation(corpus, 1),
+        "sampling": {"every": 1, "tokens": 3, "prompts": ["w1", "w2"]},
+    }
+    model = {"family": "gpt2", "layers": 2, "heads": 2, "width": 32, "context": 16, "dropout": 0.1}
+
+    plain, watched = (run_training(a_config(corpus, {"model": model} | more), 2)[0] for more in ({}, looked_at))
+
+    assert watched.losses == plain.losses
+    assert watched.parameters == plain.parameters
+    assert [item.step for item in watched.of(Evaluating)] == [step for step in range(1, 7) for _ in range(2)]

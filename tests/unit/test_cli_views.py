@@ -11,10 +11,12 @@ from rich.console import Console
 from pretrain_api.lineage import manifest_key
 from pretrain_api.runreport import (
     CheckpointSummary,
+    EvaluationRecord,
     Goodput,
     Incident,
     JobStatus,
     RunReport,
+    SampleRecord,
     StepRecord,
     WorkerStatus,
 )
@@ -111,6 +113,35 @@ def test_every_event_is_a_line() -> None:
 
     lines = [line.split(" ", 1)[1] for line in out.getvalue().splitlines()]
     assert lines == ["CheckpointSaved: checkpoint of step 50 in 0.20 s", "WARNING WorkerLost: worker 1"]
+
+
+def test_evaluations_and_texts_are_a_line_each_and_the_newest_stand_in_the_view() -> None:
+    out = io.StringIO()
+    log = LineLog(out, lambda: 0.0, total_steps=100)
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    terminal = Terminal(console, lambda: 0.0, "quickstart", 685)
+
+    for record in (an_evaluation(50), a_sample(50, "old"), a_sample(100, "to be\nor not " + "to be " * 100)):
+        log.appraisal(record)
+        terminal.appraisal(record)
+
+    lines = [line.split(" ", 1)[1] for line in out.getvalue().splitlines()]
+    assert lines[:2] == ["evaluation after step 50: held-out 4.5000", "sample after step 50: the old"]
+    assert lines[2].startswith("sample after step 100: the to be or not to be to")
+    assert lines[2].endswith("…")
+    console.print(terminal.render())
+    view = console.file.getvalue()
+    assert "evaluation after 50  held-out 4.5000" in view
+    assert "sample after 100  the to be or not to be" in view
+    assert max(len(line) for line in view.splitlines()) <= 80
+
+
+def an_evaluation(step: int) -> EvaluationRecord:
+    return EvaluationRecord(step=step, losses={"held-out": 4.5}, seconds=0.1, generation=1, time=0.0)
+
+
+def a_sample(step: int, text: str) -> SampleRecord:
+    return SampleRecord(step=step, prompt="the ", text=text, generation=1, time=0.0)
 
 
 def test_the_time_left_follows_the_steps_done() -> None:

@@ -316,6 +316,20 @@ def test_an_evaluation_is_no_hang() -> None:
     assert world.ended() == []
 
 
+def test_an_evaluation_that_takes_longer_than_steps_may_is_no_hang_and_what_follows_may_be_one() -> None:
+    world, agents = a_running_world(hang_timeout=10.0)
+    agents[1].frozen_ranks = True
+    agents[0].say(reports.Evaluating(step=agents[0].step), world.now)
+    world.run(60)
+    assert world.ended() == []
+
+    agents[1].frozen_ranks = False
+    world.run(1)
+    agents[1].frozen_ranks = True
+    world.run(12)
+    assert world.causes() == ["Hang"]
+
+
 def test_an_agent_that_came_back_without_its_ranks_is_lost_when_steps_stand_still() -> None:
     world, agents = a_running_world()
     world.cut(agents[1])

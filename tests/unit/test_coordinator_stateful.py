@@ -196,7 +196,7 @@ class Faults(RuleBasedStateMachine):
         if world.coordinator is None:
             world.boot()
         world.set_want(running=True, remove_slots=frozenset(), min=1, hang_timeout=2.0)
-        impatient = replace(QUICK, hang_before_first_step=2.0)
+        impatient = replace(QUICK, hang_apart_from_steps=2.0)
         world.coordinator._settings = world.coordinator._attention._settings = impatient  # type: ignore[union-attr]
         for agent in world.agents:
             if agent.alive and agent.connection is None:

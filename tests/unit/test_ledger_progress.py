@@ -7,7 +7,8 @@ from builders_operator import a_generation, a_restore, a_save, a_step, an_end, a
 
 from pretrain_api.lineage import manifest_key
 from pretrain_api.reports import Evaluated, Finished, Held, Sampled, SaveFailed
-from pretrain_api.runreport import GenerationSummary, JobStatus
+from pretrain_api.runreport import EvaluationRecord, GenerationSummary, JobStatus, SampleRecord
+from pretrain_operator.ledger import SAMPLE_LENGTH
 
 ONE = a_generation(1, (0, 0), (1, 0))
 TWO = a_generation(2, (0, 0), reason="WorkerLost")
@@ -135,6 +136,33 @@ def test_losses_and_texts_of_the_model_are_kept() -> None:
     assert status.validation_loss == {"held-out": 2.5}
     assert status.sample == "To be or not"
     assert status.tokens == 64
+    evaluation, sample = book.appraisals
+    assert isinstance(evaluation, EvaluationRecord)
+    assert isinstance(sample, SampleRecord)
+    assert (evaluation.step, evaluation.losses, evaluation.generation) == (1, {"held-out": 2.5}, 1)
+    assert (sample.step, sample.prompt, sample.text, sample.generation) == (1, "To be", " or not", 1)
+
+
+def test_the_texts_of_one_step_stand_together_and_those_of_the_next_take_their_place() -> None:
+    book = Book()
+
+    first = book.tell(
+        announced(0, ONE), *(said(n, 1, Sampled(step=1, number=n, prompt="", text=f"{n}")) for n in (0, 1))
+    )
+    second = book.tell(said(3, 1, Sampled(step=2, prompt="", text="2")))
+
+    assert (first.sample, second.sample) == ("0\n\n1", "2")
+
+
+def test_a_long_text_is_cut_in_the_status_only() -> None:
+    book, text = Book(), "x" * 3 * SAMPLE_LENGTH
+
+    status = book.tell(
+        announced(0, ONE), *(said(n, 1, Sampled(step=1, number=n, prompt="", text=text)) for n in (0, 1))
+    )
+
+    assert status.sample == "x" * SAMPLE_LENGTH + "…"
+    assert [len(record.text) for record in book.appraisals if isinstance(record, SampleRecord)] == [len(text)] * 2
 
 
 def test_after_the_end_nothing_counts() -> None:

@@ -15,6 +15,8 @@ import psutil
 import pytest
 from builders_supervisor import FAKE_OPERATOR, Watching, a_supervisor, alive, kill_worker
 
+from pretrain_api.runreport import EvaluationRecord, SampleRecord
+from pretrain_cli.outputs import read_lines
 from pretrain_operator.local.folder import FolderInUse, RunFolder, UnreadableStatus
 from pretrain_operator.local.supervisor import OperatorCrashed, Supervisor
 
@@ -186,13 +188,18 @@ asyncio.run(main())
     await settled(lambda: not alive(below))
 
 
-async def test_a_step_said_twice_is_written_once(tmp_path: Path) -> None:
+async def test_what_is_said_twice_is_written_once(tmp_path: Path) -> None:
     async with running(tmp_path) as (supervisor, watching):
         supervisor.kill_operator("kill:coordinator,step=1")
         await watching.until(lambda: supervisor.status.generation == 2)
 
     assert [(step.generation, step.step) for step in watching.steps] == [(1, 1), (2, 1)]
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    evaluations = read_lines(tmp_path / "run" / "evaluations.jsonl", EvaluationRecord)
+    samples = read_lines(tmp_path / "run" / "samples.jsonl", SampleRecord)
+    assert [record.generation for record in evaluations] == [1, 2]
+    assert [(record.generation, record.number) for record in samples] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [record for record in watching.appraisals if isinstance(record, SampleRecord)] == list(samples)
 
 
 def test_a_folder_is_refused_while_another_run_works_in_it(tmp_path: Path) -> None:
@@ -218,8 +225,9 @@ def test_a_status_that_is_none_is_refused_and_left_alone(tmp_path: Path) -> None
         assert folder.status.read_text() == "{}}"
 
 
-def test_a_torn_last_line_of_metrics_is_cut_off(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step":1}\n{"ste')
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl", "samples.jsonl"])
+def test_a_torn_last_line_is_cut_off(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"step":1}\n{"ste')
 
-    with RunFolder(tmp_path) as folder:
-        assert folder.metrics.read_text() == '{"step":1}\n'
+    with RunFolder(tmp_path):
+        assert (tmp_path / name).read_text() == '{"step":1}\n'

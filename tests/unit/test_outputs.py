@@ -13,7 +13,16 @@ import pytest
 from matplotlib.image import imread
 
 from pretrain_api.job import PretrainJob
-from pretrain_api.runreport import Goodput, Incident, JobStatus, RunReport, StepRecord, perplexity
+from pretrain_api.runreport import (
+    EvaluationRecord,
+    Goodput,
+    Incident,
+    JobStatus,
+    RunReport,
+    SampleRecord,
+    StepRecord,
+    perplexity,
+)
 from pretrain_cli.figure import CURVE
 from pretrain_cli.outputs import read_metrics, write_outputs
 from pretrain_cli.summary import summarise
@@ -52,8 +61,19 @@ def a_status() -> JobStatus:
         validation_loss={"held-out": 4.5},
         goodput=Goodput(ratio=0.9, seconds={"training": 90.0, "recovering": 10.0}),
         incidents=(Incident(cause="WorkerLost", worker=1, step=60, detected_seconds=0.01, resumed_seconds=0.3),),
-        sample="def f(<script>alert(1)</script>",
     )
+
+
+def samples() -> list[SampleRecord]:
+    """A text after every tenth step, of which the one after step 70 was written again."""
+    places = [(step, 1) for step in range(10, 80, 10)] + [(step, 2) for step in range(70, 110, 10)]
+    return [
+        SampleRecord(
+            step=step, prompt="def ", text=f"f(<script>alert({step}.{generation})</script>",
+            generation=generation, time=float(step),
+        )
+        for step, generation in places
+    ]  # fmt: skip
 
 
 @pytest.fixture
@@ -61,6 +81,11 @@ def run(tmp_path: Path) -> Path:
     records = [a_record(step, 7 * math.exp(-step / 40)) for step in range(1, 71)]
     records += [a_record(step, 7 * math.exp(-step / 40) + 1, generation=2) for step in range(61, 101)]
     (tmp_path / "metrics.jsonl").write_text("".join(record.to_json() + "\n" for record in records))
+    (tmp_path / "samples.jsonl").write_text("".join(record.to_json() + "\n" for record in samples()))
+    evaluations = [
+        EvaluationRecord(step=step, losses={"held-out": 5.0}, seconds=1, generation=1, time=1.0) for step in (50, 100)
+    ]
+    (tmp_path / "evaluations.jsonl").write_text("".join(record.to_json() + "\n" for record in evaluations))
     write_outputs(tmp_path, JOB, a_status(), 100.0, "Succeeded", "")
     return tmp_path
 
@@ -87,6 +112,13 @@ def test_the_page_names_no_address_outside_itself_and_escapes_what_the_model_wro
     assert fetched == []
     assert "validation loss: held-out, perplexity 90.02" in page
     assert "<script>alert" not in page
+
+
+def test_the_page_shows_the_last_texts_of_the_final_history_the_newest_first(run: Path) -> None:
+    page = (run / "report.html").read_text()
+
+    shown = re.findall(r"After step (\d+)</p><pre><b>def </b>f\(&lt;script&gt;alert\([\d]+\.(\d)\)", page)
+    assert shown == [("100", "2"), ("90", "2"), ("80", "2"), ("70", "2"), ("60", "1"), ("50", "1")]
 
 
 def test_a_run_without_a_step_still_gets_its_files(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportMissingTypeStubs]
 
-from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_api.runreport import EvaluationRecord, SampleRecord, StepRecord
 from pretrain_cli.errors import BadInput
 from pretrain_cli.prepare import Order, prepare
 from pretrain_cli.tensorboard import TensorBoard
@@ -40,13 +40,14 @@ def test_steps_and_validation_losses_are_shown_with_their_step_and_time(tmp_path
     with TensorBoard(tmp_path) as board:
         for record in (a_record(1), a_record(2, mfu=0.5)):
             board.step(record)
-        for _ in range(2):
-            board.status(JobStatus(step=2, validation_loss={"prose": 3.0}))
+        board.appraisal(EvaluationRecord(step=2, losses={"prose": 3.0}, seconds=0.1, generation=1, time=1002.5))
+        board.appraisal(SampleRecord(step=2, prompt="a", text="b", generation=1, time=1003.0))
 
     found = list(shown(tmp_path))
     assert [item[1:] for item in found if item[0] == "train/loss"] == [(1, 4.0, 1001.0), (2, 2.0, 1002.0)]
     assert [item[1:3] for item in found if item[0] == "speed/mfu"] == [(2, 0.5)]
-    assert [item[1:3] for item in found if item[0] == "validation/prose"] == [(2, 3.0)]
+    assert [item[1:] for item in found if item[0] == "validation/prose"] == [(2, 3.0, 1002.5)]
+    assert [item[1] for item in found if item[0].startswith("sample/0")] == [2]
     assert [item[2] for item in found if item[0] == "step_seconds/compute"] == pytest.approx([0.4, 0.4])
 
 

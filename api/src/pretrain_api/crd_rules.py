@@ -179,6 +179,12 @@ RULES: Mapping[type[BaseModel], tuple[CelRule, ...]] = MappingProxyType(
                 "step and optimizer are for run: leave them out",
             ),
         ),
+        training.Sampling: (
+            CelRule(
+                "self.prompt == '' || !has(self.prompts) || self.prompts.size() == 0",
+                "give prompt or prompts, not both",
+            ),
+        ),
         training.Batch: (
             CelRule("self.sequences % self.microBatch == 0", "microBatch does not divide sequences: choose a divisor"),
         ),

@@ -155,6 +155,13 @@ class ProfileFailed(Wire):
     message: str
 
 
+class Evaluating(Wire):
+    """Between two steps the model is evaluated or writes, which takes the time that it takes. Sent by global rank 0."""
+
+    kind: Literal["evaluating"] = "evaluating"
+    step: int
+
+
 class Evaluated(Wire):
     """Validation losses after this step, by source."""
 
@@ -169,6 +176,7 @@ class Sampled(Wire):
 
     kind: Literal["sampled"] = "sampled"
     step: int
+    number: int = Field(default=0, description="Among the texts of this step, from 0")
     prompt: str
     text: str
 
@@ -270,6 +278,7 @@ ReportBody = Annotated[
     | Resumed
     | Profiled
     | ProfileFailed
+    | Evaluating
     | Evaluated
     | Sampled
     | Diverged

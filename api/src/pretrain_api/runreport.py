@@ -48,6 +48,31 @@ class StepRecord(Frozen):
     alloc_retries: int = Field(default=0, description="Allocations of rank 0 that had to be tried again")
 
 
+class EvaluationRecord(Frozen):
+    """A line of `evaluations.jsonl`. Of a step that was done again it appears again, as in `metrics.jsonl`."""
+
+    step: int
+    losses: dict[str, float] = Field(description="Validation losses by source, in nats per token")
+    seconds: float
+    generation: int
+    time: float = Field(description="Unix seconds")
+
+
+class SampleRecord(Frozen):
+    """A line of `samples.jsonl`, likewise."""
+
+    step: int
+    number: int = Field(default=0, description="Among the texts of this step, from 0")
+    prompt: str
+    text: str = Field(description="What the model wrote after the prompt")
+    generation: int
+    time: float = Field(description="Unix seconds")
+
+
+Appraisal = EvaluationRecord | SampleRecord
+"""What was found out about the model between two steps."""
+
+
 class GenerationSummary(Frozen):
     """A generation that trained."""
 
@@ -217,7 +242,7 @@ class JobStatus(Frozen):
     parameters: int | None = None
     unigram_loss: float | None = None
     validation_loss: dict[str, float] = Field(default_factory=dict[str, float])
-    sample: str = ""
+    sample: str = Field(default="", description="The beginning of what the model wrote last, the prompts included")
     skipped: tuple[StepRange, ...] = Field(default=(), description="Steps of data that were passed over")
     rollbacks: int = Field(default=0, description="How often the loss diverged and an earlier state was gone back to")
     goodput: Goodput | None = None

@@ -14,6 +14,8 @@ from pretrain_api.quantities import MAX_TOKENS, TokenCount
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 MAX_STEPS = 10**9
 MAX_SOURCES = 64
+MAX_PROMPT = 10_000
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _LIST_BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 
@@ -176,11 +178,28 @@ class Evaluation(Spec):
 
 
 class Sampling(Spec):
-    """A text that the trained model writes at the end."""
+    """Texts that the model writes: at the end, and on the way where that is wished."""
 
-    prompt: str = Field(default="", max_length=10_000, description="Beginning of the text")
+    every: int | None = Field(
+        default=None, ge=1, le=MAX_STEPS, description="Steps between them; absent: at the end only"
+    )
+    prompt: str = Field(default="", max_length=MAX_PROMPT, description="Beginning of the text")
+    prompts: tuple[Prompt, ...] = Field(
+        default=(), strict=False, max_length=16, description="Or the beginnings of several texts"
+    )
     tokens: int = Field(default=120, ge=1, le=100_000, description="Tokens to add")
     temperature: float = Field(default=0.8, gt=0, le=100, description="1: as trained; lower: safer")
+
+    @property
+    def beginnings(self) -> tuple[str, ...]:
+        """Of all texts."""
+        return self.prompts or (self.prompt,)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.prompt and self.prompts:
+            raise ValueError("give prompt or prompts, not both")
+        return self
 
 
 class From(Spec):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pretrain_api.runreport import RunReport, StepRecord
+from pretrain_api.runreport import EvaluationRecord, RunReport, StepRecord
 
 CURVE = "#2563eb"
 REDONE = "#f59e0b"
@@ -19,25 +20,27 @@ MUTED = "#6b7280"
 SMOOTHING = 0.8
 
 
-def draw_png(path: Path, report: RunReport, records: tuple[StepRecord, ...]) -> None:
+def draw_png(
+    path: Path, report: RunReport, records: tuple[StepRecord, ...], evaluations: Sequence[EvaluationRecord] = ()
+) -> None:
     """Draw the run as a PNG of 1,500 x 900 pixels."""
-    draw(report, records).savefig(path, dpi=150)
+    draw(report, records, evaluations).savefig(path, dpi=150)
 
 
-def draw_svg(report: RunReport, records: tuple[StepRecord, ...]) -> str:
+def draw_svg(report: RunReport, records: tuple[StepRecord, ...], evaluations: Sequence[EvaluationRecord] = ()) -> str:
     """The run as one `<svg>` element; its loss curve has the id `loss-curve`."""
     buffer = io.StringIO()
-    draw(report, records).savefig(buffer, format="svg", metadata={"Date": None})
+    draw(report, records, evaluations).savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
 
-def draw(report: RunReport, records: tuple[StepRecord, ...]) -> Figure:
+def draw(report: RunReport, records: tuple[StepRecord, ...], evaluations: Sequence[EvaluationRecord] = ()) -> Figure:
     """Loss above, workers below; incidents as lines through both, data that was skipped as bands."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     loss, workers = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     figure.suptitle(f"{report.job}: {report.result.lower()} after {report.steps:,} steps", fontweight="bold")
-    _draw_loss(loss, report, records)
+    _draw_loss(loss, report, records, evaluations)
     _draw_workers(workers, records)
     for gap in report.skipped:
         for axes in (loss, workers):
@@ -60,7 +63,9 @@ def draw(report: RunReport, records: tuple[StepRecord, ...]) -> Figure:
     return figure
 
 
-def _draw_loss(axes: Axes, report: RunReport, records: tuple[StepRecord, ...]) -> None:
+def _draw_loss(
+    axes: Axes, report: RunReport, records: tuple[StepRecord, ...], evaluations: Sequence[EvaluationRecord]
+) -> None:
     final = {record.step: record for record in records}
     steps = sorted(final)
     losses = [final[step].loss for step in steps]
@@ -78,7 +83,9 @@ def _draw_loss(axes: Axes, report: RunReport, records: tuple[StepRecord, ...]) -
     if report.unigram_loss is not None:
         axes.axhline(report.unigram_loss, color=MUTED, linestyle="--", linewidth=1, label="unigram model")
     for (source, value), marker in zip(sorted(report.validation_loss.items()), "osD^v<>", strict=False):
-        axes.plot([report.steps], [value], marker, markersize=5, label=f"validation: {source}", linestyle="none")
+        known = {record.step: record.losses[source] for record in evaluations if source in record.losses}
+        steps, losses = zip(*sorted((known or {report.steps: value}).items()), strict=True)
+        axes.plot(steps, losses, marker, markersize=4, label=f"validation: {source}", linestyle="none")
     axes.set_ylabel("loss (nats per token)")
     axes.legend(loc="upper right", fontsize=8, frameon=False)
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TextIO
 
-from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_api.runreport import Appraisal, JobStatus, StepRecord
+from pretrain_cli.appraisals import appraisal_text, appraisal_title
 from pretrain_operator.cluster import Event
 
 SECONDS_BETWEEN_STEPS = 2.0
@@ -38,6 +39,10 @@ class LineLog:
             f"step {record.step:>{len(str(self._total))}}/{self._total}  loss {record.loss:.4f}  "
             f"{record.tokens_per_second:,.0f} tokens/s{mfu}  {workers}  generation {record.generation}"
         )
+
+    def appraisal(self, record: Appraisal) -> None:
+        """The model was evaluated or wrote a text: a line."""
+        self._line(f"{appraisal_title(record)} step {record.step}: {appraisal_text(record)}")
 
     def event(self, event: Event) -> None:
         """Something happened."""

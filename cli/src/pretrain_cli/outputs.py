@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jinja2
 
+from pretrain_api.base import Frozen
 from pretrain_api.job import PretrainJob
-from pretrain_api.runreport import Goodput, JobStatus, RunReport, StepRecord, perplexity
+from pretrain_api.runreport import (
+    EvaluationRecord,
+    Goodput,
+    JobStatus,
+    RunReport,
+    SampleRecord,
+    StepRecord,
+    perplexity,
+)
 from pretrain_cli.figure import draw_png, draw_svg
 from pretrain_cli.steptimes import NAMES, draw_split, mean_parts
 
 FINAL_STEPS = 20
+SHOWN_SAMPLES = 6
+"""Texts of the model in the report, the newest ones."""
 
 Result = Literal["Succeeded", "Failed", "Stopped"]
+Line = TypeVar("Line", bound=Frozen)
+
+
+@dataclass(frozen=True)
+class Appraised:
+    """What was found out about the model on the way; of a step that was done again what came last."""
+
+    evaluations: tuple[EvaluationRecord, ...] = ()
+    samples: tuple[SampleRecord, ...] = ()
 
 
 def write_outputs(
@@ -46,17 +67,25 @@ def write_outputs(
         rollbacks=status.rollbacks,
     )
     (out / "report.json").write_text(report.model_dump_json(indent=1) + "\n")
-    draw_png(out / "loss.png", report, records)
-    (out / "report.html").write_text(render_html(report, records, status), encoding="utf-8")
+    evaluations = {record.step: record for record in read_lines(out / "evaluations.jsonl", EvaluationRecord)}
+    samples = {(record.step, record.number): record for record in read_lines(out / "samples.jsonl", SampleRecord)}
+    appraised = Appraised(tuple(evaluations.values()), tuple(samples.values()))
+    draw_png(out / "loss.png", report, records, appraised.evaluations)
+    (out / "report.html").write_text(render_html(report, records, status, appraised), encoding="utf-8")
     return report
 
 
 def read_metrics(path: Path) -> tuple[StepRecord, ...]:
     """The lines of `metrics.jsonl`; a last line that a kill cut short is left out."""
+    return read_lines(path, StepRecord)
+
+
+def read_lines(path: Path, kind: type[Line]) -> tuple[Line, ...]:
+    """The records of such a file, likewise."""
     if not path.exists():
         return ()
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return tuple(StepRecord.from_json(line) for line in lines if line.endswith("\n"))
+    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: texts hold other separators
+    return tuple(kind.from_json(line) for line in lines[:-1])
 
 
 def final_history(records: tuple[StepRecord, ...]) -> tuple[StepRecord, ...]:
@@ -65,8 +94,8 @@ def final_history(records: tuple[StepRecord, ...]) -> tuple[StepRecord, ...]:
     return tuple(last[step] for step in sorted(last))
 
 
-def render_html(report: RunReport, records: tuple[StepRecord, ...], status: JobStatus) -> str:
-    """The page: numbers, curve, incidents, generations, goodput and the sample, all inline."""
+def render_html(report: RunReport, records: tuple[StepRecord, ...], status: JobStatus, appraised: Appraised) -> str:
+    """The page: numbers, curve, incidents, generations, goodput and what the model wrote, all inline."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pretrain_cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -84,7 +113,8 @@ def render_html(report: RunReport, records: tuple[StepRecord, ...], status: JobS
     return environment.get_template("report.html.j2").render(
         report=report,
         status=status,
-        figure=draw_svg(report, records),
+        figure=draw_svg(report, records, appraised.evaluations),
+        samples=appraised.samples[-SHOWN_SAMPLES:],
         shares=shares,
         split=draw_split(final_history(records)),
         step_total=sum(report.step_seconds.values()) or 1.0,

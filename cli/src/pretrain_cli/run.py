@@ -15,7 +15,7 @@ from functools import partial
 from rich.console import Console
 
 from pretrain_api.job import PretrainJob
-from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_api.runreport import Appraisal, JobStatus, StepRecord
 from pretrain_api.trainer import trainer_config
 from pretrain_cli.errors import BadInput
 from pretrain_cli.faults import Fault
@@ -237,6 +237,12 @@ class _Injecting:
         self._step = max(self._step, record.step)
         self._inject()
 
+    def appraisal(self, record: Appraisal) -> None:
+        """The model was evaluated or wrote a text."""
+        self._audience.appraisal(record)
+        if self._board is not None:
+            self._board.appraisal(record)
+
     def event(self, event: Event) -> None:
         """Something happened."""
         self._audience.event(event)
@@ -244,8 +250,6 @@ class _Injecting:
     def status(self, status: JobStatus) -> None:
         """The status was replaced: ranks that were awaited may be known now."""
         self._audience.status(status)
-        if self._board is not None:
-            self._board.status(status)
         self._inject()
 
     def _inject(self) -> None:

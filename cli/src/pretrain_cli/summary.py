@@ -18,7 +18,8 @@ def summarise(report: RunReport, status: JobStatus, out: Path) -> str:
         f"  checkpoints  {_checkpoints(report)}",
         *([f"  rollbacks    {_rollbacks(report)}"] if report.rollbacks else []),
         *(f"  incident     {_incident(incident)}" for incident in report.incidents),
-        f"  files        {out}/report.html, report.json, metrics.jsonl, loss.png, logs/",
+        f"  files        {out}/report.html, report.json, loss.png, logs/, "
+        "and metrics, evaluations and samples in .jsonl",
     ]
     if status.sample:
         lines += ["", "The model writes:", *(f"  {line}" for line in status.sample.strip().splitlines())]

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_api.runreport import Appraisal, SampleRecord, StepRecord
 from pretrain_api.stepparts import parts_of
 from pretrain_cli.errors import BadInput
 
@@ -22,7 +22,6 @@ class TensorBoard:
 
     def __init__(self, folder: Path) -> None:
         self._writer: Any = _package().SummaryWriter(str(folder), flush_secs=FLUSH_SECONDS)
-        self._validated: dict[str, float] = {}
 
     def __enter__(self) -> TensorBoard:
         return self
@@ -35,13 +34,14 @@ class TensorBoard:
         for tag, value in scalars(record).items():
             self._writer.add_scalar(tag, value, record.step, walltime=record.time)
 
-    def status(self, status: JobStatus) -> None:
-        """The status was replaced: validation losses may be new."""
-        if status.validation_loss == self._validated:
+    def appraisal(self, record: Appraisal) -> None:
+        """The model was evaluated or wrote a text."""
+        if isinstance(record, SampleRecord):
+            text = record.prompt + record.text
+            self._writer.add_text(f"sample/{record.number}", text, record.step, walltime=record.time)
             return
-        self._validated = dict(status.validation_loss)
-        for source, loss in self._validated.items():
-            self._writer.add_scalar(f"validation/{source}", loss, status.step)
+        for source, loss in record.losses.items():
+            self._writer.add_scalar(f"validation/{source}", loss, record.step, walltime=record.time)
 
 
 def require() -> None:

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pretrain_api.lineage import parse_manifest_key
-from pretrain_api.runreport import Incident, JobStatus, StepRecord
+from pretrain_api.runreport import Appraisal, Incident, JobStatus, StepRecord
+from pretrain_cli.appraisals import appraisal_text, appraisal_title
 from pretrain_cli.pace import Pace
 from pretrain_cli.sparkline import sparkline
 from pretrain_cli.steptimes import split_text
@@ -40,6 +41,8 @@ class Terminal:
         self._pace = Pace(total_steps)
         self._losses: dict[int, float] = {}
         self._record: StepRecord | None = None
+        self._appraisals: dict[type[Appraisal], Appraisal] = {}
+        """The newest of each kind."""
         self._status = JobStatus()
         self._events: deque[tuple[float, Event]] = deque(maxlen=EVENTS)
         # Redrawn by the run's own loop: a thread of rich's would read all this while it changes.
@@ -63,6 +66,10 @@ class Terminal:
         self._losses[record.step] = record.loss
         self._pace.step(record)
 
+    def appraisal(self, record: Appraisal) -> None:
+        """The model was evaluated or wrote a text."""
+        self._appraisals[type(record)] = record
+
     def event(self, event: Event) -> None:
         """Something happened."""
         self._events.append((self._clock(), event))
@@ -77,7 +84,7 @@ class Terminal:
 
     def render(self) -> RenderableType:
         """The view at this moment."""
-        parts = [self._progress(), self._numbers(), Text(), *self._tables(), Text(), self._newest()]
+        parts = [self._progress(), self._numbers(), *self._appraised(), Text(), *self._tables(), Text(), self._newest()]
         phase = self._status.phase
         title = Text.assemble((self._name, "bold"), " · ", (phase.lower(), PHASE_STYLES.get(phase, "cyan")))
         return Panel(
@@ -134,6 +141,16 @@ class Terminal:
         grid.add_row("step", split_text(record) if record else "–", "MFU", mfu)
         grid.add_row("checkpoint", _checkpoint(status), "generation", str(status.generation or "–"))
         return grid
+
+    def _appraised(self) -> list[RenderableType]:
+        """The newest evaluation and text, a line each."""
+        return [
+            Text.assemble(
+                (f"{appraisal_title(record)} ", "bright_black"), f"{record.step:,}  ", appraisal_text(record),
+                no_wrap=True, overflow="ellipsis",
+            )
+            for record in self._appraisals.values()
+        ]  # fmt: skip
 
     def _workers(self) -> RenderableType:
         table = _table("worker", "rank", "state", "attempt", "processes")

@@ -29,13 +29,16 @@ from pretrain_api.reports import (
     Unblocked,
 )
 from pretrain_api.runreport import (
+    Appraisal,
     CheckpointSummary,
+    EvaluationRecord,
     GenerationSummary,
     GoodputState,
     JobStatus,
     NodeFailure,
     Obstacle,
     Profile,
+    SampleRecord,
     StepRecord,
     Suspect,
 )
@@ -51,6 +54,8 @@ from pretrain_operator.suspects import Blame
 MAX_PROFILES = 5
 MAX_GENERATIONS = 200
 """Kept in the status, the newest ones."""
+SAMPLE_LENGTH = 4000
+"""Characters of the model's texts that are kept in the status: it must fit into an object of the API server."""
 STEPPING: tuple[GoodputState, ...] = ("training", "redoing")
 REMEMBERED_SAVES = 5
 SAVES_IN_GRACE = 3.0
@@ -66,9 +71,15 @@ class Ledger:
     outage counts as what they say. Facts taken in less than a status interval before a crash may be missing.
     """
 
-    def __init__(self, status: JobStatus, on_step: Callable[[StepRecord], None]) -> None:
+    def __init__(
+        self,
+        status: JobStatus,
+        on_step: Callable[[StepRecord], None],
+        on_appraisal: Callable[[Appraisal], None] = lambda _: None,
+    ) -> None:
         self._status = status
         self._on_step = on_step
+        self._on_appraisal = on_appraisal
         books = status.bookkeeping
         seconds = status.goodput.seconds if status.goodput else {}
         self._timeline = Timeline(books.state, books.counted_until, seconds)
@@ -263,11 +274,9 @@ class Ledger:
             case ProfileFailed():
                 return self.profile_failed(body.command_id, body.rank, body.message)
             case Evaluated():
-                self._busy(fact.time, {"evaluating": body.seconds})
-                self._set(validation_loss=body.losses)
+                self._evaluated(body, fact)
             case Sampled():
-                self._busy(fact.time, {"evaluating": float("inf")})
-                self._set(sample=body.prompt + body.text)
+                self._sampled(body, fact)
             case Diverged():
                 return self._diverged(body, fact)
             case RolledBack():
@@ -383,6 +392,36 @@ class Ledger:
             checkpoints=self._status.checkpoints.model_copy(update={"saved": before.saved + 1, "stall_seconds": stall}),
         )
         return (Event("Normal", "CheckpointSaved", f"checkpoint of step {body.step} in {body.seconds:.2f} s"),)
+
+    def _evaluated(self, body: Evaluated, fact: Reported) -> None:
+        self._busy(fact.time, {"evaluating": body.seconds})
+        self._set(validation_loss=body.losses)
+        self._on_appraisal(
+            EvaluationRecord(
+                step=body.step,
+                losses=body.losses,
+                seconds=body.seconds,
+                generation=self._rolled_to or fact.generation,
+                time=fact.time,
+            )
+        )
+
+    def _sampled(self, body: Sampled, fact: Reported) -> None:
+        self._busy(fact.time, {"evaluating": float("inf")})
+        written = body.prompt + body.text
+        if body.number:
+            written = f"{self._status.sample}\n\n{written}"
+        self._set(sample=written if len(written) <= SAMPLE_LENGTH else written[:SAMPLE_LENGTH] + "…")
+        self._on_appraisal(
+            SampleRecord(
+                step=body.step,
+                number=body.number,
+                prompt=body.prompt,
+                text=body.text,
+                generation=self._rolled_to or fact.generation,
+                time=fact.time,
+            )
+        )
 
     def answered(self, request: str) -> bool:
         """What became of this request for a profile is known."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pretrain_api.profiling import InvalidRequest, ProfileRequest
-from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_api.runreport import Appraisal, JobStatus, StepRecord
 from pretrain_operator.budget import delay_after_refusals
 from pretrain_operator.cluster import Cluster, Event, Refused, Snapshot
 from pretrain_operator.coordinator.types import CoordinatorView, Fact, Reported, Want
@@ -60,6 +60,8 @@ class Witness:
     """A service goes on from this status, as last written."""
     step: Callable[[StepRecord], None] = lambda _: None
     """A step was done."""
+    appraisal: Callable[[Appraisal], None] = lambda _: None
+    """The model was evaluated, or wrote a text."""
     facts: Callable[[tuple[Fact, ...]], None] = lambda _: None
     """The coordinator said so."""
     looked: Callable[[JobStatus, float], None] = lambda status, seconds: None
@@ -236,7 +238,7 @@ class JobService:
             self._sound_since = self._clock()
             if (refused := snapshot.status.bookkeeping.refused) is not None:
                 self._refusal = Refusal(refused.reason, refused.message)
-            self._ledger = Ledger(snapshot.status, self._witness.step)
+            self._ledger = Ledger(snapshot.status, self._witness.step, self._witness.appraisal)
             self._witness.began(snapshot.status)
             early, self._early = tuple(self._early), []
             self.take(early)

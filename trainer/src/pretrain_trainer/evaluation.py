@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,15 +41,21 @@ def read_held_out(
     return tuple(held_out)
 
 
-@torch.no_grad()
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """The model does not train meanwhile: no dropout, no gradients."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train()
+
+
 def evaluate(
-    model: nn.Module,
-    loss: Callable[[Tensor], Tensor],
-    held_out: Sequence[HeldOut],
-    ranks: Ranks,
-    padded: bool,
+    loss: Callable[[Tensor], Tensor], held_out: Sequence[HeldOut], ranks: Ranks, padded: bool
 ) -> dict[str, float]:
-    """Mean loss in nats per token by source. Collective.
+    """Mean loss in nats per token by source, of a model at rest. Collective.
 
     Every micro-batch's loss has a place of its own in the reduced vector, which the other ranks leave zero, and the
     places are added up in one order: so the number of replicas does not change a bit. With `padded` all ranks run the
@@ -58,14 +65,12 @@ def evaluate(
     losses = torch.zeros(len(batches), dtype=torch.float64, device=ranks.device)
     place = ranks.place
     mine = share(len(batches), place.replica, place.replicas)
-    model.eval()
     for index in mine:
         summed = loss(batches[index])
         if place.counts:
             losses[index] = summed.double()
     for _ in range(largest_share(len(batches), place.replicas) - len(mine) if padded else 0):
         loss(batches[0])
-    model.train()
     try:
         dist.all_reduce(losses)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""A text that the trained model writes."""
+"""Texts that the model writes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from tokenizers import Tokenizer
 
 from pretrain_api.training import Sampling
 from pretrain_trainer.errors import InvalidInput
-from pretrain_trainer.model import Decoder
 from pretrain_trainer.passes import Passes
 
 START_TOKENS = ("<|endoftext|>", "</s>", "<s>")
@@ -22,20 +21,17 @@ def parse_tokenizer(tokenizer: bytes) -> Tokenizer:
         raise InvalidInput(f"training.data.tokenizer is no tokenizer.json ({error}): name one") from error
 
 
-@torch.no_grad()
-def sample(model: Decoder, passes: Passes, tokenizer: Tokenizer, sampling: Sampling, seed: int) -> str:
-    """The text that follows the prompt: `sampling.tokens` tokens, the same for the same seed and weights, on all ranks
-    of a replica."""
+def sample(passes: Passes, tokenizer: Tokenizer, prompt: str, sampling: Sampling, context: int, seed: int) -> str:
+    """What a model at rest writes after the prompt: `sampling.tokens` tokens, the same for the same seed and weights,
+    on all ranks of a replica. Its random numbers are its own."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = tokenizer.encode(sampling.prompt, add_special_tokens=False).ids or [_start(tokenizer)]
+    tokens = tokenizer.encode(prompt, add_special_tokens=False).ids or [_start(tokenizer)]
     prompt_length = len(tokens)
-    model.eval()
     for _ in range(sampling.tokens):
-        recent = torch.tensor(tokens[-model.context :])
+        recent = torch.tensor(tokens[-context:])
         logits = passes.next_logits(recent)[: tokenizer.get_vocab_size()].float().cpu()
         weights = torch.softmax(logits / sampling.temperature, dim=0)
         tokens.append(int(torch.multinomial(weights, 1, generator=generator)))
-    model.train()
     return tokenizer.decode(tokens[prompt_length:])
 
 

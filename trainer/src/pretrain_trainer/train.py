@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from pretrain_agent.client import AgentLink
 from pretrain_api import reports
 from pretrain_api.trainer import TrainerConfig
+from pretrain_trainer.appraisal import Appraisal
 from pretrain_trainer.control import Control
 from pretrain_trainer.errors import FinalSaveFailed
-from pretrain_trainer.evaluation import evaluate
 from pretrain_trainer.gradients import Reduced, Signals
 from pretrain_trainer.profiling import Profiling
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import process_group
 from pretrain_trainer.rollback import roll_back
-from pretrain_trainer.sampling import sample
 from pretrain_trainer.setup import OpenCheckpointer, Run, prepare
 from pretrain_trainer.step import compute_gradients, update
 from pretrain_trainer.stepreport import step_report
@@ -34,8 +33,8 @@ def train(
         control = Control(link, time.monotonic)
         profiling = Profiling(ranks, link, config.checkpoint.storage, environ)
         pace = Pace(run.step_tokens, marks_on(ranks.device))
-        evaluation = config.training.evaluation
-        progress, evaluated = run.start, -1
+        appraisal = Appraisal(run)
+        progress = run.start
 
         while progress.step < run.steps:
             pace.begin()
@@ -57,16 +56,12 @@ def train(
                 run.saves.put_off()
             if reduced.signals.command:
                 _obey(run, control, profiling, progress)
-            if evaluation and progress.step % evaluation.every == 0:
-                _evaluate(run, progress)
-                evaluated = progress.step
+            appraisal.after(progress)
             _report_saves(run)
 
         profiling.finish(progress.step)
         checkpoint = _settle_last(run, progress)
-        if evaluation and evaluated != progress.step:
-            _evaluate(run, progress)
-        _sample(run, progress)
+        appraisal.at_end(progress)
         if ranks.first:
             link.report(reports.Finished(step=progress.step, tokens=progress.tokens, checkpoint=checkpoint))
         run.checkpointer.close()
@@ -118,21 +113,3 @@ def _settle_last(run: Run, progress: Progress) -> str:
         f"the checkpoint of the last step ({progress.step}) could not be written in {FINAL_ATTEMPTS} attempts: "
         "see the failed saves reported before this, and check that checkpoint.storage is writable and has space"
     )
-
-
-def _evaluate(run: Run, progress: Progress) -> None:
-    began = time.perf_counter()
-    losses = evaluate(run.model, run.passes.loss, run.held_out, run.ranks, run.gradients.padded)
-    if run.ranks.first:
-        seconds = time.perf_counter() - began
-        run.link.report(reports.Evaluated(step=progress.step, losses=losses, seconds=seconds))
-
-
-def _sample(run: Run, progress: Progress) -> None:
-    """Let the model write. One replica does; a sharded model needs all ranks for it, which write the same."""
-    sampling = run.training.sampling
-    if sampling is None or not (run.ranks.place.replica == 0 or run.gradients.padded):
-        return
-    text = sample(run.model, run.passes, run.tokenizer, sampling, run.training.seed)
-    if run.ranks.first:
-        run.link.report(reports.Sampled(step=progress.step, prompt=sampling.prompt, text=text))

@@ -46,8 +46,8 @@ class Attention:
         """All that the rules of liveness look at."""
         settings, step_seconds = self._settings, self.pace.step_seconds
         hang_timeout = want.hang_timeout or max(settings.hang_at_least, 20 * step_seconds)
-        if not running.stepped:
-            hang_timeout = max(hang_timeout, settings.hang_before_first_step)
+        if not running.stepped or running.evaluating:
+            hang_timeout = max(hang_timeout, settings.hang_apart_from_steps)
         if want.ranks_wait:
             hang_timeout = float("inf")
         return Scene(

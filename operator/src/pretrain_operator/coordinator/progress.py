@@ -65,6 +65,8 @@ class Running:
     step: int = 0
     stepped: bool = False
     """A step was done since it was formed."""
+    evaluating: bool = False
+    """Between two steps the model is evaluated, or writes: for how long depends on the job."""
     advanced_at: float = 0.0
     """When steps last advanced, which takes all members."""
     active_at: float = 0.0
@@ -140,7 +142,10 @@ class Running:
                 self.pids[body.rank] = body.pid
             case reports.Restored():
                 self.step = max(self.step, body.step)
-            case reports.Evaluated():
+            case reports.Evaluating():
+                self.evaluating = True
+                self.advanced_at = now
+            case reports.Evaluated() | reports.Sampled():
                 self.advanced_at = now
             case reports.Held():
                 member = self.member(agent.id)
@@ -173,6 +178,7 @@ class Running:
         agent.step, agent.step_generation = step, self.number
         self.step = max(self.step, step)
         self.stepped = True
+        self.evaluating = False
         self.advanced_at = self.active_at = now
         if self.held is not None and step > self.held.step:
             self.held = None

@@ -43,8 +43,9 @@ class Settings:
 
     hang_at_least: float = 60.0
     """Without a step for so long, or 20 steps if that is longer, all ranks hang."""
-    hang_before_first_step: float = 900.0
-    """The same before the first step of a generation: loading and compiling take their time."""
+    hang_apart_from_steps: float = 900.0
+    """The same before the first step of a generation and while it evaluates: loading and compiling take their time, and
+    so do evaluations of the user's own."""
 
     store_timeout: float = 5.0
     """The agent that is to host the store has so long to say that it listens."""

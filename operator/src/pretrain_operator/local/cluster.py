@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from pretrain_api.base import Wire
 from pretrain_api.profiling import read_request
-from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_api.runreport import Appraisal, JobStatus, StepRecord
 from pretrain_operator.cluster import Event, Placement, Pod, Snapshot
 from pretrain_operator.local.control import (
     LINE_LIMIT,
@@ -18,6 +18,7 @@ from pretrain_operator.local.control import (
     CreatePod,
     DeletePod,
     Emit,
+    RecordAppraisal,
     RecordStep,
     View,
     WriteStatus,
@@ -95,6 +96,10 @@ class LocalCluster:
     def record_step(self, record: StepRecord) -> None:
         """Have a step appended to `metrics.jsonl` and shown."""
         write_message(self._writer, RecordStep(record=record))
+
+    def record_appraisal(self, record: Appraisal) -> None:
+        """Have an evaluation or a text appended to its file and shown."""
+        write_message(self._writer, RecordAppraisal(record=record))
 
     def subscribe(self, changed: Callable[[], None]) -> None:
         """Call `changed` on every new view."""

@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter
 
 from pretrain_api.base import Wire
 from pretrain_api.job import PretrainJob
-from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_api.runreport import Appraisal, JobStatus, StepRecord
 from pretrain_operator.cluster import InjectedFault, Pod
 
 LINE_LIMIT = 2**26
@@ -95,7 +95,16 @@ class RecordStep(Wire):
     record: StepRecord
 
 
-OperatorMessage = Annotated[CreatePod | DeletePod | WriteStatus | Emit | RecordStep, Field(discriminator="kind")]
+class RecordAppraisal(Wire):
+    """The model was evaluated or wrote a text: a line of `evaluations.jsonl` or `samples.jsonl`."""
+
+    kind: Literal["appraisal"] = "appraisal"
+    record: Appraisal
+
+
+OperatorMessage = Annotated[
+    CreatePod | DeletePod | WriteStatus | Emit | RecordStep | RecordAppraisal, Field(discriminator="kind")
+]
 OPERATOR_MESSAGE: TypeAdapter[OperatorMessage] = TypeAdapter(OperatorMessage)
 
 

@@ -10,7 +10,8 @@ from typing import TextIO
 
 from pydantic import ValidationError
 
-from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_api.base import Frozen
+from pretrain_api.runreport import Appraisal, JobStatus, SampleRecord, StepRecord
 
 
 class FolderInUse(Exception):
@@ -31,9 +32,11 @@ class RunFolder:
         self.job = path / "job.yaml"
         self.status = path / "status.json"
         self.metrics = path / "metrics.jsonl"
+        self.evaluations = path / "evaluations.jsonl"
+        self.samples = path / "samples.jsonl"
         self.request = path / ".profile-request"
         self._lock: TextIO | None = None
-        self._last: tuple[int, int] = (0, 0)
+        self._last: dict[Path, tuple[int, ...]] = {}
 
     def __enter__(self) -> RunFolder:
         """Create the folder if need be and lock it. Raises FolderInUse."""
@@ -49,7 +52,8 @@ class RunFolder:
                 "or choose another --out"
             ) from None
         self._lock = lock
-        self._cut_torn_line()
+        for lines in (self.metrics, self.evaluations, self.samples):
+            _cut_torn_line(lines)
         self.request.unlink(missing_ok=True)  # Nobody waits for it any more.
         return self
 
@@ -57,12 +61,6 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-    def _cut_torn_line(self) -> None:
-        """Drop a last line of `metrics.jsonl` that a full disk cut short: the next one would continue it."""
-        if self.metrics.exists():
-            whole = self.metrics.read_bytes()
-            os.truncate(self.metrics, whole.rfind(b"\n") + 1)
 
     def read_status(self) -> JobStatus:
         """The status of the run so far, or that of a new one with a new uid. Raises UnreadableStatus."""
@@ -93,9 +91,25 @@ class RunFolder:
 
     def append_step(self, record: StepRecord) -> bool:
         """Append to `metrics.jsonl`; False: it was there already, said again by a restarted operator."""
-        if (record.generation, record.step) <= self._last:
+        return self._append(self.metrics, record, (record.generation, record.step))
+
+    def append_appraisal(self, record: Appraisal) -> bool:
+        """Append to `evaluations.jsonl` or `samples.jsonl`; False: it was there already."""
+        if isinstance(record, SampleRecord):
+            return self._append(self.samples, record, (record.generation, record.step, record.number))
+        return self._append(self.evaluations, record, (record.generation, record.step))
+
+    def _append(self, path: Path, record: Frozen, place: tuple[int, ...]) -> bool:
+        if place <= self._last.get(path, ()):
             return False
-        self._last = (record.generation, record.step)
-        with self.metrics.open("a") as file:
+        self._last[path] = place
+        with path.open("a") as file:
             file.write(record.to_json() + "\n")
         return True
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop a last line that a full disk cut short: the next one would continue it."""
+    if path.exists():
+        whole = path.read_bytes()
+        os.truncate(path, whole.rfind(b"\n") + 1)

@@ -22,7 +22,7 @@ from typing import Protocol
 import psutil
 
 from pretrain_api.job import PretrainJob
-from pretrain_api.runreport import JobStatus, StepRecord
+from pretrain_api.runreport import Appraisal, JobStatus, StepRecord
 from pretrain_operator.cluster import Event, InjectedFault, Pod
 from pretrain_operator.local import tether
 from pretrain_operator.local.control import (
@@ -32,6 +32,7 @@ from pretrain_operator.local.control import (
     CreatePod,
     DeletePod,
     Emit,
+    RecordAppraisal,
     RecordStep,
     View,
     WriteStatus,
@@ -54,6 +55,10 @@ class Audience(Protocol):
 
     def step(self, record: StepRecord) -> None:
         """A step was done, each once."""
+        ...
+
+    def appraisal(self, record: Appraisal) -> None:
+        """The model was evaluated or wrote a text, each once."""
         ...
 
     def event(self, event: Event) -> None:
@@ -187,7 +192,9 @@ class Supervisor:
         return await self._operator.wait() == 0 and (self.stopping or self.status.phase in FINAL_PHASES)
 
     async def _answer(
-        self, message: CreatePod | DeletePod | WriteStatus | Emit | RecordStep, writer: asyncio.StreamWriter
+        self,
+        message: CreatePod | DeletePod | WriteStatus | Emit | RecordStep | RecordAppraisal,
+        writer: asyncio.StreamWriter,
     ) -> None:
         match message:
             case CreatePod():
@@ -204,6 +211,9 @@ class Supervisor:
             case RecordStep():
                 if self.setting.folder.append_step(message.record):
                     self.setting.audience.step(message.record)
+            case RecordAppraisal():
+                if self.setting.folder.append_appraisal(message.record):
+                    self.setting.audience.appraisal(message.record)
 
     async def _create(self, message: CreatePod) -> str:
         try:
