@@ -119,6 +119,14 @@ LEARNING = (
             Query(of("pretrain_job_loss"), "training"),
             Query(of("pretrain_job_validation_loss"), "validation: {{source}}"),
         ),
+        span=8,
+        from_zero=False,
+    ),
+    lines(
+        "Evaluations of your own",
+        "What the job's evaluation hook returned last, by name.",
+        (Query(of("pretrain_job_evaluation_metric"), "{{metric}}"),),
+        span=8,
         from_zero=False,
     ),
     lines(
@@ -129,6 +137,7 @@ LEARNING = (
             Query(of("pretrain_job_tokens_per_second_per_device"), "of one process"),
         ),
         "short",
+        span=8,
     ),
     lines(
         "Gradient norm",

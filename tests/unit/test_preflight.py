@@ -280,6 +280,23 @@ def test_a_context_longer_than_every_shard_is_refused(data: Path) -> None:
     assert checked(data, {"spec.training.model": {"preset": "gpt2-tiny", "context": tokens - 1}})
 
 
+def test_an_evaluation_of_the_users_own_is_found_beside_the_job_file(data: Path) -> None:
+    def with_hook(hook: str) -> dict[str, Any]:
+        return {"spec.training.evaluation": {"sources": [{"name": "a", "uri": "data/web"}], "hook": hook}}
+
+    (data.parent / "mine.py").write_text("def endings(trained): return {}")
+    (data.parent / "broken.py").write_text("def endings(")
+
+    found = checked(data, with_hook("mine.py:endings")).job.spec.training.evaluation
+    assert found is not None
+    assert found.hook == f"{data.parent / 'mine.py'}:endings"
+    named = checked(data, with_hook("package.module:endings")).job.spec.training.evaluation
+    assert named is not None
+    assert named.hook == "package.module:endings"
+    for hook, said in (("gone.py:endings", "cannot be read (No such file"), ("broken.py:endings", "is no Python (")):
+        assert said in refused(data, with_hook(hook))["spec.training.evaluation.hook"]
+
+
 def test_held_out_sources_are_checked_too(data: Path) -> None:
     found = refused(data, {"spec.training.evaluation": {"sources": [{"name": "a", "uri": "nowhere"}]}})
 

@@ -163,11 +163,13 @@ class Evaluating(Wire):
 
 
 class Evaluated(Wire):
-    """Validation losses after this step, by source."""
+    """Validation losses after this step, by source, and what the user's evaluation came to."""
 
     kind: Literal["evaluated"] = "evaluated"
     step: int
     losses: dict[str, float]
+    metrics: dict[str, float] = Field(default_factory=dict[str, float], description="What the evaluation hook returned")
+    problem: str = Field(default="", description="Why it returned nothing of use; empty: it did, or there is none")
     seconds: float
 
 

@@ -53,6 +53,10 @@ class EvaluationRecord(Frozen):
 
     step: int
     losses: dict[str, float] = Field(description="Validation losses by source, in nats per token")
+    metrics: dict[str, float] = Field(
+        default_factory=dict[str, float], description="What `training.evaluation.hook` returned"
+    )
+    problem: str = Field(default="", description="Why that returned nothing of use")
     seconds: float
     generation: int
     time: float = Field(description="Unix seconds")
@@ -242,6 +246,9 @@ class JobStatus(Frozen):
     parameters: int | None = None
     unigram_loss: float | None = None
     validation_loss: dict[str, float] = Field(default_factory=dict[str, float])
+    evaluation_metrics: dict[str, float] = Field(
+        default_factory=dict[str, float], description="What the evaluation hook returned last"
+    )
     sample: str = Field(default="", description="The beginning of what the model wrote last, the prompts included")
     skipped: tuple[StepRange, ...] = Field(default=(), description="Steps of data that were passed over")
     rollbacks: int = Field(default=0, description="How often the loss diverged and an earlier state was gone back to")
@@ -266,6 +273,7 @@ class RunReport(Frozen):
     final_loss: float | None = Field(description="Mean of the last 20 steps")
     unigram_loss: float | None
     validation_loss: dict[str, float]
+    evaluation_metrics: dict[str, float] = Field(default_factory=dict[str, float])
     tokens_per_second: float | None
     tokens_per_second_per_device: float | None = None
     mfu: float | None = None

@@ -15,6 +15,8 @@ NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 MAX_STEPS = 10**9
 MAX_SOURCES = 64
 MAX_PROMPT = 10_000
+MAX_METRICS = 32
+"""Most that an evaluation hook may return."""
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _LIST_BY_NAME: JsonDict = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
@@ -170,6 +172,19 @@ class Evaluation(Spec):
         description="Held-out sources; their weights are not used",
         json_schema_extra=_LIST_BY_NAME,
     )
+    hook: str | None = Field(
+        default=None,
+        max_length=4096,
+        pattern=r"^([A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*)*|.+[.]py):[A-Za-z_][A-Za-z0-9_]*$",
+        description="An evaluation of your own, called with the others: package.module:function, or a file.py:function "
+        "(relative to the job file in local runs, absolute in the pods), importable where the trainer runs",
+    )
+
+    @property
+    def hook_file(self) -> str | None:
+        """The file that the hook is in, where it is given by that."""
+        where = (self.hook or "").rpartition(":")[0]
+        return where if where.endswith(".py") else None
 
     @model_validator(mode="after")
     def _unique(self) -> Self:

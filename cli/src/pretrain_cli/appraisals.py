@@ -18,4 +18,6 @@ def appraisal_text(record: Appraisal) -> str:
     if isinstance(record, SampleRecord):
         text = " ".join((record.prompt + record.text).split())
         return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
-    return ", ".join(f"{source} {loss:.4f}" for source, loss in record.losses.items())
+    parts = [f"{source} {loss:.4f}" for source, loss in record.losses.items()]
+    parts += [f"{name} {value:.4g}" for name, value in record.metrics.items()]
+    return ", ".join(parts)

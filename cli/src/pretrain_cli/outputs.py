@@ -26,6 +26,8 @@ from pretrain_cli.steptimes import NAMES, draw_split, mean_parts
 FINAL_STEPS = 20
 SHOWN_SAMPLES = 6
 """Texts of the model in the report, the newest ones."""
+SHOWN_EVALUATIONS = 20
+"""Likewise of what the evaluation hook returned."""
 
 Result = Literal["Succeeded", "Failed", "Stopped"]
 Line = TypeVar("Line", bound=Frozen)
@@ -54,6 +56,7 @@ def write_outputs(
         final_loss=fmean(record.loss for record in final[-FINAL_STEPS:]) if final else None,
         unigram_loss=status.unigram_loss,
         validation_loss=status.validation_loss,
+        evaluation_metrics=status.evaluation_metrics,
         tokens_per_second=status.tokens_per_second,
         tokens_per_second_per_device=status.tokens_per_second_per_device,
         mfu=status.mfu,
@@ -115,6 +118,8 @@ def render_html(report: RunReport, records: tuple[StepRecord, ...], status: JobS
         status=status,
         figure=draw_svg(report, records, appraised.evaluations),
         samples=appraised.samples[-SHOWN_SAMPLES:],
+        evaluations=appraised.evaluations[-SHOWN_EVALUATIONS:],
+        metric_names=sorted({name for record in appraised.evaluations for name in record.metrics}),
         shares=shares,
         split=draw_split(final_history(records)),
         step_total=sum(report.step_seconds.values()) or 1.0,

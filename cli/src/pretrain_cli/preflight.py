@@ -84,7 +84,10 @@ def resolve_uris(job: PretrainJob, job_file: Path, out_dir: Path) -> PretrainJob
         }
     )
     evaluation = training.evaluation and training.evaluation.model_copy(
-        update={"sources": all_absolute(training.evaluation.sources, "spec.training.evaluation.sources")}
+        update={
+            "sources": all_absolute(training.evaluation.sources, "spec.training.evaluation.sources"),
+            "hook": _absolute_hook(training.evaluation, job_file.parent),
+        }
     )
     origin = training.origin and _origin(training.origin, absolute)
     if problems:
@@ -110,6 +113,7 @@ def check(job: PretrainJob, environ: Mapping[str, str] = os.environ) -> Resolved
     else:
         problems += check_vocabulary(tokenizer, model)
     datasets = _check_sources(training, model, tokenizer, service, problems)
+    problems += _check_hook(training.evaluation)
     problems += _check_storage(job.spec.checkpoint.storage, environ)
     if tokenizer is not None:
         problems += _check_memory(job.spec, tokenizer.vocabulary)
@@ -137,6 +141,12 @@ def _absolute(uri: str, field: str, base_dir: Path) -> str | Problem:
     if parsed.netloc not in ("", "localhost"):
         return Problem(field, f"{uri} names a host: a folder of this machine has three slashes, file:///…")
     return os.path.abspath(unquote(parsed.path))
+
+
+def _absolute_hook(evaluation: Evaluation, base_dir: Path) -> str | None:
+    if evaluation.hook is None or evaluation.hook_file is None:
+        return evaluation.hook
+    return os.path.abspath(base_dir / evaluation.hook)
 
 
 def _origin(origin: From, absolute: Callable[[str, str], str]) -> From:
@@ -189,6 +199,20 @@ def _check_sources(
         problems += check_remote_shards(field, uri, dataset, service) if is_remote(uri) else ()
     problems += check_shards([item for item in whole if not is_remote(item[1])])
     return tuple(dataset for field, _, dataset in whole if field.startswith(_DATA))
+
+
+def _check_hook(evaluation: Evaluation | None) -> Iterator[Problem]:
+    """A file is looked at without running it; a module is found by the ranks."""
+    file = evaluation.hook_file if evaluation is not None else None
+    if file is None:
+        return
+    try:
+        compile(Path(file).read_bytes(), file, "exec")
+    except OSError as error:
+        said = f"{file} cannot be read ({error.strerror}): correct the path"
+        yield Problem("spec.training.evaluation.hook", said)
+    except (SyntaxError, ValueError) as error:
+        yield Problem("spec.training.evaluation.hook", f"{file} is no Python ({error}): mend it")
 
 
 def _check_storage(storage: Storage, environ: Mapping[str, str]) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ def summarise(report: RunReport, status: JobStatus, out: Path) -> str:
         f"{report.job}: {report.result}" + ("" if report.result == "Succeeded" else f", {report.reason}"),
         f"  steps        {report.steps:,} of {status.total_steps:,}, {report.tokens:,} tokens",
         f"  loss         {_losses(report)}",
+        *([f"  evaluation   {_metrics(report)}"] if report.evaluation_metrics else []),
         f"  speed        {_speed(report)}",
         f"  goodput      {report.goodput.ratio:.1%} of {sum(report.goodput.seconds.values()):.0f} s was training",
         f"  checkpoints  {_checkpoints(report)}",
@@ -37,6 +38,10 @@ def _losses(report: RunReport) -> str:
         for name, loss in report.validation_loss.items()
     ]
     return ", ".join(parts)
+
+
+def _metrics(report: RunReport) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in report.evaluation_metrics.items())
 
 
 def _speed(report: RunReport) -> str:

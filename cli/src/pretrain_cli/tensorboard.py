@@ -42,6 +42,8 @@ class TensorBoard:
             return
         for source, loss in record.losses.items():
             self._writer.add_scalar(f"validation/{source}", loss, record.step, walltime=record.time)
+        for name, value in record.metrics.items():
+            self._writer.add_scalar(f"evaluation/{name}", value, record.step, walltime=record.time)
 
 
 def require() -> None:

@@ -274,7 +274,7 @@ class Ledger:
             case ProfileFailed():
                 return self.profile_failed(body.command_id, body.rank, body.message)
             case Evaluated():
-                self._evaluated(body, fact)
+                return self._evaluated(body, fact)
             case Sampled():
                 self._sampled(body, fact)
             case Diverged():
@@ -393,18 +393,23 @@ class Ledger:
         )
         return (Event("Normal", "CheckpointSaved", f"checkpoint of step {body.step} in {body.seconds:.2f} s"),)
 
-    def _evaluated(self, body: Evaluated, fact: Reported) -> None:
+    def _evaluated(self, body: Evaluated, fact: Reported) -> tuple[Event, ...]:
         self._busy(fact.time, {"evaluating": body.seconds})
-        self._set(validation_loss=body.losses)
+        self._set(validation_loss=body.losses, evaluation_metrics=body.metrics)
         self._on_appraisal(
             EvaluationRecord(
                 step=body.step,
                 losses=body.losses,
+                metrics=body.metrics,
+                problem=body.problem,
                 seconds=body.seconds,
                 generation=self._rolled_to or fact.generation,
                 time=fact.time,
             )
         )
+        if not body.problem:
+            return ()
+        return (Event("Warning", "EvaluationHookFailed", f"step {body.step}: {body.problem}; training goes on"),)
 
     def _sampled(self, body: Sampled, fact: Reported) -> None:
         self._busy(fact.time, {"evaluating": float("inf")})

@@ -116,6 +116,8 @@ class JobSeries:
             yield families.WORKERS, (state,), states[state]
         for source, loss in status.validation_loss.items():
             yield families.VALIDATION_LOSS, (source,), loss
+        for name, value in status.evaluation_metrics.items():
+            yield families.EVALUATION, (name,), value
         yield families.STEP, (), status.step
         yield families.TARGET_STEP, (), status.total_steps
         yield families.TOKENS, (), status.tokens

@@ -1,4 +1,4 @@
-"""What is found out about the model between two steps: its validation losses, and what it writes."""
+"""What is found out about the model between two steps: validation losses, the user's own evaluation, what it writes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 
 from pretrain_api import reports
 from pretrain_trainer.evaluation import at_rest, evaluate
+from pretrain_trainer.hook import Answer, Hook, call_hook
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.sampling import sample
 from pretrain_trainer.setup import Run
@@ -14,8 +15,9 @@ from pretrain_trainer.setup import Run
 class Appraisal:
     """Evaluates and samples, each at its interval and at the end. It leaves no trace in what is trained."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, hook: Hook | None) -> None:
         self._run = run
+        self._hook = hook
         self._evaluated = self._sampled = -1
         """The steps after which that was done last."""
 
@@ -39,9 +41,14 @@ class Appraisal:
         began = self._begin(progress)
         with at_rest(run.model):
             losses = evaluate(run.passes.loss, run.held_out, run.ranks, run.gradients.padded)
+        answer = call_hook(self._hook, run, progress) if self._hook is not None else Answer()
         if run.ranks.first:
             seconds = time.perf_counter() - began
-            run.link.report(reports.Evaluated(step=progress.step, losses=losses, seconds=seconds))
+            run.link.report(
+                reports.Evaluated(
+                    step=progress.step, losses=losses, metrics=answer.metrics, problem=answer.problem, seconds=seconds
+                )
+            )
 
     def _sample(self, progress: Progress) -> None:
         """One replica writes; a sharded model needs all ranks for it, which write the same."""

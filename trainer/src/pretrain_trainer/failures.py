@@ -55,7 +55,7 @@ class Ending:
 
 def ending(error: BaseException, rank: int, training: Training | None = None) -> Ending:
     """The ending that this error asks for. `training`: what did not fit, should it be out of memory."""
-    known = _translate(error, training)
+    known = known_error(error, training)
     if known is None:
         message = str(error)[:MESSAGE_LENGTH]
         report = Failed(rank=rank, exit_code=ExitCode.FAILED, reason=type(error).__name__, message=message)
@@ -71,7 +71,8 @@ class _OutOfMemory(TrainerError):
         return "OutOfMemory"
 
 
-def _translate(error: BaseException, training: Training | None) -> TrainerError | None:
+def known_error(error: BaseException, training: Training | None = None) -> TrainerError | None:
+    """The error that this one means, if it is one by which a run ends."""
     if isinstance(error, TrainerError):
         return error
     text = str(error).lower()

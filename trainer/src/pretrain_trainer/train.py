@@ -12,6 +12,7 @@ from pretrain_trainer.appraisal import Appraisal
 from pretrain_trainer.control import Control
 from pretrain_trainer.errors import FinalSaveFailed
 from pretrain_trainer.gradients import Reduced, Signals
+from pretrain_trainer.hook import load_hook
 from pretrain_trainer.profiling import Profiling
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import process_group
@@ -29,11 +30,12 @@ def train(
 ) -> None:
     """Train to the last step, going on from the newest checkpoint. Collective; raises the errors of `errors`."""
     with process_group(environ) as ranks:
+        hook = load_hook(config.training.evaluation)
         run = prepare(config, link, ranks, open_checkpointer, environ)
         control = Control(link, time.monotonic)
         profiling = Profiling(ranks, link, config.checkpoint.storage, environ)
         pace = Pace(run.step_tokens, marks_on(ranks.device))
-        appraisal = Appraisal(run)
+        appraisal = Appraisal(run, hook)
         progress = run.start
 
         while progress.step < run.steps:

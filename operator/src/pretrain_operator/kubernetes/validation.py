@@ -65,6 +65,7 @@ def problems(job: PretrainJob, settings: PodSettings) -> tuple[str, ...]:
         *refused,
         *_size_problems(job),
         *_uri_problems(job),
+        *_hook_problems(job),
         *_storage_problems(job, template),
         *_memory_problems(job, template),
         *template.problems,
@@ -97,6 +98,16 @@ def _uri_problems(job: PretrainJob) -> Iterator[str]:
                 f"{field}: {uri!r} is neither s3://BUCKET/… nor an absolute path in the pods: "
                 "copy the data to a bucket, or to a volume that spec.workers.template mounts"
             )
+
+
+def _hook_problems(job: PretrainJob) -> Iterator[str]:
+    evaluation = job.spec.training.evaluation
+    file = evaluation.hook_file if evaluation is not None else None
+    if file is not None and not file.startswith("/"):
+        yield (
+            f"spec.training.evaluation.hook: {file!r} is not absolute: give package.module:function of the workers' "
+            "image, or the path of a file in the pods"
+        )
 
 
 def _uris(field: str, sources: Sequence[Source]) -> dict[str, str]:

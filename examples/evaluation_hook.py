@@ -1,0 +1,39 @@
+"""An evaluation of your own: how often the model prefers the right one of two endings, and how sure it is.
+
+    training:
+      evaluation: {every: 500, sources: […], hook: evaluation_hook.py:endings}
+
+All ranks call it between two steps. What it asks of `trained` it asks on every rank alike (docs/evaluation.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pretrain_trainer.trained import Trained
+
+PAIRS = (
+    ("import ", "os", "xq"),
+    ("def __init__(self", "):", "zz"),
+    ("return ", "None", "Nnoe"),
+    ("for i in ", "range", "ranges of"),
+)
+"""A beginning, an ending that should follow, and one that should not."""
+
+
+def endings(trained: Trained) -> Mapping[str, float]:
+    """The share of pairs whose right ending has the lower loss, and by how many nats a token it is lower."""
+    sequences, lengths = [], []
+    for beginning, right, wrong in PAIRS:
+        for ending in (right, wrong):
+            # Encoded apart, so that both endings follow the same tokens.
+            start, end = (trained.tokenizer.encode(text, add_special_tokens=False).ids for text in (beginning, ending))
+            sequences += [start, start + end]
+            lengths.append(len(end))
+    losses = trained.losses(sequences)
+    costs = [(whole - start) / length for start, whole, length in zip(losses[::2], losses[1::2], lengths, strict=True)]
+    margins = [wrong - right for right, wrong in zip(costs[::2], costs[1::2], strict=True)]
+    return {
+        "endings/right": sum(margin > 0 for margin in margins) / len(margins),
+        "endings/margin": sum(margins) / len(margins),
+    }
