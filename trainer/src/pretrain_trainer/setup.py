@@ -22,14 +22,13 @@ from pretrain_api.schedule import LearningRates
 from pretrain_api.support import training_errors
 from pretrain_api.trainer import TrainerConfig
 from pretrain_api.training import Training
-from pretrain_store.open import is_remote
 from pretrain_trainer.beginning import Beginning
 from pretrain_trainer.checkpoint.agreement import Agreement
 from pretrain_trainer.compiling import compile_blocks
-from pretrain_trainer.data import Batches, Corpus, open_corpus
+from pretrain_trainer.data import Batches, Corpus
 from pretrain_trainer.documents import end_of_document
 from pretrain_trainer.errors import InvalidInput
-from pretrain_trainer.evaluation import HeldOut, read_held_out
+from pretrain_trainer.evaluation import HeldOut
 from pretrain_trainer.exact import ExactGradients, ExactShardedGradients
 from pretrain_trainer.gradients import FlatGradients, Gradients, ShardedGradients
 from pretrain_trainer.guard import Guard
@@ -38,6 +37,7 @@ from pretrain_trainer.mesh import Mesh
 from pretrain_trainer.mesh_gradients import MeshGradients
 from pretrain_trainer.model import Decoder, skeleton
 from pretrain_trainer.objective import Objective
+from pretrain_trainer.opened import OpenedData
 from pretrain_trainer.optimizer import build_optimizer
 from pretrain_trainer.parallel import PIPELINE, Groups, initialise_part, lay_out
 from pretrain_trainer.passes import InTurn, Loss, Passes
@@ -45,11 +45,9 @@ from pretrain_trainer.pipeline import Pipelined, Stage
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks
 from pretrain_trainer.recompute import recompute_activations
-from pretrain_trainer.remote import Sources, cache_folder
-from pretrain_trainer.sampling import parse_tokenizer
+from pretrain_trainer.remote import cache_folder
 from pretrain_trainer.saving import Checkpointer, Saves
 from pretrain_trainer.stages import Stages
-from pretrain_trainer.unigram import unigram_loss
 from pretrain_trainer.utilization import Utilization
 from pretrain_trainer.waiting import Waiting
 
@@ -85,6 +83,30 @@ class Run:
     """Gives model and optimizer the state that they had before the first step. Collective."""
 
 
+@dataclass(frozen=True)
+class _Claim:
+    """A place in the history of checkpoints, and what the first weights come from where they are not drawn."""
+
+    checkpointer: Checkpointer
+    beginning: Beginning | None
+
+    @property
+    def anew(self) -> bool:
+        """Nothing is gone on from."""
+        return self.checkpointer.parent is None
+
+
+@dataclass(frozen=True)
+class _Built:
+    """The model laid over the ranks, and its optimizer."""
+
+    model: Decoder
+    groups: Groups
+    optimizer: torch.optim.Optimizer
+    parameters: int
+    """Of the whole model."""
+
+
 def prepare(
     config: TrainerConfig,
     link: AgentLink,
@@ -93,64 +115,103 @@ def prepare(
     environ: Mapping[str, str],
 ) -> Run:
     """Open the data, claim the generation, build the model, restore it, and say so. Collective."""
-    training, shape = config.training, resolve(config.training.model)
+    training = config.training
     check_supported(training)
-    mesh = Mesh.of(training.parallelism, ranks.world_size, ranks.worker_size)
-    ranks = replace(ranks, mesh=mesh)
-    stages = Stages()
+    ranks = replace(ranks, mesh=Mesh.of(training.parallelism, ranks.world_size, ranks.worker_size))
     torch.set_num_threads(config.threads)
+    stages, waiting = Stages(), Waiting(link, ranks.first, Agreement(None), time.sleep)
+    first_of_job = link.generation is None or link.generation.may_take_over
 
-    waiting = Waiting(link, ranks.first, Agreement(None), time.sleep)
-    remote, sources = _remote(training), Sources.of(config, environ)
-    each = waiting.together if remote else waiting.until_clear
-    corpus = each(lambda: open_corpus(training, shape, sources.locate))
-    tokenizer = parse_tokenizer(corpus.tokenizer)
+    data = OpenedData.of(config, waiting, environ)
     stages.done("data")
-
-    datasets = [source.dataset for source in corpus.sources]
-    identity = job_identity(training, shape, datasets, corpus.tokenizer_digest)
-    beginning = Beginning.of(config, identity, corpus.tokenizer, ranks, environ)
-    if beginning is not None and (link.generation is None or link.generation.may_take_over):
-        waiting.until_clear(beginning.check)  # before anything is written
-    checkpointer = waiting.until_clear(lambda: open_checkpointer(config, identity, link.generation, ranks, environ))
+    claim = _claim(config, data, link.generation, ranks, open_checkpointer, environ)
     stages.done("open")
+    built = _build(config, data, ranks, environ, anew=claim.anew)
+    stages.done("model")
+    start, origin = _restore(config, claim, built, waiting)
+    stages.done("restore")
+    held_out = data.held_out()
+    # Only a first generation computes the unigram loss: others are in a hurry.
+    unigram = data.unigram_loss(wanted=ranks.first and (start.step == 0 or first_of_job))
+    stages.done("held-out")
 
-    sharded = training.parallelism.shard != "none"
-    groups = Groups.over(mesh, ranks, sharded, shape.tied_head)
-    model = skeleton(shape, _rows(corpus, training))
+    if ranks.first:
+        link.report(_restored(start, claim.checkpointer, origin, built.parameters, unigram, stages.seconds))
+    return _put_together(config, link, ranks, data, claim, built, start, held_out, environ)
+
+
+def _claim(
+    config: TrainerConfig,
+    data: OpenedData,
+    generation: Generation | None,
+    ranks: Ranks,
+    open_checkpointer: OpenCheckpointer,
+    environ: Mapping[str, str],
+) -> _Claim:
+    """Enter the history of the job's checkpoints, having made sure that there is something to begin from."""
+    training, corpus = config.training, data.corpus
+    datasets = [source.dataset for source in corpus.sources]
+    identity = job_identity(training, resolve(training.model), datasets, corpus.tokenizer_digest)
+    beginning = Beginning.of(config, identity, corpus.tokenizer, ranks, environ)
+    if beginning is not None and (generation is None or generation.may_take_over):
+        data.waiting.until_clear(beginning.check)  # before anything is written
+    opened = data.waiting.until_clear(lambda: open_checkpointer(config, identity, generation, ranks, environ))
+    return _Claim(opened, beginning)
+
+
+def _build(config: TrainerConfig, data: OpenedData, ranks: Ranks, environ: Mapping[str, str], *, anew: bool) -> _Built:
+    """The model and its optimizer; its values are set where it starts `anew`, else a restore does that."""
+    training, shape = config.training, resolve(config.training.model)
+    assert ranks.mesh is not None  # set by `prepare`
+    groups = Groups.over(ranks.mesh, ranks, training.parallelism.shard != "none", shape.tied_head)
+    model = skeleton(shape, _rows(data.corpus, training))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     lay_out(model, groups, training.precision == "bf16")
     model.to_empty(device=ranks.device)
-    if checkpointer.parent is None:
+    if anew:
         initialise_part(model, training.seed)
     recompute_activations(model, training.activation_checkpointing)
     if training.compile:
         compile_blocks(model, cache_folder(config.cache, environ), environ)
     if training.data.mask_documents:
-        model.document_end = end_of_document(tokenizer)
-    optimizer = build_optimizer(model, training.optimizer, training.exact)
-    stages.done("model")
+        model.document_end = end_of_document(data.tokenizer)
+    return _Built(model, groups, build_optimizer(model, training.optimizer, training.exact), parameters)
 
-    start = waiting.until_clear(lambda: checkpointer.restore(model, optimizer))
-    origin = None
-    if beginning is not None and checkpointer.parent is None and not start.step:
-        origin = waiting.until_clear(partial(beginning.load, model, optimizer, shape))
-    stages.done("restore")
 
-    def begin_anew() -> None:
-        optimizer.state.clear()
-        initialise_part(model, training.seed)
-        if beginning is not None:
-            waiting.until_clear(partial(beginning.load, model, optimizer, shape))
+def _restore(config: TrainerConfig, claim: _Claim, built: _Built, waiting: Waiting) -> tuple[Progress, Origin | None]:
+    """(the progress to go on from, where else the first weights were taken from)."""
+    start = waiting.until_clear(lambda: claim.checkpointer.restore(built.model, built.optimizer))
+    if claim.beginning is None or not claim.anew or start.step:
+        return start, None
+    load, shape = claim.beginning.load, resolve(config.training.model)
+    return start, waiting.until_clear(lambda: load(built.model, built.optimizer, shape))
 
-    held_out = each(lambda: _held_out(corpus, training, shape.context))
-    # Only a first generation computes the unigram loss: others are in a hurry.
-    fresh = ranks.first and (start.step == 0 or link.generation is None or link.generation.may_take_over)
-    unigram = each(lambda: _unigram_loss(corpus, training) if fresh else None)
-    stages.done("held-out")
-    if ranks.first:
-        link.report(_restored(start, checkpointer, origin, parameters, unigram, stages.seconds))
-    batches = Batches(corpus, training, shape.context)
+
+def _begin_anew(config: TrainerConfig, claim: _Claim, built: _Built, waiting: Waiting) -> None:
+    """Give model and optimizer the state that they had before the first step. Collective."""
+    built.optimizer.state.clear()
+    initialise_part(built.model, config.training.seed)
+    if claim.beginning is not None:
+        load, shape = claim.beginning.load, resolve(config.training.model)
+        waiting.until_clear(lambda: load(built.model, built.optimizer, shape))
+
+
+def _put_together(
+    config: TrainerConfig,
+    link: AgentLink,
+    ranks: Ranks,
+    data: OpenedData,
+    claim: _Claim,
+    built: _Built,
+    start: Progress,
+    held_out: tuple[HeldOut, ...],
+    environ: Mapping[str, str],
+) -> Run:
+    training, shape, waiting = config.training, resolve(config.training.model), data.waiting
+    model, optimizer, groups, checkpointer = built.model, built.optimizer, built.groups, claim.checkpointer
+    batches = Batches(data.corpus, training, shape.context)
+    rows = shape.embedding_rows(data.corpus.vocabulary)
+    interval, memory = config.checkpoint.interval, config.checkpoint.memory
     return Run(
         training=training,
         ranks=ranks,
@@ -158,9 +219,9 @@ def prepare(
         steps=training.total_steps,
         rates=LearningRates.of(training),
         step_tokens=training.batch.sequences * shape.context,
-        batches=FetchedBatches(batches, waiting, time.monotonic) if remote else batches,
+        batches=FetchedBatches(batches, waiting, time.monotonic) if data.remote else batches,
         held_out=held_out,
-        tokenizer=tokenizer,
+        tokenizer=data.tokenizer,
         model=model,
         passes=_passes(model, _loss(ranks, training), groups, training, ranks),
         dropout=shape.dropout > 0,
@@ -168,16 +229,12 @@ def prepare(
         optimizer=optimizer,
         gradients=_gradients(model, training, groups, ranks),
         checkpointer=checkpointer,
-        saves=Saves(
-            checkpointer, model, optimizer, config.checkpoint.interval, time.monotonic, config.checkpoint.memory
-        ),
-        utilization=Utilization.of(
-            shape, shape.embedding_rows(corpus.vocabulary), training.precision, ranks, link.generation, environ
-        ),
+        saves=Saves(checkpointer, model, optimizer, interval, time.monotonic, memory),
+        utilization=Utilization.of(shape, rows, training.precision, ranks, link.generation, environ),
         waiting=waiting,
         start=start,
         guard=Guard(config.divergence, training.total_steps, link, speaks=ranks.first),
-        begin_anew=begin_anew,
+        begin_anew=partial(_begin_anew, config, claim, built, waiting),
     )
 
 
@@ -228,23 +285,6 @@ def _loss(ranks: Ranks, training: Training) -> Loss:
             return objective(model, windows, hidden)
 
     return loss
-
-
-def _held_out(corpus: Corpus, training: Training, context: int) -> tuple[HeldOut, ...]:
-    if training.evaluation is None:
-        return ()
-    return read_held_out(corpus.held_out, training.evaluation.sequences, training.batch.micro_batch, context)
-
-
-def _remote(training: Training) -> bool:
-    """Whether anything is read from S3, and may have to be waited for."""
-    evaluation = training.evaluation.sources if training.evaluation else ()
-    uris = (training.data.tokenizer, *(source.uri for source in (*training.data.sources, *evaluation)))
-    return any(is_remote(uri) for uri in uris)
-
-
-def _unigram_loss(corpus: Corpus, training: Training) -> float:
-    return unigram_loss(corpus.sources, [source.weight for source in training.data.sources], corpus.vocabulary)
 
 
 def _restored(
