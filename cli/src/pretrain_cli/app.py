@@ -9,6 +9,8 @@ import typer
 
 from pretrain_api.export import ExportDtype
 from pretrain_api.profiling import MAX_STEPS
+from pretrain_cli.checkpoints import View
+from pretrain_cli.checkpoints import checkpoints as show_checkpoints
 from pretrain_cli.export import Wanted
 from pretrain_cli.export import export as export_checkpoint
 from pretrain_cli.prepare import Order
@@ -85,6 +87,23 @@ def export(run: ExportFrom, out: ExportTo, step: Step = None, dtype: Dtype = "fl
     credentials from the environment. Exit codes: 0 done, 1 failed, 2 bad input.
     """
     raise typer.Exit(export_checkpoint(Wanted(run, out, step, dtype)))
+
+
+@main.command()
+def checkpoints(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN_DIR|JOB.yaml|URI", help="A run's folder, its job file, or its checkpoint.storage."),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare the digests.")] = False,
+) -> None:
+    """List the checkpoints of a run: which one is in force, which are on the line, pinned, damaged or given up.
+
+    Pins are `checkpoint.retain.pin` of the job. Checkpoints in S3 take credentials and endpoint from the environment.
+    Exit codes: 0 done, 1 none there, damaged, or not to be read, 2 bad input.
+    """
+    raise typer.Exit(show_checkpoints(run, View(as_json, verify)))
 
 
 Plot = Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the plot goes, a PNG.")]

@@ -23,14 +23,10 @@ from pretrain_api.export import (
     PassedOver,
     Staged,
 )
-from pretrain_api.job import PretrainJob, Storage
 from pretrain_api.trainer import ExitCode, trainer_config
 from pretrain_cli.errors import BadInput
-from pretrain_cli.jobfile import load_job
-from pretrain_cli.preflight import resolve_uris
 from pretrain_cli.problems import InvalidJob
-
-JOB_FILE = "job.yaml"
+from pretrain_cli.stored import job_of
 
 
 class Exit(IntEnum):
@@ -75,24 +71,8 @@ def prepare(wanted: Wanted) -> ExportRequest:
     out = wanted.out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"--out {wanted.out} is not empty: name a folder that is empty or not there yet")
-    config = trainer_config(_job(wanted.run), "")
+    config = trainer_config(job_of(wanted.run), "")
     return ExportRequest(config=config, out=str(out), step=wanted.step, dtype=wanted.dtype)
-
-
-def _job(run: Path) -> PretrainJob:
-    """The job of a run's folder, or of a job file, whose run is where `pretrain run` puts it without `--out`."""
-    if not run.is_dir():
-        job = load_job(run)
-        return resolve_uris(job, run, Path("runs") / job.metadata.name)
-    if not (run / JOB_FILE).is_file():
-        raise BadInput(f"{run} is no run's folder, for it has no {JOB_FILE}: name what `--out` of `pretrain run` named")
-    job = load_job(run / JOB_FILE)
-    path = job.spec.checkpoint.storage.path
-    moved = run.absolute() / Path(path).name if path is not None and not Path(path).exists() else None
-    if moved is None or not moved.is_dir():
-        return job
-    checkpoint = job.spec.checkpoint.model_copy(update={"storage": Storage(path=str(moved))})
-    return job.model_copy(update={"spec": job.spec.model_copy(update={"checkpoint": checkpoint})})
 
 
 def _run(request: ExportRequest, console: Console) -> int:

@@ -107,7 +107,7 @@ def line(listing: Listing) -> tuple[str, ...]:
 
 def intact(listing: Listing) -> tuple[str, ...]:
     """The line without what was found corrupt, newest first."""
-    refused = _rejected(listing)
+    refused = found_corrupt(listing)
     return tuple(key for key in line(listing) if key not in refused)
 
 
@@ -117,7 +117,7 @@ def choose_parent(listing: Listing, rejected: Collection[str]) -> Choice:
     The parent is null only when the prefix has no manifest but those that rollbacks gave up. Raises NoUsableCheckpoint
     when all others are rejected.
     """
-    refused = _rejected(listing) | frozenset(rejected)
+    refused = found_corrupt(listing) | frozenset(rejected)
     named = tuple(sorted(refused & listing.manifests | frozenset(rejected)))
     left = listing.manifests - given_up(listing)
     if not left:
@@ -134,7 +134,7 @@ def choose_return(listing: Listing, before: int, rejected: Collection[str] = ())
     One that an earlier rollback went back to may be where the trouble comes from, so the one before it is taken where
     there is one.
     """
-    corrupt = _rejected(listing) | frozenset(rejected)
+    corrupt = found_corrupt(listing) | frozenset(rejected)
     refused = corrupt | given_up(listing)
     usable = [key for key in line(listing) if key not in refused and _place(key)[1] < before]
     steps_tried = {rollback.to_step for rollback in _newest(listing).rollbacks}
@@ -167,6 +167,11 @@ def given_up(listing: Listing) -> frozenset[str]:
         for generation, step in (_place(key),)
         if any(generation < rollback.generation and step > rollback.to_step for rollback in rollbacks)
     )
+
+
+def found_corrupt(listing: Listing) -> frozenset[str]:
+    """What any generation found corrupt stays rejected: nothing makes a checkpoint whole again."""
+    return frozenset(key for record in listing.records.values() for key in record.rejected)
 
 
 def continues(listing: Listing, parent: str | None, job_uid: str, state: MemoryState) -> bool:
@@ -219,7 +224,7 @@ def doomed(listing: Listing, generation: int, retain: Retain) -> Deletion:
     if listing.highest != generation or generation not in listing.records:
         return Deletion(generation, ())
     chain = _chain(listing, generation)
-    refused = _rejected(listing) | given_up(listing)
+    refused = found_corrupt(listing) | given_up(listing)
     usable = [key for key in chain.line if key not in refused]
     if len(usable) < KEEP_AT_LEAST:
         return Deletion(generation, ())
@@ -285,11 +290,6 @@ def _newest(listing: Listing) -> Course:
         return Course()
     record = listing.records[max(listing.records)]
     return Course(record.skipped, record.slowed, record.rollbacks)
-
-
-def _rejected(listing: Listing) -> frozenset[str]:
-    """What any generation found corrupt stays rejected: nothing makes a checkpoint whole again."""
-    return frozenset(key for record in listing.records.values() for key in record.rejected)
 
 
 def _place(key: str) -> tuple[int, int]:
