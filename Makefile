@@ -69,6 +69,14 @@ bench-overhead: compile ## Step time under the agent beside plain torchrun
 bench-operator: compile ## The operator with many jobs against a real API server
 	$(BIN)/python benchmarks/operator/run.py
 
+bench-exact: compile ## Exact sums beside plain ones
+	$(BIN)/python benchmarks/exact/run.py
+
+bench-throughput: compile ## The trainer's step beside a plain PyTorch loop
+	$(BIN)/python benchmarks/throughput/run.py
+
+.PHONY: bench-exact bench-throughput
+
 lock: install ## Renew the locked requirements
 	for name in dev runtime build operator trainer; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-annotate --no-emit-index-url --no-emit-find-links requirements/$$name.in -o requirements/$$name.txt || exit 1; done

@@ -1,0 +1,212 @@
+"""Our trainer's step beside a plain PyTorch loop in nanoGPT's style: same shapes, data, device; alternating pairs.
+
+    python benchmarks/throughput/run.py [--pairs 5] [--steps 30]                               # a CPU
+    python benchmarks/throughput/run.py --preset gpt2-124m --micro-batch 16 --micro-batches 8  # a GPU
+    python benchmarks/throughput/run.py --preset llama-1b --context 2048 --micro-batch 4 --micro-batches 8
+
+Ours is the whole trainer: `train()` with its data order and reports of every step, and without checkpoints. The plain
+loop is written out in `plain.py` and knows the gpt2 family. Beside a llama stands torchtitan, where it is installed and
+--titan gives its command. One process, one device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import plain
+from harness import ROOT, machine, prepare_corpus
+
+from pretrain_agent.client import UnattendedLink
+from pretrain_api.flops import flops_per_token
+from pretrain_api.lineage import manifest_key
+from pretrain_api.model import resolve
+from pretrain_api.reports import ReportBody, StepDone
+from pretrain_api.trainer import TrainerConfig
+from pretrain_trainer.progress import Progress
+from pretrain_trainer.train import train
+
+WARM_STEPS = 5
+TITAN_SECONDS = 1800
+
+
+@dataclass
+class Watch(UnattendedLink):
+    """Keeps when each step was reported, and its MFU."""
+
+    times: list[float] = field(default_factory=list)
+    mfu: float | None = None
+
+    def report(self, body: ReportBody) -> None:
+        if isinstance(body, StepDone):
+            self.times.append(now())
+            self.mfu = body.mfu
+
+
+def now() -> float:
+    """Seconds of the clock, or on a CPU those of this process: there it is the only one that works."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+
+
+class KeepsNothing:
+    """A checkpointer for runs of which nothing is kept."""
+
+    parent = None
+
+    def restore(self, *_: Any) -> Progress:
+        return Progress()
+
+    def save(self, progress: Progress, *_: Any) -> float:
+        self.step = progress.step
+        return 0.0
+
+    def poll(self) -> tuple[()]:
+        return ()
+
+    def wait(self) -> str:
+        return manifest_key(1, self.step)
+
+    def look(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __getattr__(self, name: str) -> Any:
+        """What the loop may ask of a checkpointer and has no meaning here."""
+        return lambda *_, **__: None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", help="a shape of the model; absent: 4 layers, width 256, context 128")
+    parser.add_argument("--context", type=int)
+    parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--micro-batches", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--titan", help="command line that trains the same shape with torchtitan; its tps are shown")
+    arguments = parser.parse_args()
+    prepare_corpus()
+    config = configured(arguments)
+    shape = resolve(config.training.model)
+    rows = shape.embedding_rows(json.loads(Path(plain.SOURCE / "dataset.json").read_text())["vocabulary"])
+    tokens = config.training.tokens_per_step
+    pairs, mfu = [], None
+    for number in range(arguments.pairs):
+        turns = [lambda: ours(config), lambda: (plain_steps(arguments, shape, rows), None)]
+        if shape.family != "gpt2":
+            turns = turns[:1]
+        order = sorted(range(len(turns)), reverse=number % 2 == 0)  # a machine that slows down favours neither
+        results = {index: turns[index]() for index in order}
+        mfu = results[0][1] or mfu
+        pairs.append((results[0][0], results[1][0] if len(turns) > 1 else None))
+    show(pairs, tokens, flops_per_token(shape, rows), mfu, titan(arguments.titan))
+
+
+def configured(arguments: argparse.Namespace) -> TrainerConfig:
+    """A run over the quickstart's corpus."""
+    own = {"family": "gpt2", "layers": 4, "heads": 4, "width": 256, "context": 128}
+    model = {"preset": arguments.preset} if arguments.preset else own
+    if arguments.context:
+        model["context"] = arguments.context
+    return TrainerConfig.model_validate(
+        {
+            "job_name": "throughput",
+            "job_uid": "throughput",
+            "threads": arguments.threads,
+            "training": {
+                "model": model,
+                "data": {
+                    "tokenizer": str(ROOT / "examples/data/tokenizer.json"),
+                    "sources": [{"name": "code", "uri": str(plain.SOURCE)}],
+                },
+                "steps": arguments.steps,
+                "batch": {
+                    "sequences": arguments.micro_batch * arguments.micro_batches,
+                    "microBatch": arguments.micro_batch,
+                },
+                "precision": "bf16" if torch.cuda.is_available() else "fp32",
+                "compile": arguments.compile,
+            },
+            "checkpoint": {"storage": {"path": "/nowhere"}, "interval": {"steps": 10**6}},
+        }
+    )
+
+
+def ours(config: TrainerConfig) -> tuple[float, float | None]:
+    """(seconds a step, MFU) of the trainer."""
+    link, environ = Watch(), alone(os.environ)
+    train(config, link, lambda *_: KeepsNothing(), environ)
+    return (link.times[-1] - link.times[WARM_STEPS]) / (len(link.times) - 1 - WARM_STEPS), link.mfu
+
+
+def alone(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without what would make this process one of many."""
+    return {name: value for name, value in environ.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_ADDR")}
+
+
+def plain_steps(arguments: argparse.Namespace, shape: Any, rows: int) -> float:
+    """Seconds a step of the plain loop."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(arguments.threads)
+    times: list[float] = []
+    run = plain.Run(shape, rows, arguments.micro_batch, arguments.micro_batches, device, arguments.compile)
+    run.train(arguments.steps, lambda: times.append(now()))
+    return (times[-1] - times[WARM_STEPS]) / (len(times) - 1 - WARM_STEPS)
+
+
+def titan(command: str | None) -> float | None:
+    """The last tokens/s that torchtitan printed."""
+    if command is None:
+        return None
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=TITAN_SECONDS)
+    found = [line.split("tps:")[1].split()[0] for line in (done.stdout + done.stderr).splitlines() if "tps:" in line]
+    if not found:
+        sys.exit(f"{command} printed no tps:\n{(done.stdout + done.stderr)[-3000:]}")
+    return float(found[-1].replace(",", ""))
+
+
+def show(
+    pairs: list[tuple[float, float | None]], tokens: int, flops: int, mfu: float | None, tps: float | None
+) -> None:
+    """The table for people, then one line of JSON. A ratio above 1: ours is faster."""
+    table = Table(title="Milliseconds a step (on a CPU: of CPU time)")
+    for column in ("pair", "ours", "plain PyTorch", "speed, ours / plain"):
+        table.add_column(column, justify="right")
+    ratios = []
+    for number, (mine, other) in enumerate(pairs, 1):
+        ratios += [other / mine] if other else []
+        beside = (f"{1000 * other:.2f}", f"{other / mine:.3f}") if other else ("", "")
+        table.add_row(str(number), f"{1000 * mine:.2f}", *beside)
+    Console(width=100).print(table)
+    speed = tokens / statistics.median(mine for mine, _ in pairs)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    figures = {
+        "medianRatio": statistics.median(ratios) if ratios else None,
+        "tokensPerSecond": speed,
+        "gflopPerSecond": speed * flops / 1e9,
+        "mfu": mfu,
+        "torchtitanTokensPerSecond": tps,
+    }
+    print(", ".join(f"{name} {value:.3f}" for name, value in figures.items() if value is not None), f"({device})")
+    print(json.dumps({"benchmark": "throughput", **figures, "pairs": pairs, "device": device, "machine": machine()}))
+
+
+if __name__ == "__main__":
+    main()
