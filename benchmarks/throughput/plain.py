@@ -17,6 +17,8 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from harness import ROOT
 
+from pretrain_api.model import ResolvedModel
+
 SOURCE = ROOT / "examples/data/code"
 LOG_EVERY = 10
 
@@ -65,7 +67,7 @@ class Run:
     """The loop: gradient accumulation, clipping, fused AdamW, a cosine, and the loss read every LOG_EVERY steps."""
 
     def __init__(
-        self, shape: Any, rows: int, micro_batch: int, micro_batches: int, device: str, compiled: bool
+        self, shape: ResolvedModel, rows: int, micro_batch: int, micro_batches: int, device: str, compiled: bool
     ) -> None:
         torch.manual_seed(1)
         self.context, self.device = shape.context, device

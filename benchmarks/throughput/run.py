@@ -1,12 +1,12 @@
 """Our trainer's step beside a plain PyTorch loop in nanoGPT's style: same shapes, data, device; alternating pairs.
 
-    python benchmarks/throughput/run.py [--pairs 5] [--steps 30]                               # a CPU
+    python benchmarks/throughput/run.py [--pairs 5] [--steps 20]                               # a CPU
     python benchmarks/throughput/run.py --preset gpt2-124m --micro-batch 16 --micro-batches 8  # a GPU
     python benchmarks/throughput/run.py --preset llama-1b --context 2048 --micro-batch 4 --micro-batches 8
 
-Ours is the whole trainer: `train()` with its data order and reports of every step, and without checkpoints. The plain
-loop is written out in `plain.py` and knows the gpt2 family. Beside a llama stands torchtitan, where it is installed and
---titan gives its command. One process, one device.
+Ours is the whole trainer: `train()` with its data order, divergence detector and reports of every step; its one
+checkpoint comes after the last timed step. The plain loop is written out in `plain.py` and knows the gpt2 family.
+Beside a llama stands torchtitan, where it is installed and --titan gives its command. One process, one device.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -34,11 +34,10 @@ from harness import ROOT, machine, prepare_corpus
 
 from pretrain_agent.client import UnattendedLink
 from pretrain_api.flops import flops_per_token
-from pretrain_api.lineage import manifest_key
-from pretrain_api.model import resolve
+from pretrain_api.model import ResolvedModel, resolve
 from pretrain_api.reports import ReportBody, StepDone
 from pretrain_api.trainer import TrainerConfig
-from pretrain_trainer.progress import Progress
+from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.train import train
 
 WARM_STEPS = 5
@@ -63,40 +62,13 @@ def now() -> float:
     return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
-class KeepsNothing:
-    """A checkpointer for runs of which nothing is kept."""
-
-    parent = None
-
-    def restore(self, *_: Any) -> Progress:
-        return Progress()
-
-    def save(self, progress: Progress, *_: Any) -> float:
-        self.step = progress.step
-        return 0.0
-
-    def poll(self) -> tuple[()]:
-        return ()
-
-    def wait(self) -> str:
-        return manifest_key(1, self.step)
-
-    def look(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def __getattr__(self, name: str) -> Any:
-        """What the loop may ask of a checkpointer and has no meaning here."""
-        return lambda *_, **__: None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", help="a shape of the model; absent: 4 layers, width 256, context 128")
     parser.add_argument("--context", type=int)
-    parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--micro-batch", type=int, default=4)
     parser.add_argument("--micro-batches", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
@@ -152,7 +124,10 @@ def configured(arguments: argparse.Namespace) -> TrainerConfig:
 def ours(config: TrainerConfig) -> tuple[float, float | None]:
     """(seconds a step, MFU) of the trainer."""
     link, environ = Watch(), alone(os.environ)
-    train(config, link, lambda *_: KeepsNothing(), environ)
+    with tempfile.TemporaryDirectory() as folder:
+        storage = config.checkpoint.storage.model_copy(update={"path": folder})
+        checkpoint = config.checkpoint.model_copy(update={"storage": storage})
+        train(config.model_copy(update={"checkpoint": checkpoint}), link, Checkpointer.open, environ)
     return (link.times[-1] - link.times[WARM_STEPS]) / (len(link.times) - 1 - WARM_STEPS), link.mfu
 
 
@@ -161,7 +136,7 @@ def alone(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_ADDR")}
 
 
-def plain_steps(arguments: argparse.Namespace, shape: Any, rows: int) -> float:
+def plain_steps(arguments: argparse.Namespace, shape: ResolvedModel, rows: int) -> float:
     """Seconds a step of the plain loop."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(arguments.threads)
