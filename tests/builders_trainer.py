@@ -481,9 +481,11 @@ def spoil_losses(factor: Callable[[int, int, Tensor], float], rank: int) -> None
     """From now on the losses of this process's micro-batches are multiplied."""
     sound, counted = setup._loss, itertools.count()
 
-    def spoilt(ranks: Ranks, training: Training) -> Callable[[nn.Module, Tensor], Tensor]:
+    def spoilt(ranks: Ranks, training: Training) -> Callable[..., Tensor]:
         loss = sound(ranks, training)
-        return lambda model, windows: loss(model, windows) * factor(rank, next(counted), windows)
+        return lambda model, windows, *rest, **more: (
+            loss(model, windows, *rest, **more) * factor(rank, next(counted), windows)
+        )
 
     setup._loss = spoilt
 

@@ -101,11 +101,17 @@ def test_sharded_ranks_begin_from_the_newest_with_what_its_optimizer_keeps(earli
     assert Origin.from_json((tmp_path / "own" / ORIGIN_KEY).read_bytes()).optimizer
 
 
-@pytest.mark.parametrize("shard", ["none", "full"])
-def test_a_folder_of_hugging_face_begins_it_too(earlier: Earlier, tmp_path: Path, shard: str) -> None:
-    config = continued(earlier, tmp_path, {"huggingFace": str(earlier.exported)}, parallelism={"shard": shard})
+@pytest.mark.parametrize(
+    ("parallelism", "world_size"),
+    [({"shard": "none"}, 2), ({"shard": "full"}, 2), ({"shard": "full", "tensor": 2}, 4), ({"pipeline": 2}, 2)],
+    ids=["plain", "sharded", "sharded and tensor", "pipeline"],
+)
+def test_a_folder_of_hugging_face_begins_it_too(
+    earlier: Earlier, tmp_path: Path, parallelism: dict[str, Any], world_size: int
+) -> None:
+    config = continued(earlier, tmp_path, {"huggingFace": str(earlier.exported)}, parallelism=parallelism)
 
-    reports = trained(config, world_size=2)
+    reports = trained(config, world_size)
 
     assert validation(reports)[1] == pytest.approx(earlier.validation[6], rel=1e-5)
     assert Origin.from_json((tmp_path / "own" / ORIGIN_KEY).read_bytes()).uri == str(earlier.exported)

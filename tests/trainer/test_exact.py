@@ -12,7 +12,7 @@ from pretrain_api.lineage import StepRange
 from pretrain_api.reports import Evaluated
 from pretrain_trainer.exact import norm_of, square_scale, squares
 
-FULL = {"parallelism": {"shard": "full"}}
+FULL, HYBRID = ({"parallelism": {"shard": shard}} for shard in ("full", "hybrid"))
 PASSED_OVER = Script(skipped=(StepRange(first=3, last=4), StepRange(first=9, last=9)))
 LIMIT = 2.0**26 / 4
 """Of a gradient, with four micro-batches."""
@@ -43,10 +43,11 @@ def told(end: RankEnd) -> str:
 
 
 def test_one_hash_at_every_world_size_sharded_or_not(corpus: Path) -> None:
-    plain, sharded = (a_config(corpus, everything(corpus, **changes)) for changes in ({}, FULL))
+    plain, sharded, hybrid = (a_config(corpus, everything(corpus, **changes)) for changes in ({}, FULL, HYBRID))
 
     hashes = {told(run_training(plain, ranks, PASSED_OVER)[0]) for ranks in (1, 3, 5)}
     hashes |= {told(run_training(sharded, ranks, PASSED_OVER)[0]) for ranks in (1, 3, 5)}
+    hashes |= {told(run_training(hybrid, ranks, PASSED_OVER, worker)[0]) for ranks, worker in ((4, 2), (3, 1))}
 
     assert len(hashes) == 1
 

@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from pretrain_agent.scratch import Scratch
@@ -43,7 +42,9 @@ from pretrain_trainer.checkpoint.state import (
 )
 from pretrain_trainer.errors import InvalidInput, Obstacle
 from pretrain_trainer.hugging_face import import_state
+from pretrain_trainer.model import Decoder, skeleton
 from pretrain_trainer.obstacles import in_the_way
+from pretrain_trainer.parallel import set_part
 from pretrain_trainer.ranks import Ranks
 
 Result = TypeVar("Result")
@@ -93,7 +94,7 @@ class Beginning:
         """Find out whether it can be begun from, or has been; writes nothing. Raises InvalidInput or an Obstacle."""
         self._first(lambda: None if self._has_begun() else self._choose())
 
-    def load(self, model: nn.Module, optimizer: Optimizer, shape: ResolvedModel) -> Origin:
+    def load(self, model: Decoder, optimizer: Optimizer, shape: ResolvedModel) -> Origin:
         """Load the weights, and the optimizer's state where that is wanted, after recording where they come from.
 
         Raises InvalidInput when something there is damaged or of another model, and an Obstacle when it cannot be
@@ -176,7 +177,7 @@ class Beginning:
 
     # --- Hugging Face ---------------------------------------------------------------------------------------------
 
-    def _import(self, files: tuple[str, ...], model: nn.Module, shape: ResolvedModel) -> Origin:
+    def _import(self, files: tuple[str, ...], model: Decoder, shape: ResolvedModel) -> Origin:
         """The first rank reads; each tensor goes to all, and each takes its part of it."""
         with ExitStack() as stack:
 
@@ -275,8 +276,9 @@ class _Lazy(Mapping[str, Tensor]):
         return len(self._files)
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], model: nn.Module, shape: ResolvedModel) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def _check_tensors(tensors: Mapping[str, Tensor], model: Decoder, shape: ResolvedModel) -> None:
+    whole = skeleton(shape, model.rows)  # of the model this rank may have a stage only
+    wanted = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
     for name, tensor in tensors.items():
         if name in wanted and tuple(tensor.shape) != wanted[name]:
             raise Unusable(f"{name} has shape {tuple(tensor.shape)} there and {wanted[name]} here")
@@ -297,14 +299,8 @@ def _spread(tensors: Iterator[tuple[str, Tensor]], model: nn.Module, ranks: Rank
         whole = tensor.float().contiguous() if ranks.first else torch.empty(size)
         if ranks.world_size > 1:
             dist.broadcast(whole, src=0)
-        target = own.get(name)
-        if isinstance(target, DTensor):
-            placed = distribute_tensor(
-                whole.to(ranks.device), target.device_mesh, target.placements, src_data_rank=None
-            )
-            target.to_local().copy_(placed.to_local())
-        elif target is not None:
-            target.copy_(whole)
+        if name in own:
+            set_part(own[name], whole)
 
 
 def _digest(path: Path) -> str:

@@ -105,18 +105,23 @@ class ExactGradients:
 class ExactShardedGradients:
     """FSDP2: integers are added up on the rank until the step's last micro-batch, then scattered by FSDP's own hooks.
 
-    Each rank holds 8 bytes for each parameter of the whole model, where plain sums hold 4.
+    Each rank holds 8 bytes for each parameter of the whole model, where plain sums hold 4. With hybrid shards FSDP2 is
+    over one set of `shards` ranks only: the hooks sum over the sets, whose ranks with the same shard are `copies`.
     """
 
     padded = True
 
-    def __init__(self, model: nn.Module, micro_batches: int, world_size: int) -> None:
+    def __init__(
+        self, model: nn.Module, micro_batches: int, shards: int, copies: dist.ProcessGroup | None = None
+    ) -> None:
         self._parameters = list(model.parameters())
         device = self._parameters[0].device
         self._fixed = FixedPoint(micro_batches, device)
         self._loss = torch.zeros(1, dtype=torch.int64, device=device)
+        self._counts = copies is None or dist.get_rank(copies) == 0
+        """Whether this rank's shard is counted in the norm: of copies one is."""
         self._scatters = [
-            _attach(module, self._fixed, world_size) for module in model.modules() if isinstance(module, FSDPModule)
+            _attach(module, self._fixed, shards, copies) for module in model.modules() if isinstance(module, FSDPModule)
         ]
 
     def begin(self) -> None:
@@ -144,7 +149,7 @@ class ExactShardedGradients:
         if gradients:
             most[4] = torch.stack([gradient.abs().max() for gradient in gradients]).max()
         all_reduce(most, dist.ReduceOp.MAX)
-        sums = torch.cat((self._loss, squares(gradients, scale := square_scale(most[4]))))
+        sums = torch.cat((self._loss, squares(gradients if self._counts else (), scale := square_scale(most[4]))))
         own = int(self._loss)
         all_reduce(sums)
         norm = norm_of(sums[1:], scale)
@@ -159,8 +164,9 @@ class ExactShardedGradients:
 class _ExactReduceScatter(ReduceScatter):
     """Of one FSDP module. FSDP adds up what each backward of a step scatters: zeros, until the last one."""
 
-    def __init__(self, fixed: FixedPoint) -> None:
+    def __init__(self, fixed: FixedPoint, copies: dist.ProcessGroup | None) -> None:
         self._fixed = fixed
+        self._copies = copies
         self._sum: Tensor | None = None
         self._filled = False
         self.last = True
@@ -184,7 +190,7 @@ class _ExactReduceScatter(ReduceScatter):
             return
         part = torch.empty(output_tensor.shape, dtype=torch.int64, device=output_tensor.device)
         dist.reduce_scatter_single(part, total, group=group)
-        output_tensor.copy_(part).mul_(1 / UNITS)
+        self._finish(part, output_tensor)
 
     def alone(self, gradient: Tensor) -> None:
         """The same in place, where there is one rank: FSDP calls no reduce-scatter then."""
@@ -192,7 +198,12 @@ class _ExactReduceScatter(ReduceScatter):
         if total is None:
             gradient.zero_()
         else:
-            gradient.copy_(total).mul_(1 / UNITS)
+            self._finish(total, gradient)
+
+    def _finish(self, part: Tensor, output: Tensor) -> None:
+        if self._copies is not None:
+            dist.all_reduce(part, group=self._copies)
+        output.copy_(part).mul_(1 / UNITS)
 
     def _added(self, gradient: Tensor) -> Tensor | None:
         """The step's sum, with its last micro-batch."""
@@ -209,9 +220,11 @@ class _ExactReduceScatter(ReduceScatter):
         return self._sum if self.last else None
 
 
-def _attach(module: FSDPModule, fixed: FixedPoint, world_size: int) -> _ExactReduceScatter:
-    scatter = _ExactReduceScatter(fixed)
-    if world_size > 1:
+def _attach(
+    module: FSDPModule, fixed: FixedPoint, shards: int, copies: dist.ProcessGroup | None
+) -> _ExactReduceScatter:
+    scatter = _ExactReduceScatter(fixed, copies)
+    if shards > 1:
         module.set_custom_reduce_scatter(scatter)
     else:
         module.set_all_reduce_hook(scatter.alone)

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from pretrain_api.model import ResolvedModel
 from pretrain_trainer.documents import same_document
+from pretrain_trainer.dropout import Dropout, Portion, attention_of_part, sow
 from pretrain_trainer.rotary import Rotation, rotate, rotation
 
 INITIAL_DEVIATION = 0.02
@@ -40,24 +41,30 @@ class Attention(nn.Module):
         """Heads of queries for each of keys."""
         self.size = shape.width // shape.heads
         self.dropout = shape.dropout
+        self.portion = Portion()
+        """Of the heads."""
         self.qkv = nn.Linear(shape.width, (shape.heads + 2 * shape.kv_heads) * self.size, bias=shape.bias)
         self.proj = nn.Linear(shape.width, shape.width, bias=shape.bias)
 
     def forward(self, x: Tensor, rotary: Rotation | None, mask: Tensor | None = None) -> Tensor:
         """(batch, time, width) to the same; a position sees itself and earlier ones, or what `mask` says."""
-        batch, time, _ = x.shape
-        groups = self.qkv(x).view(batch, time, -1, self.served + 2, self.size)
+        groups = self.qkv(x)  # of all the sequence, where `x` is a part of it
+        groups = groups.unflatten(2, (-1, self.served + 2, self.size))
         query, key, value = groups.split([self.served, 1, 1], dim=3)
         query, key, value = (part.flatten(2, 3).transpose(1, 2) for part in (query, key, value))
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value,
-            dropout_p=self.dropout if self.training else 0.0,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=self.served > 1,
-        )  # fmt: skip
+        dropout = self.dropout if self.training else 0.0
+        if dropout and self.portion.of > 1:
+            mixed = attention_of_part(query, key, value, mask, dropout, self.portion)
+        else:
+            mixed = functional.scaled_dot_product_attention(
+                query, key, value,
+                dropout_p=dropout,
+                attn_mask=mask,
+                is_causal=mask is None,
+                enable_gqa=self.served > 1,
+            )  # fmt: skip
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -73,7 +80,7 @@ class Block(nn.Module):
         self.up = nn.Linear(shape.width, shape.hidden, bias=shape.bias)
         self.gate = nn.Linear(shape.width, shape.hidden, bias=False) if shape.family == "llama" else None
         self.down = nn.Linear(shape.hidden, shape.width, bias=shape.bias)
-        self.dropout = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()
+        self.dropout = Dropout(shape.dropout) if shape.dropout else nn.Identity()
         self.recompute: Callable[..., Tensor] | None = None
         """Calls what it is given so that backward computes it again, instead of keeping all of it."""
 
@@ -106,25 +113,30 @@ class Decoder(nn.Module):
         self.context = shape.context
         self.token_embedding: nn.Embedding | None = nn.Embedding(rows, shape.width)
         self.position_embedding = nn.Embedding(shape.context, shape.width) if shape.family == "gpt2" else None
-        self.dropout = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()
+        self.dropout = Dropout(shape.dropout) if shape.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm: nn.Module | None = _norm(shape) if shape.norm == "pre" else nn.Identity()
         self.head = None if shape.tied_head else nn.Linear(shape.width, rows, bias=False)
         self.document_end: int | None = None
         """The token that attention does not look back over; None: it sees all before."""
 
-    def forward(self, tokens: Tensor, head: Head | None = None, hidden: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, head: Head | None = None, hidden: Tensor | None = None, seed: int | None = None
+    ) -> Tensor:
         """Logits (batch, time, rows) of the next token, from tokens (batch, time) with time <= context; or what
         `head` makes in their place.
 
         A pipeline's stage goes on from `hidden`, what the stage before made of the tokens, and the last has the head.
+        Dropout follows from the seed alone, or without one from torch's random numbers.
         """
+        sow(seed, 0)
         x = self._embed(tokens) if hidden is None else hidden
         rotary = None
         if self.shape.family == "llama":
             rotary = rotation(self.shape, tokens.shape[1], tokens.device, x.dtype)
         mask = None if self.document_end is None else same_document(tokens, self.document_end)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks, 1):
+            sow(seed, number)
             x = block(x, rotary, mask)
         if self.norm is None:
             return x

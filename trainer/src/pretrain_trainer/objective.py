@@ -28,12 +28,18 @@ class Objective:
         """As configured."""
         return cls(loss.z_loss, loss.chunk)
 
-    def __call__(self, model: nn.Module, windows: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Summed over all targets of windows (batch, context + 1); `hidden` as in the model."""
+    def __call__(
+        self, model: nn.Module, windows: Tensor, hidden: Tensor | None = None, seed: int | None = None
+    ) -> Tensor:
+        """Summed over all targets of windows (batch, context + 1); `hidden` and `seed` as in the model."""
         targets = windows[:, 1:].flatten()
         if self.chunk is None:
-            return self._of_logits(model(windows[:, :-1], None, hidden).flatten(0, 1), targets)
-        return model(windows[:, :-1], lambda last, weight: self._chunked(last.flatten(0, 1), weight, targets), hidden)
+            return self._of_logits(model(windows[:, :-1], None, hidden, seed).flatten(0, 1), targets)
+
+        def head(last: Tensor, weight: Tensor) -> Tensor:
+            return self._chunked(last.flatten(0, 1), weight, targets)
+
+        return model(windows[:, :-1], head, hidden, seed)
 
     def _of_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.float()

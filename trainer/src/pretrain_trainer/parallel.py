@@ -11,7 +11,7 @@ from typing import Self, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -71,13 +71,17 @@ class Groups:
         return world_size // parts * (2 if self.ends is not None and name == "token_embedding.weight" else 1)
 
 
-def lay_out(model: Decoder, groups: Groups, bf16: bool) -> None:
-    """Cut a model on the meta device down to what this rank has of it, in place."""
+def lay_out(model: Decoder, groups: Groups, bf16: bool, exact: bool) -> None:
+    """Cut a model on the meta device down to what this rank has of it, in place.
+
+    With `exact` FSDP2 knows of one set of shards only: sums over the sets are not its business.
+    """
     if groups.mesh.pipeline > 1:
         keep_stage(model, groups.place)
     if (tensor := groups.along(TENSOR)) is not None:
         cut_matrices(model, tensor)
-    if groups.sharded and (shards := groups.along(REPLICATE, SHARD)) is not None:
+    dimensions = (SHARD,) if exact else (REPLICATE, SHARD)
+    if groups.sharded and (shards := groups.along(*dimensions)) is not None:
         shard_over(model, shards, bf16)
 
 
@@ -87,10 +91,12 @@ def initialise_part(model: Decoder, seed: int) -> None:
     parameters = dict(model.named_parameters())
     for name, value in initial_values(model, seed):
         if name in parameters:
-            _set_part(parameters[name], value)
+            set_part(parameters[name], value)
 
 
-def _set_part(parameter: nn.Parameter, whole: Tensor) -> None:
+@torch.no_grad()
+def set_part(parameter: Tensor, whole: Tensor) -> None:
+    """Set what is here of a parameter to its part of the whole."""
     if not isinstance(parameter, DTensor):
         parameter.copy_(whole)
         return

@@ -31,8 +31,10 @@ class MicroBatch:
 class Loss(Protocol):
     """The summed loss of windows (batch, context + 1) by the model, or by its last stage from `hidden`."""
 
-    def __call__(self, model: nn.Module, windows: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """A scalar."""
+    def __call__(
+        self, model: nn.Module, windows: Tensor, hidden: Tensor | None = None, seed: int | None = None
+    ) -> Tensor:
+        """A scalar. `seed`: of dropout."""
         ...
 
 
@@ -64,9 +66,7 @@ class InTurn:
     def accumulate(self, work: Sequence[MicroBatch], gradients: Gradients) -> None:
         """See Passes."""
         for index, batch in enumerate(work, 1):
-            if batch.seed is not None:
-                torch.manual_seed(batch.seed)
-            loss = self._loss(self._model, batch.windows.to(self._device)) * batch.weight
+            loss = self._loss(self._model, batch.windows.to(self._device), seed=batch.seed) * batch.weight
             gradients.add(loss, last=index == len(work))
 
     def loss(self, windows: Tensor) -> Tensor:

@@ -137,9 +137,9 @@ class Pipelined:
         if hidden is not None:
             hidden.requires_grad_()
         if stage.place.ends:
-            return _Flight(hidden, self._loss(self._model, windows, hidden) * batch.weight)
+            return _Flight(hidden, self._loss(self._model, windows, hidden, batch.seed) * batch.weight)
         with torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.autocast):
-            return _Flight(hidden, self._model(windows[:, :-1], hidden=hidden))
+            return _Flight(hidden, self._model(windows[:, :-1], hidden=hidden, seed=batch.seed))
 
     def _backward(
         self, flight: _Flight, gradient: Tensor | None, gradients: StageGradients, last: bool

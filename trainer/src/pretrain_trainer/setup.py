@@ -39,7 +39,7 @@ from pretrain_trainer.model import Decoder, skeleton
 from pretrain_trainer.objective import Objective
 from pretrain_trainer.opened import OpenedData
 from pretrain_trainer.optimizer import build_optimizer
-from pretrain_trainer.parallel import PIPELINE, Groups, initialise_part, lay_out
+from pretrain_trainer.parallel import PIPELINE, REPLICATE, Groups, initialise_part, lay_out
 from pretrain_trainer.passes import InTurn, Loss, Passes
 from pretrain_trainer.pipeline import Pipelined, Stage
 from pretrain_trainer.progress import Progress
@@ -166,7 +166,7 @@ def _build(config: TrainerConfig, data: OpenedData, ranks: Ranks, environ: Mappi
     groups = Groups.over(ranks.mesh, ranks, training.parallelism.shard != "none", shape.tied_head)
     model = skeleton(shape, _rows(data.corpus, training))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    lay_out(model, groups, training.precision == "bf16")
+    lay_out(model, groups, training.precision == "bf16", training.exact)
     model.to_empty(device=ranks.device)
     if anew:
         initialise_part(model, training.seed)
@@ -227,7 +227,7 @@ def _put_together(
         dropout=shape.dropout > 0,
         nan_steps=frozenset(config.nan_steps),
         optimizer=optimizer,
-        gradients=_gradients(model, training, groups, ranks),
+        gradients=_gradients(model, training, groups),
         checkpointer=checkpointer,
         saves=Saves(checkpointer, model, optimizer, interval, time.monotonic, memory),
         utilization=Utilization.of(shape, rows, training.precision, ranks, link.generation, environ),
@@ -255,13 +255,13 @@ def _rows(corpus: Corpus, training: Training) -> int:
     return rows
 
 
-def _gradients(model: Decoder, training: Training, groups: Groups, ranks: Ranks) -> Gradients:
+def _gradients(model: Decoder, training: Training, groups: Groups) -> Gradients:
     micro_batches = training.batch.sequences // training.batch.micro_batch
+    if training.exact and groups.sharded:
+        return ExactShardedGradients(model, micro_batches, groups.mesh.shards, groups.group(REPLICATE))
     if not groups.mesh.plain or training.parallelism.shard == "hybrid":
         return MeshGradients(model, groups)
     if training.parallelism.shard == "full":
-        if training.exact:
-            return ExactShardedGradients(model, micro_batches, ranks.world_size)
         return ShardedGradients(model)
     if training.exact:
         return ExactGradients(model.parameters(), micro_batches)
@@ -280,9 +280,9 @@ def _passes(model: Decoder, loss: Loss, groups: Groups, training: Training, rank
 def _loss(ranks: Ranks, training: Training) -> Loss:
     objective = Objective.of(training.loss)
 
-    def loss(model: nn.Module, windows: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def loss(model: nn.Module, windows: Tensor, hidden: Tensor | None = None, seed: int | None = None) -> Tensor:
         with torch.autocast(ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-            return objective(model, windows, hidden)
+            return objective(model, windows, hidden, seed)
 
     return loss
 

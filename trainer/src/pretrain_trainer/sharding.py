@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import bfloat16, float32
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -16,6 +18,8 @@ def shard_over(model: Decoder, mesh: DeviceMesh, bf16: bool) -> None:
     Gradients are summed, not averaged: the loss has its weights already. Only the factor 1 with forced sums is right
     on every backend and world size (other factors need PREMUL_SUM, and divide twice at world size 1 in torch 2.13).
     """
+    # Logits that tensor ranks gathered are a view; nothing works in place on them.
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(\w+\) returned a view tensor")
     policy = MixedPrecisionPolicy(bfloat16, float32) if bf16 else MixedPrecisionPolicy()
     for block in model.blocks:
         if isinstance(block, Block):  # and not the place of one that another stage has

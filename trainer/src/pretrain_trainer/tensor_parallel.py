@@ -2,7 +2,8 @@
 
 Each block's first matrices are cut by rows (whole heads, parts of the perceptron), its last ones by columns; embedding
 and head by tokens of the vocabulary. Between blocks a rank has a part of every sequence; norms gather it and the last
-matrices sum and scatter it, so that as much is sent as by an all-reduce and less is kept.
+matrices sum and scatter it, so that as much is sent as by an all-reduce and less is kept. With post-norm the first
+matrices gather it instead: what a norm makes is the residual stream as well.
 """
 
 from __future__ import annotations
@@ -12,9 +13,16 @@ from typing import Any, cast
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
-from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 
-from pretrain_trainer.model import Decoder
+from pretrain_trainer.dropout import Dropout, Portion
+from pretrain_trainer.model import Attention, Decoder
 
 SEQUENCE = Shard(1)
 
@@ -29,15 +37,18 @@ class GatheringNorm(ParallelStyle):
 
 def cut_matrices(model: Decoder, mesh: DeviceMesh) -> None:
     """Lay every parameter of a model on the meta device over the tensor ranks, in place."""
+    post_norm = model.shape.norm == "post"
+    normed = SequenceParallel(use_local_output=True) if post_norm else GatheringNorm()
+    gathering = ColwiseParallel(input_layouts=SEQUENCE if post_norm else Replicate())
     styles: dict[str, ParallelStyle] = {
         "token_embedding": RowwiseParallel(input_layouts=Replicate(), output_layouts=SEQUENCE),
         "position_embedding": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(0)),
-        "norm_1": GatheringNorm(),
-        "qkv": ColwiseParallel(),
+        "norm_1": normed,
+        "qkv": gathering,
         "proj": RowwiseParallel(output_layouts=SEQUENCE),
-        "norm_2": GatheringNorm(),
-        "up": ColwiseParallel(),
-        "gate": ColwiseParallel(),
+        "norm_2": normed,
+        "up": gathering,
+        "gate": gathering,
         "down": RowwiseParallel(output_layouts=SEQUENCE),
         "norm": GatheringNorm(),
         "head": ColwiseParallel(),
@@ -46,6 +57,8 @@ def cut_matrices(model: Decoder, mesh: DeviceMesh) -> None:
         style = styles.get(name.rpartition(".")[2])
         if style is not None:
             parallelize_module(module, mesh, style, src_data_rank=None)
+        if isinstance(module, Attention | Dropout):
+            module.portion = Portion(mesh.get_local_rank(), mesh.size())
 
 
 def _part(_: nn.Module, inputs: tuple[DTensor, ...], mesh: DeviceMesh) -> tuple[DTensor, ...]:
