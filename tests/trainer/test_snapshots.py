@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from builders_checkpoint import Trained, a_job, arrays, assert_equal, on_rank, open_checkpointer, restored, saved
 from builders_store import a_record
 from builders_trainer import run_ranks
+from torch.optim import Optimizer
 
 from pretrain_agent.scratch import MEMORY_VARIABLE
 from pretrain_api.job import Memory
 from pretrain_api.lineage import LineageRecord, MemoryState, manifest_key
+from pretrain_api.model import Model, resolve
 from pretrain_api.reports import SaveFailed
 from pretrain_api.trainer import TrainerConfig
+from pretrain_api.training import Optimizer as OptimizerConfig
+from pretrain_api.training import Parallelism
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.history import read_listing
 from pretrain_trainer.checkpoint import Checkpointer, snapshots
+from pretrain_trainer.checkpoint.layout import local
 from pretrain_trainer.checkpoint.recall import Account, choose
 from pretrain_trainer.checkpoint.snapshots import Part, Seal, Snapshots, intact, sealed
 from pretrain_trainer.checkpoint.state import tensors_of
+from pretrain_trainer.mesh import Mesh
+from pretrain_trainer.model import Decoder, skeleton
+from pretrain_trainer.optimizer import build_optimizer
+from pretrain_trainer.parallel import Groups, initialise_part, lay_out
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks, process_group
 
@@ -334,3 +345,81 @@ def _restore_shards(ranks: Ranks, folder: Path, number: int) -> tuple[int, bool,
     checkpointer = open_checkpointer(a_remembering_job(folder, shard="full"), number, ranks, environ=environ)
     progress, trained = restored(checkpointer, sharded=True)
     return progress.step, checkpointer.recalled, arrays(trained.state())
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "worker_size", "of_the_others"),
+    [
+        ({"shard": "hybrid"}, 2, {2, 3}),
+        ({"tensor": 2}, 1, {3}),
+        ({"pipeline": 2}, 1, {2}),
+        ({"shard": "full", "tensor": 2}, 1, set()),
+    ],
+    ids=["hybrid", "tensor", "pipeline", "sharded and tensor"],
+)
+def test_parts_of_a_model_are_recovered_while_each_is_on_some_worker(
+    tmp_path: Path, parallelism: dict[str, Any], worker_size: int, of_the_others: set[int]
+) -> None:
+    """`of_the_others`: ranks whose workers may be lost together, for other workers have the same parts."""
+    story = (tmp_path, parallelism, sorted({rank // worker_size for rank in of_the_others}))
+
+    results = run_ranks(4, on_rank, _story_of_parts, *story, worker_size=worker_size)
+
+    for kept, found in results:
+        assert [(step, recalled) for step, recalled, _ in found] == [(3, True), (1, False)]
+        for step, _, state in found:
+            assert_equal(state, kept[step])
+
+
+def _story_of_parts(
+    ranks: Ranks, folder: Path, parallelism: dict[str, Any], lost: Sequence[int]
+) -> tuple[dict[int, State], list[tuple[int, bool, State]]]:
+    """This rank's parts as they were kept, by step; and what was restored with workers lost, then all."""
+    job = a_remembering_job(folder)
+    training = job.training.model_copy(update={"parallelism": Parallelism.model_validate(parallelism)})
+    job = job.model_copy(update={"training": training})
+    worker, local_rank = divmod(ranks.rank, ranks.worker_size)
+    memory = memory_of(folder, worker)
+    environ = {**in_worker(folder, worker), "LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(ranks.worker_size)}
+    groups = Groups.over(
+        Mesh.of(training.parallelism, 4, ranks.worker_size), ranks, training.parallelism.shard != "none", True
+    )
+    kept, found = dict[int, State](), list[tuple[int, bool, State]]()
+
+    checkpointer = open_checkpointer(job, 1, ranks, environ=environ)
+    model, optimizer = a_part(groups, seed=1)
+    for step in (1, 2, 3):
+        for parameter in model.parameters():
+            parameter.grad = parameter.detach().clone()
+        optimizer.step()
+        kept[step] = parts(model, optimizer)
+        if step == 1:
+            checkpointer.save(Progress(1, 10), model, optimizer)
+            assert checkpointer.wait() is not None
+        else:
+            checkpointer.remember(Progress(step, 10 * step), model, optimizer)
+            checkpointer.settle_memory()
+    torch.distributed.barrier()
+    for number, gone in ((2, lost), (3, range(4))):
+        if worker in gone and local_rank == 0:
+            shutil.rmtree(memory)
+            memory.mkdir()
+        torch.distributed.barrier()
+        checkpointer = open_checkpointer(job, number, ranks, environ=environ)
+        model, optimizer = a_part(groups, seed=2)
+        progress = checkpointer.restore(model, optimizer)
+        found.append((progress.step, checkpointer.recalled, parts(model, optimizer)))
+    return kept, found
+
+
+def a_part(groups: Groups, seed: int) -> tuple[Decoder, Optimizer]:
+    """What this rank has of a model, and an optimizer of it."""
+    model = skeleton(resolve(Model(family="gpt2", layers=2, heads=2, width=32, context=16)), 64)
+    lay_out(model, groups, bf16=False, exact=False)
+    model.to_empty(device="cpu")
+    initialise_part(model, seed)
+    return model, build_optimizer(model, OptimizerConfig())
+
+
+def parts(model: Decoder, optimizer: Optimizer) -> State:
+    return arrays({name: local(tensor).clone() for name, tensor in tensors_of(model, optimizer).items()})

@@ -306,7 +306,7 @@ def test_shared_memory_holds_the_states_that_are_kept_in_memory() -> None:
 
     def added(**parts: Any) -> int:
         """Bytes for `checkpoint.memory`."""
-        workers = {"replicas": 4, "elastic": {"min": 4}}
+        workers = {"replicas": 4, "elastic": {"min": 4}, "processesPerWorker": 1}
         sizes = [
             mounts(a_pod(workers=workers, training=training | parts, checkpoint=checkpoint | memory))["/dev/shm"]
             for memory in ({}, {"memory": {}})
@@ -317,6 +317,9 @@ def test_shared_memory_holds_the_states_that_are_kept_in_memory() -> None:
     state = 12 * 124_439_808
     assert added() == 2 * (state + (2 << 20)), "two states, whole in every worker"
     assert added(parallelism={"shard": "full"}) == 2 * (state // 4 + (2 << 20)), "or a worker's share of two"
+    assert added(parallelism={"tensor": 4}) == 2 * (state // 4 + (2 << 20)), "or what its tensor rank has"
+    ends = 12 * ((50_257 + 1024) * 768 + 2 * 768)
+    assert added(parallelism={"pipeline": 2}) == 2 * ((state - ends) // 2 + ends + (2 << 20)), "or its stage"
 
 
 def test_a_container_that_cannot_hold_the_states_is_refused() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 from pretrain_api.job import PretrainJobSpec
+from pretrain_api.layout import replica_processes
 from pretrain_api.model import parameters, resolve
 
 STATE_BYTES = 12
@@ -21,13 +25,24 @@ def state_bytes(spec: PretrainJobSpec, vocabulary: int = UNKNOWN_VOCABULARY) -> 
     return STATE_BYTES * parameters(model, model.embedding_rows(vocabulary))
 
 
-def remembered_bytes(spec: PretrainJobSpec, vocabulary: int = UNKNOWN_VOCABULARY) -> int:
+def remembered_bytes(spec: PretrainJobSpec, vocabulary: int = UNKNOWN_VOCABULARY, processes: int | None = None) -> int:
     """Bytes of a worker's memory that `checkpoint.memory` takes, at most: 0 without it.
 
-    Replicated state is kept whole by every worker; of fully sharded state each keeps its share, the largest when the
-    fewest workers train.
+    A worker keeps what its processes (absent: as the spec says) have: all of the state where a replica of the model and
+    its shards lie within it. Of fully sharded state each keeps its share, the largest when the fewest workers train.
     """
     if spec.checkpoint.memory is None:
         return 0
-    shares = spec.workers.elastic.min if spec.training.parallelism.shard == "full" else 1
-    return STATES_KEPT * (-(-state_bytes(spec, vocabulary) // shares) + STATE_SPARE)
+    parallelism, held = spec.training.parallelism, processes or spec.workers.processes_per_worker or 1
+    share = {
+        "none": min(Fraction(1), Fraction(held, replica_processes(parallelism))),
+        "full": Fraction(1, spec.workers.elastic.min),
+        "hybrid": Fraction(1),
+    }[parallelism.shard]
+    whole, uneven = state_bytes(spec, vocabulary), 0
+    if (
+        parallelism.pipeline > 1
+    ):  # stages have as many blocks each, and what is beside blocks lies on the first and last
+        model = resolve(spec.training.model).model_copy(update={"layers": 0})
+        uneven = STATE_BYTES * parameters(model, model.embedding_rows(vocabulary))
+    return STATES_KEPT * (math.ceil((whole - uneven) * share) + uneven + STATE_SPARE)

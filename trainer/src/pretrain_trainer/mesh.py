@@ -78,6 +78,16 @@ class Mesh:
         """Whether a replica is one process."""
         return self.pipeline == 1 and self.tensor == 1
 
+    @property
+    def parts(self) -> int:
+        """In how many parts the state lies on the ranks."""
+        return self.shards * self.pipeline * self.tensor
+
+    def part(self, rank: int) -> int:
+        """Which of the parts this rank has; others may have the same."""
+        place = self.place(rank)
+        return (place.replica % self.shards * self.pipeline + place.stage) * self.tensor + place.part
+
     def place(self, rank: int) -> Place:
         """Where this rank stands."""
         rest, part = divmod(rank, self.tensor)

@@ -154,4 +154,4 @@ def shared_memory(job: PretrainJob, count: int) -> int:
     """Bytes: room for a checkpoint on its way to or from the store, which is used where there is twice its size, and
     for the states that `checkpoint.memory` keeps.
     """
-    return count * SHARED_MEMORY_BASE + 2 * state_bytes(job.spec) + remembered_bytes(job.spec)
+    return count * SHARED_MEMORY_BASE + 2 * state_bytes(job.spec) + remembered_bytes(job.spec, processes=count)

@@ -132,7 +132,7 @@ def _storage_problems(job: PretrainJob, template: Template) -> Iterator[str]:
 def _memory_problems(job: PretrainJob, template: Template) -> Iterator[str]:
     """What is kept in memory counts against the container's limit. At least so much: the tokeniser may add to it."""
     written = template.worker.get("resources", {}).get("limits", {}).get("memory")
-    needed = remembered_bytes(job.spec, vocabulary=1)
+    needed = remembered_bytes(job.spec, vocabulary=1, processes=_processes(job))
     if written is None or not needed:
         return
     try:

@@ -35,6 +35,7 @@ from pretrain_trainer.checkpoint.target import Target
 from pretrain_trainer.checkpoint.together import Together
 from pretrain_trainer.errors import CheckpointRejectedError, SupersededError
 from pretrain_trainer.guard import Wish
+from pretrain_trainer.mesh import Mesh
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks
 
@@ -281,16 +282,17 @@ class Checkpointer:
         self._entry = said
 
     def _make_snapshots(self) -> Snapshots | None:
-        """Replicated state is kept by one process of each worker, sharded state by all."""
-        folder, replicated = self._worker.folder, self._group is None
+        """Each part of the state is kept by one process of each worker that has it."""
+        folder, rank = self._worker.folder, self._ranks.rank
         if self._config.checkpoint.memory is None or self._applicant.number is None or folder is None:
             return None
         if self._worker.speaks:
             prune(folder, self._entry.record.resumed)
-        if replicated and not self._worker.speaks:
+        mesh = Mesh.of(self._config.training.parallelism, self._ranks.world_size, self._ranks.worker_size)
+        part = mesh.part(rank)
+        if any(mesh.part(other) == part for other in range(self._worker.first, rank)):
             return None
-        part = Part(0, 1) if replicated else Part(self._ranks.rank, self._ranks.world_size)
-        return Snapshots(folder, self._worker.local_rank, self._entry.record, part)
+        return Snapshots(folder, self._worker.local_rank, self._entry.record, Part(part, mesh.parts))
 
     def _make_saver(self) -> Saver:
         return Saver(self._store, self._entry.record.generation, self._committer(), self._group, self._environ)

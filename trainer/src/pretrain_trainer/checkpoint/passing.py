@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pretrain_trainer.checkpoint.layout import local
+
 _BUCKET = 64 << 20
 """Tensors smaller than this travel together, up to so many bytes."""
 _PIECE = 256 << 20
@@ -18,8 +20,8 @@ _PIECE = 256 << 20
 
 
 def broadcast(tensors: Mapping[str, Tensor], source: int) -> None:
-    """Copy the tensors of rank `source` over those of the same names on all other ranks."""
-    for bucket in _buckets(tensors.values()):
+    """Copy what rank `source` has of the tensors over what others have, in the same layout and under the same names."""
+    for bucket in _buckets(local(tensor) for tensor in tensors.values()):
         if len(bucket) == 1 and bucket[0].is_contiguous():
             dist.broadcast(bucket[0], src=source)
             continue
