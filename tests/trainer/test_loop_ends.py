@@ -40,9 +40,7 @@ def test_a_loss_that_is_no_number_ends_the_run_on_all_ranks(corpus: Path) -> Non
     ("training", "field"),
     [
         ({"precision": "fp8"}, "training.precision"),
-        ({"parallelism": {"shard": "hybrid"}, "exact": True}, "training.exact"),
         ({"parallelism": {"tensor": 2}, "exact": True}, "training.exact"),
-        ({"parallelism": {"pipeline": 2}, "model": {"preset": "gpt2-tiny", "dropout": 0.1}}, "training.model.dropout"),
         ({"parallelism": {"tensor": 2}}, "training.parallelism (tensor 2 x pipeline 1) takes 2 processes"),
     ],
 )

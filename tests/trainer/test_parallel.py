@@ -1,20 +1,24 @@
 """One small case of each parallelism: the losses of one process; `make test-parallel` has them all."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from builders_parallel import GPT2, LLAMA, Laid, assert_same_training, run_cases
-from builders_trainer import a_corpus
+from builders_parallel import GPT2, LLAMA, STEADY, Laid, assert_same_training, run_cases
+from builders_trainer import RankEnd, a_corpus
 
 from pretrain_api.reports import Restored
 from pretrain_api.trainer import ExitCode
 
 ALONE = Laid()
+TENSOR, PIPELINE = Laid(tensor=2, world_size=2), Laid(pipeline=2, world_size=4)
+SHARDED_AND_TENSOR = Laid("full", tensor=2, world_size=4)
 WAYS = (
     Laid("hybrid", world_size=4, worker_size=2),
-    Laid(tensor=2, world_size=2),
-    Laid(pipeline=2, world_size=4),
+    TENSOR,
+    PIPELINE,
     Laid("full", pipeline=2, world_size=4),
+    SHARDED_AND_TENSOR,
 )
 
 
@@ -34,31 +38,75 @@ def test_each_has_the_losses_of_one_process(corpus: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.timeout(900)
+def test_with_every_option_each_has_the_losses_of_one_process_without_those_that_change_none(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """Dropout's masks are the same wherever they are drawn, and are drawn again in backward."""
+    model = GPT2 | {"dropout": 0.2, "norm": "post"}
+    common: dict[str, Any] = {"optimizer": STEADY}
+    sparing = {"activationCheckpointing": "selective", "loss": {"chunk": 7}}
+    ways = (TENSOR, PIPELINE, SHARDED_AND_TENSOR)
+
+    cases = [
+        ALONE.case(corpus, GPT2 | {"norm": "post"}, tmp_path / "without", **common),
+        ALONE.case(corpus, model, tmp_path / "alone", **common),
+    ]
+    cases += [way.case(corpus, model, tmp_path / str(number), **common, **sparing) for number, way in enumerate(ways)]
+    without, alone, *ends = run_cases(cases)
+
+    assert alone.losses != pytest.approx(without.losses, rel=1e-3)
+    for end in ends:
+        assert_same_training(end, alone)
+
+
+@pytest.mark.timeout(900)
+def test_a_restart_at_the_same_size_changes_no_bit(corpus: Path, tmp_path: Path) -> None:
+    ways = (Laid("full", world_size=3), TENSOR, PIPELINE, SHARDED_AND_TENSOR)
+    model = GPT2 | {"dropout": 0.1}
+
+    cases = [way.case(corpus, model, tmp_path / f"{number}") for number, way in enumerate(ways)]
+    for number, way in enumerate(ways):
+        folder = tmp_path / f"{number}-restarted"
+        cases += [way.case(corpus, model, folder, 1, steps=3), way.case(corpus, model, folder, 2)]
+    ends = run_cases(cases)
+
+    for uninterrupted, before, after in zip(
+        ends[: len(ways)], ends[len(ways) :: 2], ends[len(ways) + 1 :: 2], strict=True
+    ):
+        assert (before.step_numbers, after.step_numbers) == ([1, 2, 3], [4, 5, 6])
+        assert numbers(before) + numbers(after) == numbers(uninterrupted)
+
+
+def numbers(end: RankEnd) -> list[tuple[float, float]]:
+    return [(step.loss, step.grad_norm) for step in end.steps]
+
+
+@pytest.mark.timeout(900)
 def test_a_run_goes_on_under_another_parallelism(corpus: Path, tmp_path: Path) -> None:
     """Names and shapes in a checkpoint are those of the whole model, whatever part of it a rank had."""
     shared = tmp_path / "shared"
     turns = (
-        Laid(pipeline=2, world_size=4),
+        PIPELINE,
         Laid("full", world_size=3),
-        Laid(tensor=2, world_size=2),
+        TENSOR,
+        SHARDED_AND_TENSOR,
         Laid("hybrid", pipeline=2, world_size=4, worker_size=2),
         Laid(),
     )
-    cases = [ALONE.case(corpus, LLAMA, tmp_path / "alone", steps=10)]
+    cases = [ALONE.case(corpus, LLAMA, tmp_path / "alone", steps=12)]
     for number, way in enumerate(turns, 1):
         cases.append(way.case(corpus, LLAMA, shared, number, steps=2 * number))
 
     alone, *ends = run_cases(cases)
 
     assert [end.exit_code for end in ends] == [0] * len(turns)
-    assert [end.of(Restored)[0].step for end in ends] == [0, 2, 4, 6, 8]
+    assert [end.of(Restored)[0].step for end in ends] == [0, 2, 4, 6, 8, 10]
     assert [loss for end in ends for loss in end.losses] == pytest.approx(alone.losses, rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("way", "remedy"),
     [
-        (Laid("full", tensor=2, world_size=2), "shards are not there yet with tensor parallelism"),
         (
             Laid(tensor=2, pipeline=2, world_size=3),
             "takes 4 processes for each replica of the model, of which 3 are no",

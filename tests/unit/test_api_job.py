@@ -189,28 +189,16 @@ def test_a_field_that_came_later_changes_no_identity_at_its_default() -> None:
     assert model_fields(post, 64)["norm"] == "post"
 
 
-def test_exact_sums_are_refused_for_hybrid_sharding_only() -> None:
-    for shard, found in (
-        ("none", []),
-        ("full", []),
-        ("hybrid", ["spec.training.exact"]),
-    ):
-        exact = {"spec.training.exact": True, "spec.training.parallelism": {"shard": shard}}
-
-        assert [finding.path for finding in unsupported(job(exact).spec)] == found
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("exact", True), ("model", {"preset": "gpt2-tiny", "dropout": 0.1})], ids=["exact", "dropout"]
-)
+@pytest.mark.parametrize("shard", ["none", "full", "hybrid"])
 @pytest.mark.parametrize("way", ["tensor", "pipeline"])
-def test_what_replicas_of_several_processes_cannot_do_is_refused(field: str, value: object, way: str) -> None:
-    changes = {f"spec.training.{field}": value, "spec.workers.replicas": 2}
-    (finding,) = unsupported(job({**changes, "spec.training.parallelism": {way: 2}}).spec)
+@pytest.mark.parametrize("field", ["exact", "compile"])
+def test_what_replicas_of_several_processes_cannot_do_is_refused(field: str, shard: str, way: str) -> None:
+    changes = {f"spec.training.{field}": True, "spec.workers": {"replicas": 2, "processesPerWorker": 2}}
+    alone = job({**changes, "spec.training.parallelism": {"shard": shard}})
+    several = job({**changes, "spec.training.parallelism": {"shard": shard, way: 2}})
 
-    assert finding.severity == "error"
-    assert finding.path.startswith(f"spec.training.{field}")
-    assert unsupported(job(changes).spec) == ()
+    assert unsupported(alone.spec) == ()
+    assert [finding.path for finding in unsupported(several.spec)] == [f"spec.training.{field}"]
 
 
 @pytest.mark.parametrize(
