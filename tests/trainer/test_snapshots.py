@@ -350,9 +350,9 @@ def _restore_shards(ranks: Ranks, folder: Path, number: int) -> tuple[int, bool,
 @pytest.mark.parametrize(
     ("parallelism", "worker_size", "of_the_others"),
     [
-        ({"shard": "hybrid"}, 2, {2, 3}),
-        ({"tensor": 2}, 1, {3}),
-        ({"pipeline": 2}, 1, {2}),
+        ({"shard": "hybrid"}, 2, {0, 1}),
+        ({"tensor": 2}, 1, {1, 2}),
+        ({"pipeline": 2}, 1, {0}),
         ({"shard": "full", "tensor": 2}, 1, set()),
     ],
     ids=["hybrid", "tensor", "pipeline", "sharded and tensor"],
