@@ -75,7 +75,10 @@ bench-exact: compile ## Exact sums beside plain ones
 bench-throughput: compile ## The trainer's step beside a plain PyTorch loop
 	$(BIN)/python benchmarks/throughput/run.py
 
-.PHONY: bench-exact bench-throughput
+bench-buckets: compile ## Reductions during backward beside one at the end, and DDP
+	$(BIN)/python benchmarks/buckets/run.py
+
+.PHONY: bench-exact bench-throughput bench-buckets
 
 lock: install ## Renew the locked requirements
 	for name in dev runtime build operator trainer; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
