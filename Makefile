@@ -9,7 +9,7 @@ PACKAGES := api store agent trainer operator cli
 OUT ?= runs/quickstart
 FAULT ?= kill:worker=1,step=130
 
-.PHONY: help install quickstart test test-parallel lint format generate lock clean bench-recovery bench-overhead bench-operator
+.PHONY: help install quickstart test test-parallel lint format generate lock clean bench-recovery bench-overhead bench-operator bench-checkpoint
 
 help: ## These lines
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -79,6 +79,9 @@ bench-buckets: compile ## Reductions during backward beside one at the end, and 
 	$(BIN)/python benchmarks/buckets/run.py
 
 .PHONY: bench-exact bench-throughput bench-buckets
+
+bench-checkpoint: compile ## Saving and restoring beside disk, S3 service, torch.save and dcp.async_save
+	$(BIN)/python benchmarks/checkpoint/run.py
 
 lock: install ## Renew the locked requirements
 	for name in dev runtime build operator trainer; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \

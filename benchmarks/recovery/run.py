@@ -1,11 +1,12 @@
 """Kill-to-next-step: this project beside plain torchrun, same model, same trainer, same machine, one run.
 
-    python benchmarks/recovery/run.py [--kills 3] [--spacing 150] [--patience 150]
+    python benchmarks/recovery/run.py [--kills 3] [--spacing 150] [--patience 150] [--memory 5] [--no-peer]
 
 Three workers train the quickstart's model. Ours: a whole worker (agent and rank) is killed `--kills` times where it
 holds rank 0 and as often where it does not, and a rank's process alone; times are those of the run's own report, which
-counts from the signal. Plain torchrun: `--rdzv-backend=c10d`, defaults, three launchers, one killed with its rank; the
-time is from the signal to the next step that a survivor prints, given up after `--patience` seconds.
+counts from the signal. With `--memory N` once more, with a state in the workers' memory every N steps. Plain torchrun:
+`--rdzv-backend=c10d`, defaults, three launchers, one killed with its rank; the time is from the signal to the next step
+that a survivor prints, given up after `--patience` seconds.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=3, help="kills of each kind")
     parser.add_argument("--spacing", type=int, default=150, help="steps between kills")
     parser.add_argument("--patience", type=float, default=150, help="seconds to wait for plain torchrun")
+    parser.add_argument("--memory", type=int, metavar="N", help="also with checkpoint.memory every N steps")
+    parser.add_argument("--no-peer", action="store_true", help="without plain torchrun")
     arguments = parser.parse_args()
     console = Console(stderr=True)
     prepare_corpus()
@@ -44,8 +47,16 @@ def main() -> None:
         folder = Path(temporary)
         with console.status("this project"):
             ours, growing = measure_ours(folder / "ours", arguments.kills, arguments.spacing)
+        if arguments.memory:
+            with console.status("this project, with states in memory"):
+                remembering, _ = measure_ours(
+                    folder / "memory", arguments.kills, arguments.spacing,
+                    f"--set=checkpoint.memory={{everySteps: {arguments.memory}}}",
+                )  # fmt: skip
+            ours |= {f"{name}, memory every {arguments.memory}": found for name, found in remembering.items()}
         peers = {}
-        for victim, name in ((2, "another rank's launcher"), (0, "rank 0's launcher")):
+        victims = () if arguments.no_peer else ((2, "another rank's launcher"), (0, "rank 0's launcher"))
+        for victim, name in victims:
             with console.status(f"plain torchrun, {name} is killed: up to {arguments.patience:.0f} s"):
                 config = trainer_config(
                     folder / f"peer-{victim}", folder / "ours" / "trainer.json", interval={"steps": 50}, steps=100_000
@@ -54,7 +65,7 @@ def main() -> None:
     show(ours, growing, peers)
 
 
-def measure_ours(out: Path, kills: int, spacing: int) -> tuple[dict[str, list[dict]], list[float]]:
+def measure_ours(out: Path, kills: int, spacing: int, *options: str) -> tuple[dict[str, list[dict]], list[float]]:
     """(incidents by what was killed, seconds without a step of each growth)."""
     # Survivors keep their order and a newcomer is the last: so killing slots 0, 1, 2, 0, … always kills rank 0's,
     # and killing the newest again and again never does.
@@ -63,7 +74,7 @@ def measure_ours(out: Path, kills: int, spacing: int) -> tuple[dict[str, list[di
     targets += [("a rank's process", "kill:rank=1")] * kills
     faults = [f"--fault={what},step={spacing * (n + 1)}" for n, (_, what) in enumerate(targets)]
     steps = spacing * (len(targets) + 1)
-    report, records = pretrain_run(out, "--workers=3", f"--set=training.steps={steps}", *faults)
+    report, records = pretrain_run(out, "--workers=3", f"--set=training.steps={steps}", *options, *faults)
     if len(report["incidents"]) != len(targets):
         sys.exit(f"{len(targets)} faults made {len(report['incidents'])} incidents: {report['incidents']}")
     ours: dict[str, list[dict]] = {}

@@ -1,0 +1,194 @@
+"""What saving and restoring costs, beside what disk, S3 service and torch do by themselves, in one run.
+
+    python benchmarks/checkpoint/run.py [--parameters 60e6] [--rounds 6] [--folder DIR] [--bucket NAME]
+
+A decoder with AdamW (12 bytes a parameter), one process with one thread, as a rank has it. Figures are medians; ours
+and the plain way take turns, and every second round goes the other way round. On a machine that is busy with something
+else compare the CPU seconds.
+
+Bandwidth: our checkpointer (copy, digest, upload, manifest; and fetch, verify, load into new memory) beside the same
+bytes written in one go and synced, or read in one go after the kernel dropped its cache; for S3 beside boto3's own
+multipart upload and ranged download with as many threads. The service is the one that AWS_ENDPOINT_URL names, else moto
+as a process of its own, which is slow.
+
+The step loop: what our save makes it wait for, beside a synchronous `torch.save` and `dcp.async_save` with defaults;
+the time of steps beside a save under way over that of others; the most memory that the process had more than without
+saves, over the size of the state, for the first save and later ones. Each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from harness import machine
+
+HERE = Path(__file__).resolve().parent
+GOAL = 0.65
+LIMITS = {"folder": "write and fsync, read", "s3": "boto3"}
+WAYS = ("ours, folder", "ours, s3", "torch.save", "dcp.async_save")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parameters", type=float, default=60e6)
+    parser.add_argument("--rounds", type=int, default=6, help="an even number, since they go in turns")
+    parser.add_argument("--folder", default="/tmp", help="on the disk that is measured")
+    parser.add_argument("--bucket", default="pretrain-bench", help="made if it is not there")
+    parser.add_argument("--only", choices=(*LIMITS, "steps"), help="one part of it")
+    arguments = parser.parse_args()
+    order = {name: getattr(arguments, name) for name in ("parameters", "rounds", "folder", "bucket")}
+    bandwidths: dict[str, dict[str, Any]] = {}
+    ways: dict[str, dict[str, Any]] = {}
+    with s3_service() as (service, environ), Console(stderr=True).status("") as status:
+        for place in [name for name in LIMITS if arguments.only in (None, name)]:
+            status.update(f"bandwidth, {place}")
+            bandwidths[place] = measured(order | {"what": f"bandwidth {place}"}, environ)
+        for way in WAYS if arguments.only in (None, "steps") else ():
+            status.update(f"the step loop, {way}")
+            ways[way] = measured(order | {"what": f"beside {way}"}, environ)
+    show(bandwidths, ways, service)
+
+
+@contextmanager
+def s3_service() -> Iterator[tuple[str, Mapping[str, str]]]:
+    """What serves S3, and the environment by which it is found."""
+    if url := os.environ.get("AWS_ENDPOINT_URL"):
+        yield url, os.environ
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    moto = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        await_answer(url, moto)
+        yield (
+            "moto",
+            {
+                **os.environ,
+                "AWS_ENDPOINT_URL": url,
+                "AWS_ACCESS_KEY_ID": "benchmark",
+                "AWS_SECRET_ACCESS_KEY": "benchmark",
+            },
+        )
+    finally:
+        moto.terminate()
+        moto.wait()
+
+
+def await_answer(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Until the service listens."""
+    while process.poll() is None:
+        try:
+            urlopen(url).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    sys.exit("moto did not start")
+
+
+def measured(order: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """What `measure.py` finds."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "measure.py"), json.dumps(order)],
+        stdout=subprocess.PIPE, text=True, env={**environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(f"{order['what']} failed")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def median(rounds: list[dict[str, Any]], name: str) -> float:
+    """Of what the rounds have; 0 where they have nothing."""
+    return statistics.median([found[name] for found in rounds if found.get(name) is not None] or [0.0])
+
+
+def show(bandwidths: dict[str, dict[str, Any]], ways: dict[str, dict[str, Any]], service: str) -> None:
+    """The tables for people, then one line of JSON."""
+    console = Console(width=150)
+    figures: dict[str, Any] = {"benchmark": "checkpoint", "s3": service}
+    if bandwidths:
+        console.print(bandwidth_table(bandwidths, figures))
+    if ways:
+        console.print(steps_table(ways, figures))
+    print(json.dumps(figures | {"machine": machine()}))
+
+
+def bandwidth_table(bandwidths: dict[str, dict[str, Any]], figures: dict[str, Any]) -> Table:
+    """MB/s, and the ratio to the limit: the median of the rounds' own."""
+    table = Table(title=f"Bandwidth, MB/s (goal: at least {GOAL} of the limit)")
+    left = ("place", "what", "seconds by stage")
+    for column in ("place", "MB", "what", "ours", "limit", "ratio", "lowest, highest", "CPU s, ours, limit", left[-1]):
+        table.add_column(column, justify="left" if column in left else "right")
+    for place, found in bandwidths.items():
+        for what, plain, prefix in (("save", "plainSave", "save "), ("restore", "plainRestore", "restore ")):
+            ratios = [one[plain] / one[what] for one in found["rounds"]]
+            ours, limit = (found["bytes"] / median(found["rounds"], name) / 1e6 for name in (what, plain))
+            cpu = {name: median(found["rounds"], f"{name}Cpu") for name in (what, plain)}
+            stages = {
+                name.removeprefix(prefix): median(found["rounds"], name)
+                for name in found["rounds"][0]
+                if name.startswith(prefix)
+            }
+            table.add_row(
+                place, f"{found['bytes'] / 1e6:.0f}", what, f"{ours:.0f}", f"{limit:.0f}",
+                f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}, {max(ratios):.2f}",
+                f"{cpu[what]:.2f}, {cpu[plain]:.2f}",
+                ", ".join(f"{name} {seconds:.2f}" for name, seconds in stages.items()),
+            )  # fmt: skip
+            figures[f"{place} {what}"] = {
+                "bytesPerSecond": ours * 1e6, "limit": limit * 1e6, "ratio": statistics.median(ratios),
+                "ratios": ratios, "stages": stages, "cpuSeconds": cpu[what], "limitCpuSeconds": cpu[plain],
+            }  # fmt: skip
+    return table
+
+
+def steps_table(ways: dict[str, dict[str, Any]], figures: dict[str, Any]) -> Table:
+    """What each way costs the step loop."""
+    table = Table(title="The step loop (seconds; memory over the size of the state)")
+    columns = (
+        "way",
+        "stall",
+        "first stall",
+        "steps beside",
+        "their time",
+        "lost a save",
+        "CPU",
+        "memory, first",
+        "later",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for way, found in ways.items():
+        first, later = found["rounds"][0], found["rounds"][1:]
+        beside = median(later, "beside")
+        table.add_row(
+            way, f"{median(later, 'stall'):.3f}", f"{first['stall']:.3f}", f"{median(later, 'stepsBeside'):.0f}",
+            f"x {beside:.2f}" if beside else "–", f"{median(later, 'lost'):.2f}", f"{median(later, 'cpu'):.2f}",
+            f"{first['memory']:.2f}", f"{median(later, 'memory'):.2f}",
+        )  # fmt: skip
+        figures[way] = {"first": first} | {name: median(later, name) for name in first if name != "first"}
+    return table
+
+
+if __name__ == "__main__":
+    main()

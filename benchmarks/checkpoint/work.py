@@ -1,0 +1,102 @@
+"""What is saved: a decoder with AdamW, whose state is 12 bytes a parameter, and steps of it; and our checkpointer."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from harness import JOB
+
+from pretrain_api.job import Checkpoint, Interval, Retain, Storage
+from pretrain_api.lineage import JobIdentity
+from pretrain_api.model import resolve
+from pretrain_api.protocol import Generation
+from pretrain_api.trainer import TrainerConfig, trainer_config
+from pretrain_api.training import Model
+from pretrain_cli.jobfile import load_job
+from pretrain_trainer.checkpoint import Checkpointer
+from pretrain_trainer.checkpoint.state import tensors_of
+from pretrain_trainer.model import build, initialise
+from pretrain_trainer.objective import Objective
+from pretrain_trainer.optimizer import build_optimizer
+from pretrain_trainer.progress import Progress
+from pretrain_trainer.ranks import Ranks
+
+WIDTH, ROWS, CONTEXT = 768, 8192, 64
+_IDENTITY = JobIdentity(
+    model_digest="m", data_digest="d", tokenizer_digest="t", seed=1, batch_sequences=1, context=CONTEXT
+)
+
+
+class Work:
+    """A model of about so many parameters. A step takes one sequence: long enough to be disturbed, no longer."""
+
+    def __init__(self, parameters: float, initialised: bool = True) -> None:
+        layers = max(1, round((parameters - ROWS * WIDTH) / (12 * WIDTH * WIDTH)))
+        shape = resolve(Model(family="gpt2", layers=layers, heads=12, width=WIDTH, context=CONTEXT))
+        self.model = build(shape, ROWS, torch.device("cpu"))
+        if initialised:
+            initialise(self.model, seed=1)
+        self.optimizer = build_optimizer(self.model, load_job(JOB).spec.training.optimizer)
+        self._objective = Objective()
+        self._windows = torch.randint(ROWS, (1, CONTEXT + 1), generator=torch.Generator().manual_seed(1))
+
+    def step(self) -> None:
+        """Forward, backward, update."""
+        self.optimizer.zero_grad()
+        self._objective(self.model, self._windows).backward()
+        self.optimizer.step()
+
+    @property
+    def bytes(self) -> int:
+        """Size of the state."""
+        return sum(tensor.nbytes for tensor in tensors_of(self.model, self.optimizer).values())
+
+
+class Ours:
+    """Our checkpointer, as a job of one worker has it: generation after generation of one history."""
+
+    def __init__(self, storage: Storage, ranks: Ranks, environ: Mapping[str, str] = os.environ) -> None:
+        checkpoint = Checkpoint(storage=storage, interval=Interval(steps=1_000_000), retain=Retain(last=2))
+        config = trainer_config(load_job(JOB), "benchmark")
+        self._config: TrainerConfig = config.model_copy(update={"checkpoint": checkpoint})
+        self._ranks, self._environ = ranks, environ
+        self._number = 0
+        self._step = 0
+        self.generation: Checkpointer = self.reopened()
+        self.stages: dict[str, float] = {}
+        """Seconds of the last save and restore, by stage."""
+
+    def reopened(self) -> Checkpointer:
+        """The next generation, whose parent is the newest checkpoint."""
+        self._number += 1
+        generation = Generation(
+            number=self._number,
+            job_uid="benchmark",
+            members=(),
+            store_host="",
+            store_port=0,
+            reason="Started",
+            may_take_over=self._number == 1,
+        )
+        self.generation = Checkpointer.open(self._config, _IDENTITY, generation, self._ranks, self._environ)
+        return self.generation
+
+    def begin(self, work: Work) -> None:
+        """Begin to save."""
+        self._step += 1
+        self.generation.save(Progress(self._step), work.model, work.optimizer)
+
+    def finish(self) -> float:
+        """Wait until it is in force; seconds from the beginning until then."""
+        self.generation.wait()
+        (outcome,) = self.generation.poll()
+        if not hasattr(outcome, "seconds"):
+            sys.exit(f"a save failed: {outcome}")
+        self.stages |= {f"save {name}": seconds for name, seconds in outcome.stages.items()}
+        return outcome.seconds
