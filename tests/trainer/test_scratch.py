@@ -45,3 +45,11 @@ def _hold(folder: Path, pipe: Connection) -> None:
 def test_what_does_not_fit_in_memory_goes_to_tmpdir(tmp_path: Path) -> None:
     with Scratch.with_room(1 << 60, {"TMPDIR": str(tmp_path)}) as scratch:
         assert scratch.path.parent == tmp_path
+
+
+def test_a_folder_beside_something_is_made_where_it_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+
+    with Scratch.beside(tmp_path / "not" / "there") or Scratch(tmp_path) as scratch:
+        assert scratch.path.parent == tmp_path / "not" / "there"
+    assert Scratch.beside(tmp_path / "file") is None

@@ -62,6 +62,19 @@ def test_a_killed_process_leaves_no_object_and_its_litter_is_cleared(tmp_path: P
     assert list((root / ".tmp").iterdir()) == []
 
 
+def test_folders_among_the_litter_are_left_alone(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    for name in "bd":
+        (store.scratch / name).mkdir(parents=True)
+    for name in "ace":
+        (store.scratch / name).write_bytes(b"")
+
+    store.clear_litter()
+
+    assert sorted(path.name for path in store.scratch.iterdir()) == ["b", "d"]
+    assert keys(store) == []
+
+
 def _race(root: Path, number: int, rounds: int, wins: multiprocessing.Queue[tuple[int, int]]) -> None:
     store = DirectoryStore(root)
     for attempt in range(rounds):

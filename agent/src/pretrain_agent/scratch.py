@@ -45,6 +45,16 @@ class Scratch:
         remove_abandoned(parent)
         return cls(parent)
 
+    @classmethod
+    def beside(cls, parent: Path) -> Scratch | None:
+        """A folder below `parent`, which is made; None where that cannot be, or has no locks."""
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(parent)
+            return cls(parent)
+        except OSError:
+            return None
+
     def __enter__(self) -> Self:
         return self
 

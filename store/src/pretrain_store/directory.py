@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 import uuid
@@ -19,11 +18,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pretrain_api.lineage import StoredObject
+from pretrain_store.digest import digested
 from pretrain_store.errors import Exists, Missing, Refused, StoreError, Unavailable, Unsupported
 from pretrain_store.port import ObjectInfo, Unfinished
 
 _TEMPORARY = ".tmp"
-_BLOCK = 1 << 20
 _ATTEMPTS = 100
 """A folder that another process removes because it is empty is made again; each attempt is lost to one such removal."""
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
@@ -47,16 +46,11 @@ class DirectoryStore:
 
     def put_file(self, key: str, path: Path) -> StoredObject:
         """See ObjectStore."""
-        digest = hashlib.sha256()
-        size = 0
-        with path.open("rb") as source, self._translated(key), self._temporary() as (file, written):
-            while block := source.read(_BLOCK):
-                digest.update(block)
-                size += len(block)
-                file.write(block)
+        with path.open("rb", buffering=0) as source, self._translated(key), self._temporary() as (file, written):
+            digest = digested(source, file.write)
             _sync(file)
             self._put_in_place(written, key, os.replace)
-        return StoredObject(key=key, size=size, sha256=digest.hexdigest())
+        return StoredObject(key=key, size=digest.size, sha256=digest.sha256)
 
     def get(self, key: str) -> bytes:
         """See ObjectStore."""
@@ -114,8 +108,16 @@ class DirectoryStore:
         """See ObjectStore."""
         return f"folder {self._root}"
 
+    @property
+    def scratch(self) -> Path:
+        """A folder that no listing shows, where what is fetched is a link and not a copy."""
+        return self._root / _TEMPORARY
+
     def clear_litter(self) -> None:
-        """Remove the temporary files of processes that are gone; those being written now are locked and stay."""
+        """Remove the temporary files of processes that are gone; those being written now are locked and stay.
+
+        Folders are others' business.
+        """
         with suppress(OSError):
             for path in (self._root / _TEMPORARY).iterdir():
                 _remove_if_abandoned(path)
@@ -236,6 +238,6 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _remove_if_abandoned(path: Path) -> None:
-    with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+    with suppress(FileNotFoundError, BlockingIOError, IsADirectoryError), path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink()

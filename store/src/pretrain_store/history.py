@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,6 +19,7 @@ from pretrain_api.lineage import (
     parse_record_key,
     record_key,
 )
+from pretrain_store.digest import digest_of
 from pretrain_store.errors import Corrupt, Exists, IdentityMismatch, Missing, NumberTaken
 from pretrain_store.lineage import Deletion, Listing, plausible
 from pretrain_store.port import ObjectInfo, ObjectStore, Readable
@@ -28,7 +28,6 @@ _LINEAGE = "lineage/"
 _CHECKPOINTS = "checkpoints/"
 _FEW = 8
 """So many records are read faster one after another than by threads that have to be started."""
-_BLOCK = 1 << 20
 
 
 def read_listing(store: Readable, known: Listing | None = None) -> Listing:
@@ -117,7 +116,7 @@ def verify(manifest: Manifest, folder: Path) -> None:
         size = path.stat().st_size
         if size != item.size:
             raise Corrupt(key, f"{item.key} has {size} bytes instead of {item.size}")
-        if _digest(path) != item.sha256:
+        if digest_of(path).sha256 != item.sha256:
             raise Corrupt(key, f"{item.key} has another sha256 than was saved")
 
 
@@ -239,11 +238,3 @@ def _compare(store: ObjectStore, identity: JobIdentity) -> None:
 def _inside(key: str) -> bool:
     path = PurePosixPath(key)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

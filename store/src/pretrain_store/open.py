@@ -38,6 +38,11 @@ def open_store(storage: Storage, environ: Mapping[str, str], patience: Patience 
     return store
 
 
+def links_of(storage: Storage) -> Path | None:
+    """A folder where what is fetched from a store in a folder is a link to it; None: fetched files are copies."""
+    return DirectoryStore(Path(storage.path)).scratch if storage.path is not None else None
+
+
 def look(storage: Storage, environ: Mapping[str, str]) -> None:
     """Find out within seconds whether a service is there and lets itself be read; folders always answer at once.
 

@@ -18,7 +18,7 @@ from pretrain_api.reports import Saved, SaveFailed
 from pretrain_api.trainer import TrainerConfig
 from pretrain_api.training import Parallelism
 from pretrain_store.errors import StoreError
-from pretrain_store.open import look, open_store, probe
+from pretrain_store.open import links_of, look, open_store, probe
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.agreement import Agreement
 from pretrain_trainer.checkpoint.committing import Committer
@@ -161,9 +161,9 @@ class Checkpointer:
             return self._entry.start_from(recall)
         while self.parent is not None:
             together = Together(self._ranks, manifest_key(self.parent.generation, self.parent.step))
-            sharded = self._group is not None
+            sharded, near = self._group is not None, links_of(self._config.checkpoint.storage)
             try:
-                self.seconds = restore(together, self._store, self.parent, target, sharded, self._environ)
+                self.seconds = restore(together, self._store, self.parent, target, sharded, self._environ, near)
             except CheckpointRejectedError as rejected:
                 if self._applicant.number is not None:
                     raise

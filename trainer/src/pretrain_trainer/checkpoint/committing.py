@@ -10,11 +10,14 @@ from pretrain_store.errors import HistoryError, StoreError
 from pretrain_store.history import commit, read_listing, retire, sweep
 from pretrain_store.lineage import Listing, doomed, superseded
 from pretrain_store.port import ObjectStore
+from pretrain_trainer.checkpoint.atonce import each
 from pretrain_trainer.checkpoint.layout import Layout
 from pretrain_trainer.checkpoint.opening import now
 from pretrain_trainer.progress import Progress
 
 _log = logging.getLogger(__name__)
+_AT_ONCE = 2
+"""Files on their way at once: one is digested while the other one is written. More would be in the steps' way."""
 
 
 class Committer:
@@ -72,5 +75,10 @@ class Committer:
 def upload(store: ObjectStore, layout: Layout, generation: int, step: int) -> tuple[StoredObject, ...]:
     """Put the files of a layout; returns them with keys relative to the checkpoint's folder."""
     folder = checkpoint_folder(generation, step)
-    put = [store.put_file(f"{folder}/{name}", layout.folder / name) for name in layout.files]
-    return tuple(item.model_copy(update={"key": item.key.removeprefix(f"{folder}/")}) for item in put)
+
+    def put(name: str) -> StoredObject:
+        item = store.put_file(f"{folder}/{name}", layout.folder / name)
+        return item.model_copy(update={"key": name})
+
+    at_once = _AT_ONCE if len(layout.files) > _AT_ONCE else 1  # a shard and the metadata are put one after the other
+    return tuple(each(put, layout.files, at_once))

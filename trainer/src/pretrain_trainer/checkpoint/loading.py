@@ -31,8 +31,11 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
+from pretrain_trainer.checkpoint.atonce import each
 from pretrain_trainer.checkpoint.layout import copy, data_offset
 
+PARALLEL = 4
+"""Files that are fetched, verified and loaded at once: each keeps a core busy."""
 _CLASSES: tuple[type, ...] = (
     ChunkStorageMetadata,
     Metadata,
@@ -88,11 +91,14 @@ class Loading:
     def load(self, folder: Path) -> None:
         """Copy from the files, whose digests must have been checked, to the tensors; or raise Unusable before."""
         try:
-            sources = [source for name in self.files for source in self._sources(folder / name, self._reads[name])]
+            sources = {name: self._sources(folder / name, self._reads[name]) for name in self.files}
         except (LookupError, RuntimeError, ValueError) as error:
             raise Unusable(f"its files do not hold what its metadata says: {error}") from error
-        reads = [item for name in self.files for item, _ in self._reads[name]]
-        copy(sources, [self._planner.resolve_tensor(item).detach() for item in reads])
+
+        def place(name: str) -> None:
+            copy(sources[name], [self._planner.resolve_tensor(item).detach() for item, _ in self._reads[name]])
+
+        each(place, self.files, PARALLEL)
 
     def _info(self, item: ReadItem) -> _StorageInfo:
         info = (self._metadata.storage_data or {}).get(item.storage_index)

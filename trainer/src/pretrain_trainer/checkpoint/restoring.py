@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from pretrain_agent.scratch import Scratch
-from pretrain_api.lineage import Manifest, checkpoint_folder
+from pretrain_api.lineage import Manifest, StoredObject, checkpoint_folder
+from pretrain_store.errors import Unavailable
 from pretrain_store.history import verify
 from pretrain_store.port import ObjectStore
+from pretrain_trainer.checkpoint.atonce import each
 from pretrain_trainer.checkpoint.layout import METADATA
-from pretrain_trainer.checkpoint.loading import Loading, Unusable, read_metadata
+from pretrain_trainer.checkpoint.loading import PARALLEL, Loading, Unusable, read_metadata
 from pretrain_trainer.checkpoint.passing import broadcast, exchange
 from pretrain_trainer.checkpoint.target import Target
 from pretrain_trainer.checkpoint.together import Together
 from pretrain_trainer.stages import Stages
-
-_PARALLEL = 4
 
 
 def restore(
@@ -27,18 +27,25 @@ def restore(
     target: Target,
     sharded: bool,
     environ: Mapping[str, str],
+    near: Path | None = None,
 ) -> dict[str, float]:
     """Load a checkpoint into the target; returns the seconds by stage. Collective; raises as `all_or_none` does.
 
     Replicated state is read by the first rank and broadcast. Of sharded state every rank wants some files; one of
-    those that want a file reads it.
+    those that want a file reads it. `near`: where what is fetched are links, which saves copying it to memory.
     """
     first = together.ranks.first
     stages = Stages()
-    with Scratch.with_room(manifest.bytes if first or sharded else 0, environ) as scratch:
+    with ExitStack() as folders:
+        scratch = folders.enter_context(Scratch.with_room(manifest.bytes if first or sharded else 0, environ))
+        linked = Scratch.beside(near) if near is not None and (first or sharded) else None
+        links = folders.enter_context(linked).path if linked is not None else None
 
         def fetched(names: Sequence[str]) -> None:
-            _fetch(store, manifest, scratch.path, names)
+            _fetch(store, manifest, links or scratch.path, names)
+            if links is not None:
+                for name in names:
+                    (scratch.path / name).symlink_to(links / name)
 
         together.all_or_none(lambda: fetched((METADATA,) if first else ()))
         content = together.agreement.first_says((scratch.path / METADATA).read_bytes() if first else b"")
@@ -84,17 +91,17 @@ def _share(
 
 def _fetch(store: ObjectStore, manifest: Manifest, folder: Path, names: Sequence[str]) -> None:
     """Fetch objects of a checkpoint to `folder` and verify them. Raises one of DAMAGED, or StoreError."""
-    wanted = manifest.model_copy(
-        update={"objects": tuple(item for item in manifest.objects if item.key in names)}
-    )  # fmt: skip
-    missing = set(names) - {item.key for item in wanted.objects}
+    wanted = {item.key: item for item in manifest.objects if item.key in names}
+    missing = set(names) - wanted.keys()
     if missing:
         raise Unusable(f"its manifest does not name {min(missing)}")
     prefix = checkpoint_folder(manifest.generation, manifest.step)
-    fetched = [(f"{prefix}/{name}", folder / name) for name in names]
-    if len(fetched) == 1:
-        store.fetch(*fetched[0])
-    elif fetched:
-        with ThreadPoolExecutor(max_workers=_PARALLEL) as threads:
-            list(threads.map(lambda pair: store.fetch(*pair), fetched))
-    verify(wanted, folder)
+
+    def fetch(item: StoredObject) -> None:
+        store.fetch(f"{prefix}/{item.key}", folder / item.key)
+        try:
+            verify(manifest.model_copy(update={"objects": (item,)}), folder)
+        except OSError as error:  # a link is read here for the first time
+            raise Unavailable(f"{store.describe()}: {item.key}: {error.strerror or error}") from error
+
+    each(fetch, wanted.values(), PARALLEL)

@@ -136,7 +136,7 @@ class Saver:
         if self._scratch is not None:
             self._scratch.close()
 
-    def _laying_out(self, tensors: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> Callable[[], Layout]:
+    def _laying_out(self, tensors: Mapping[str, Tensor], copies: dict[str, Tensor]) -> Callable[[], Layout]:
         def make() -> Layout:
             self.close()
             self._scratch = Scratch.with_room(sum(item.nbytes for item in copies.values()), self._environ)

@@ -1,0 +1,261 @@
+"""The memory that saves are copied to, and the files that it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders_checkpoint import (
+    Trained,
+    a_job,
+    arrays,
+    assert_equal,
+    on_rank,
+    open_checkpointer,
+    restored,
+    saved,
+)
+from builders_trainer import run_ranks
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from pretrain_api.lineage import checkpoint_folder
+from pretrain_store.directory import DirectoryStore
+from pretrain_store.history import read_manifest
+from pretrain_trainer.checkpoint import checkpointer, layout, restoring, saving
+from pretrain_trainer.checkpoint.layout import copy, lay_out, staged
+from pretrain_trainer.checkpoint.pinning import Pinned, gpus
+from pretrain_trainer.checkpoint.state import tensors_of
+from pretrain_trainer.errors import CheckpointRejectedError
+from pretrain_trainer.progress import Progress
+from pretrain_trainer.ranks import Ranks, process_group
+
+FEW_BYTES = 600
+"""So that the state of `Trained`, 1.5 kB, takes several files."""
+GPUS = frozenset({torch.device("cuda", 0), torch.device("cuda", 1)})
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    with process_group({}):
+        yield
+
+
+class FakeRuntime:
+    """CUDA as far as staging needs it: writes down what is asked of it, and answers with `code`."""
+
+    def __init__(self, code: int = 0) -> None:
+        self.code = code
+        self.asked: list[Any] = []
+
+    def register(self, address: int, size: int) -> int:
+        self.asked.append(("register", address, size))
+        return self.code
+
+    def unregister(self, address: int) -> None:
+        self.asked.append(("unregister", address))
+
+    def wait(self, device: torch.device) -> None:
+        self.asked.append(device)
+
+
+# --- reuse ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("alone")
+def test_later_saves_are_copied_to_where_the_first_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    anew: list[int] = []
+
+    def counted(tensors: Any) -> dict[str, torch.Tensor]:
+        anew.append(len(tensors))
+        return staged(tensors)
+
+    monkeypatch.setattr(saving, "staged", counted)
+    checkpointer, trained = open_checkpointer(a_job(tmp_path)), Trained(steps=1)
+    for step in (1, 2, 3):
+        saved(checkpointer, trained, step)
+        trained.train(1)
+
+    assert len(anew) == 1
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_first_copies_are_used_up(tmp_path: Path) -> None:
+    trained = Trained(steps=1)
+    tensors = tensors_of(trained.model, trained.optimizer)
+    copies = staged(tensors)
+
+    laid_out = lay_out(tmp_path, tensors, copies, None)
+
+    assert copies == {}
+    assert_equal(dict(laid_out.places), {name: tensor for name, tensor in tensors.items() if tensor.numel()})
+
+
+# --- several files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_large_state_takes_several_files_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "FILE_BYTES", FEW_BYTES)
+    checkpointer, trained = open_checkpointer(a_job(tmp_path)), Trained(steps=1)
+    for step in (1, 2):
+        trained.train(1)
+        key = saved(checkpointer, trained, step)
+
+    objects = read_manifest(DirectoryStore(tmp_path / "checkpoints"), key).objects
+    shards = [item for item in objects if item.key.endswith(".distcp")]
+    assert len(shards) == 3
+    assert_equal(restored(open_checkpointer(a_job(tmp_path), 2))[1].state(), trained.state())
+
+
+@pytest.mark.usefixtures("alone")
+def test_stock_dcp_reads_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "FILE_BYTES", FEW_BYTES)
+    trained = Trained(steps=1)
+    key = saved(open_checkpointer(a_job(tmp_path)), trained, 1)
+    found = {name: torch.zeros_like(tensor) for name, tensor in trained.state().items()}
+
+    load(found, storage_reader=FileSystemReader(tmp_path / "checkpoints" / key.rpartition("/")[0]), no_dist=True)
+
+    assert_equal(found, trained.state())
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("damage", ["another byte", "missing"])
+def test_damage_to_any_of_the_files_is_found_before_anything_is_loaded(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "FILE_BYTES", FEW_BYTES)
+    saved(open_checkpointer(a_job(tmp_path)), Trained(steps=1), 1)
+    last = tmp_path / "checkpoints" / checkpoint_folder(1, 1) / "__0_2.distcp"
+    content = bytearray(last.read_bytes())
+    content[-1] ^= 1
+    last.unlink()
+    if damage == "another byte":
+        last.write_bytes(content)
+    into = Trained(seed=99)
+    before = into.state()
+
+    with pytest.raises(CheckpointRejectedError, match=r"__0_2\.distcp"):
+        open_checkpointer(a_job(tmp_path), 2).restore(into.model, into.optimizer)
+    assert_equal({name: tensor for name, tensor in into.state().items() if name in before}, before)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("possible", [True, False])
+def test_a_restore_from_a_folder_reads_links_where_it_can_and_leaves_none(
+    possible: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, job = Trained(steps=1), a_job(tmp_path)
+    key = saved(open_checkpointer(job), trained, 1)
+    object_ = tmp_path / "checkpoints" / key.replace("manifest.json", "__0_0.distcp")
+    links: list[int] = []
+
+    class Watching(DirectoryStore):
+        def fetch(self, key: str, path: Path) -> None:
+            super().fetch(key, path)
+            links.append(object_.stat().st_nlink)
+
+    if not possible:
+        monkeypatch.setattr(restoring.Scratch, "beside", lambda _: None)
+    monkeypatch.setattr(checkpointer, "open_store", lambda *_: Watching(tmp_path / "checkpoints"))
+
+    assert_equal(restored(open_checkpointer(job, 2))[1].state(), trained.state())
+    assert max(links) == (2 if possible else 1)
+    assert object_.stat().st_nlink == 1
+    assert list((tmp_path / "checkpoints" / ".tmp").iterdir()) == []
+
+
+def test_shards_of_several_ranks_take_several_files_each(tmp_path: Path) -> None:
+    before = run_ranks(2, on_rank, _save_in_several_files, tmp_path)[0]
+    (after, *_) = run_ranks(3, on_rank, _restore, tmp_path)
+
+    names = {path.name for path in (tmp_path / "checkpoints").rglob("*.distcp")}
+    assert {"__0_0.distcp", "__0_1.distcp", "__1_0.distcp", "__1_1.distcp"} <= names
+    assert_equal(after, before)
+
+
+def _save_in_several_files(ranks: Ranks, folder: Path) -> dict[str, np.ndarray]:
+    layout.FILE_BYTES = FEW_BYTES
+    trained = Trained(steps=2, sharded=True)
+    checkpointer = open_checkpointer(a_job(folder, shard="full"), 1, ranks)
+    for step in (2, 3):
+        trained.train(1)
+        checkpointer.save(Progress(step), trained.model, trained.optimizer)
+        assert checkpointer.wait() is not None
+    return arrays(trained.state())
+
+
+def _restore(ranks: Ranks, folder: Path) -> dict[str, np.ndarray]:
+    return arrays(restored(open_checkpointer(a_job(folder, shard="full"), 2, ranks), sharded=True)[1].state())
+
+
+# --- GPUs -------------------------------------------------------------------------------------------------------------
+
+
+def test_copies_from_gpus_are_waited_for_once_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "gpus", lambda _: GPUS)
+    runtime = FakeRuntime()
+    sources, targets = [torch.ones(2), torch.ones(3)], [torch.zeros(2), torch.zeros(3)]
+
+    copy(sources, targets, runtime)
+
+    assert set(runtime.asked) == GPUS
+    assert len(runtime.asked) == 2
+    assert all(torch.equal(one, other) for one, other in zip(sources, targets, strict=True))
+
+
+def test_without_a_gpu_nothing_is_waited_for() -> None:
+    runtime = FakeRuntime()
+    copy([torch.ones(2)], [torch.zeros(2)], runtime)
+
+    assert runtime.asked == []
+
+
+def test_a_scalar_on_the_cpu_does_not_hide_the_gpu_of_the_rest() -> None:
+    tensors: Any = [torch.zeros(()), SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))]
+
+    assert gpus(tensors) == {torch.device("cuda", 1)}
+
+
+def test_memory_is_pinned_as_long_as_it_is_there() -> None:
+    runtime, memory = FakeRuntime(), torch.zeros(5)
+    address = memory.data_ptr()
+    pinned = Pinned(memory, runtime)
+    del memory
+
+    assert runtime.asked == [("register", address, 20)]
+    del pinned
+    assert runtime.asked == [("register", address, 20), ("unregister", address)]
+
+
+def test_memory_that_cuda_does_not_pin_is_used_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    runtime = FakeRuntime(code=801)
+    with caplog.at_level(logging.WARNING):
+        Pinned(torch.zeros(5), runtime)
+
+    assert [kind for kind, *_ in runtime.asked] == ["register"]
+    assert "not pinned: CUDA answers with error 801" in caplog.text
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("devices", [frozenset(), GPUS])
+def test_the_files_of_a_state_on_a_gpu_are_pinned(
+    devices: frozenset[torch.device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "FILE_BYTES", FEW_BYTES)
+    monkeypatch.setattr(layout, "gpus", lambda _: devices)
+    monkeypatch.setattr(layout, "Pinned", lambda content: content.nbytes)
+    trained = Trained(steps=1)
+    tensors = tensors_of(trained.model, trained.optimizer)
+
+    laid_out = lay_out(tmp_path, tensors, {name: tensor.clone() for name, tensor in tensors.items()}, None)
+
+    sizes = [(tmp_path / name).stat().st_size for name in laid_out.files if name.endswith(".distcp")]
+    assert sorted(laid_out.pinned) == (sorted(sizes) if devices else [])
