@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from builders_trainer import VOCABULARY, a_source, a_tokenizer, walk
 
-from pretrain_trainer.order import MIX_BLOCK, MixSource, Order
+from pretrain_trainer.datasets.order import MIX_BLOCK, MixSource, Order
 
 CONTEXT, SEQUENCES, STEPS, EVERY = 16, 8, 60, 10
 POISON = range(40, 48)

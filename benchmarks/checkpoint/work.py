@@ -21,9 +21,9 @@ from pretrain_api.training import Model
 from pretrain_cli.jobfile import load_job
 from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.checkpoint.state import tensors_of
-from pretrain_trainer.model import build, initialise
-from pretrain_trainer.objective import Objective
-from pretrain_trainer.optimizer import build_optimizer
+from pretrain_trainer.models.model import build, initialise
+from pretrain_trainer.models.objective import Objective
+from pretrain_trainer.models.optimizer import build_optimizer
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks
 

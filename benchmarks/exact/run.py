@@ -28,13 +28,13 @@ from harness import machine
 
 from pretrain_api.model import Model, resolve
 from pretrain_api.training import Optimizer
-from pretrain_trainer.exact import ExactGradients, ExactShardedGradients
-from pretrain_trainer.gradients import FlatGradients, ShardedGradients, Signals
-from pretrain_trainer.model import build, initialise
-from pretrain_trainer.objective import Objective
-from pretrain_trainer.optimizer import build_optimizer
+from pretrain_trainer.models.model import build, initialise
+from pretrain_trainer.models.objective import Objective
+from pretrain_trainer.models.optimizer import build_optimizer
+from pretrain_trainer.parallelism.exact import ExactGradients, ExactShardedGradients
+from pretrain_trainer.parallelism.gradients import FlatGradients, ShardedGradients, Signals
+from pretrain_trainer.parallelism.sharding import shard_fully
 from pretrain_trainer.ranks import Ranks
-from pretrain_trainer.sharding import shard_fully
 
 ROWS = 1024
 

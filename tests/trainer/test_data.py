@@ -10,9 +10,9 @@ from builders_trainer import VOCABULARY, a_config, a_corpus, a_source, a_tokeniz
 from pretrain_api.dataset import DATASET_FILE, Dataset
 from pretrain_api.model import resolve
 from pretrain_api.training import Source
-from pretrain_trainer.data import Batches, Corpus, open_corpus, open_source, read_windows
+from pretrain_trainer.datasets.data import Batches, Corpus, open_corpus, open_source, read_windows
+from pretrain_trainer.datasets.unigram import unigram_loss
 from pretrain_trainer.errors import InvalidInput
-from pretrain_trainer.unigram import unigram_loss
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pretrain_api.lineage import LossMemory
-from pretrain_trainer.divergence import Verdict, anew, look
+from pretrain_trainer.stability.divergence import Verdict, anew, look
 
 Curve = Callable[[np.random.Generator, np.ndarray], tuple[np.ndarray, np.ndarray]]
 STEPS = 400

@@ -10,7 +10,7 @@ from builders_trainer import RankEnd, Script, a_config, a_corpus, reducing_exact
 
 from pretrain_api.lineage import StepRange
 from pretrain_api.reports import Evaluated
-from pretrain_trainer.exact import norm_of, square_scale, squares
+from pretrain_trainer.parallelism.exact import norm_of, square_scale, squares
 
 FULL, HYBRID = ({"parallelism": {"shard": shard}} for shard in ("full", "hybrid"))
 PASSED_OVER = Script(skipped=(StepRange(first=3, last=4), StepRange(first=9, last=9)))

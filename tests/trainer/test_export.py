@@ -27,9 +27,9 @@ from pretrain_api.trainer import TrainerConfig
 from pretrain_cli.app import main
 from pretrain_cli.export import Wanted, prepare
 from pretrain_trainer.errors import CheckpointRejectedError, InvalidInput, NoUsableCheckpointError
+from pretrain_trainer.exchange.hugging_face import import_state
+from pretrain_trainer.exchange.hugging_face_folder import ModelFolder, digests
 from pretrain_trainer.export import export
-from pretrain_trainer.hugging_face import import_state
-from pretrain_trainer.hugging_face_folder import ModelFolder, digests
 
 SEQUENCES, CONTEXT = 10, 16
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from builders_trainer import run_ranks
 from torch import nn
 
-from pretrain_trainer.gradients import FlatGradients, Signals
+from pretrain_trainer.parallelism.gradients import FlatGradients, Signals
 from pretrain_trainer.ranks import process_group
 
 RANKS = 3

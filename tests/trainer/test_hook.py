@@ -15,7 +15,7 @@ from builders_trainer import RankEnd, a_config, a_corpus, run_training
 
 from pretrain_api.reports import Evaluated, Failed
 from pretrain_api.trainer import ExitCode
-from pretrain_trainer.hook import undisturbed
+from pretrain_trainer.evaluations.hook import undisturbed
 
 DROPOUT = {"family": "gpt2", "layers": 2, "heads": 2, "width": 32, "context": 16, "dropout": 0.1}
 FILE = Path(hooks.__file__)

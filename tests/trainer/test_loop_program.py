@@ -18,7 +18,7 @@ from pretrain_trainer.errors import (
     SupersededError,
 )
 from pretrain_trainer.failures import ending
-from pretrain_trainer.fitting import Held, advice
+from pretrain_trainer.observability.fitting import Held, advice
 
 
 def printed(output: str) -> list[ReportBody]:

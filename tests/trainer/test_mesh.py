@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pretrain_api.layout import worker_unit
 from pretrain_api.training import Parallelism
 from pretrain_trainer.errors import InvalidInput
-from pretrain_trainer.mesh import Mesh
+from pretrain_trainer.parallelism.mesh import Mesh
 
 SMALL = st.integers(1, 4)
 

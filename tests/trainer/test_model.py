@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pretrain_api.model import Model, ResolvedModel, resolve
-from pretrain_trainer.model import Decoder, build, initialise
-from pretrain_trainer.objective import Objective
+from pretrain_trainer.models.model import Decoder, build, initialise
+from pretrain_trainer.models.objective import Objective
 
 ROWS = 64
 

@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM
 from transformers.models.openai import OpenAIGPTConfig
 
 from pretrain_api.model import Model, resolve
-from pretrain_trainer.compiling import CACHE_VARIABLE, compile_blocks
-from pretrain_trainer.documents import end_of_document
 from pretrain_trainer.errors import InvalidInput
-from pretrain_trainer.model import Decoder, build, initialise
-from pretrain_trainer.objective import Objective
-from pretrain_trainer.recompute import recompute_activations
+from pretrain_trainer.models.compiling import CACHE_VARIABLE, compile_blocks
+from pretrain_trainer.models.documents import end_of_document
+from pretrain_trainer.models.model import Decoder, build, initialise
+from pretrain_trainer.models.objective import Objective
+from pretrain_trainer.models.recompute import recompute_activations
 
 ROWS, WIDTH = 112, 32
 END = 5

@@ -12,12 +12,12 @@ from builders_trainer import a_config, a_corpus, a_generation, run_training
 
 from pretrain_api.reports import MemoryUse, Progress
 from pretrain_api.stepparts import STEP_PARTS, parts_of
-from pretrain_trainer import cpupeak
-from pretrain_trainer.cpupeak import MEASURED_AFTER, CpuPeak
-from pretrain_trainer.memory import from_counters, process_memory
-from pretrain_trainer.peaks import GPUS, gpu_peak
-from pretrain_trainer.timing import COMPUTED, DATA, REDUCED, UPDATED, EventMarks, HostMarks, Pace
-from pretrain_trainer.utilization import Utilization, arithmetic, ranks_of_a_machine
+from pretrain_trainer.observability import cpupeak
+from pretrain_trainer.observability.cpupeak import MEASURED_AFTER, CpuPeak
+from pretrain_trainer.observability.memory import from_counters, process_memory
+from pretrain_trainer.observability.peaks import GPUS, gpu_peak
+from pretrain_trainer.observability.timing import COMPUTED, DATA, REDUCED, UPDATED, EventMarks, HostMarks, Pace
+from pretrain_trainer.observability.utilization import Utilization, arithmetic, ranks_of_a_machine
 
 # --- peaks ------------------------------------------------------------------------------------------------------------
 

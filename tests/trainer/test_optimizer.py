@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pretrain_api.training import Optimizer
-from pretrain_trainer.optimizer import build_optimizer, set_learning_rate
+from pretrain_trainer.models.optimizer import build_optimizer, set_learning_rate
 
 
 class Tiny(nn.Module):

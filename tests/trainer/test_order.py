@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain_api.lineage import StepRange, data_step
+from pretrain_trainer.datasets.order import MIX_BLOCK, MixSource, Order, apportion, permute
 from pretrain_trainer.errors import InvalidInput
-from pretrain_trainer.order import MIX_BLOCK, MixSource, Order, apportion, permute
-from pretrain_trainer.shares import largest_share, share
+from pretrain_trainer.parallelism.shares import largest_share, share
 
 WEB, BOOKS = MixSource("web", 0.7, 113), MixSource("books", 0.3, 40)
 ranges = st.lists(

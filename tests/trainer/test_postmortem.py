@@ -10,7 +10,7 @@ from builders_trainer import a_config, a_corpus, run_program
 from pretrain_agent.logs import LOGS_VARIABLE
 from pretrain_api.job import Storage
 from pretrain_trainer.failures import ending
-from pretrain_trainer.postmortem import describe, write_snapshot
+from pretrain_trainer.observability.postmortem import describe, write_snapshot
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 

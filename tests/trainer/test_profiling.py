@@ -11,7 +11,7 @@ from builders_trainer import Script, a_corpus, run_training, saving_run
 from pretrain_api.protocol import Command
 from pretrain_api.reports import Held, Profiled, ProfileFailed
 from pretrain_store.directory import DirectoryStore
-from pretrain_trainer.profiling import KEPT, prune
+from pretrain_trainer.observability.profiling import KEPT, prune
 
 
 def a_request(name: str, rank: int, steps: int = 2) -> Command:

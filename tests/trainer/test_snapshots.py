@@ -30,10 +30,10 @@ from pretrain_trainer.checkpoint.layout import local
 from pretrain_trainer.checkpoint.recall import Account, choose
 from pretrain_trainer.checkpoint.snapshots import Part, Seal, Snapshots, intact, sealed
 from pretrain_trainer.checkpoint.state import tensors_of
-from pretrain_trainer.mesh import Mesh
-from pretrain_trainer.model import Decoder, skeleton
-from pretrain_trainer.optimizer import build_optimizer
-from pretrain_trainer.parallel import Groups, initialise_part, lay_out
+from pretrain_trainer.models.model import Decoder, skeleton
+from pretrain_trainer.models.optimizer import build_optimizer
+from pretrain_trainer.parallelism.mesh import Mesh
+from pretrain_trainer.parallelism.parallel import Groups, initialise_part, lay_out
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks, process_group
 

@@ -14,7 +14,7 @@ from pretrain_api.trainer import ExitCode, TrainerConfig
 from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.errors import InvalidInput
 from pretrain_trainer.failures import ending
-from pretrain_trainer.postmortem import write_snapshot
+from pretrain_trainer.observability.postmortem import write_snapshot
 from pretrain_trainer.printed import PrintedLink
 from pretrain_trainer.train import train
 

@@ -49,7 +49,7 @@ from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.layout import METADATA
 from pretrain_trainer.checkpoint.loading import Loading, Unusable, read_metadata
 from pretrain_trainer.checkpoint.state import tensors_of_model
-from pretrain_trainer.data import folder
+from pretrain_trainer.datasets.data import folder
 from pretrain_trainer.errors import (
     CheckpointRejectedError,
     InvalidInput,
@@ -57,9 +57,9 @@ from pretrain_trainer.errors import (
     StorageUnavailable,
     TrainerError,
 )
+from pretrain_trainer.exchange.hugging_face_folder import ModelFolder, digests
 from pretrain_trainer.failures import ending
-from pretrain_trainer.hugging_face_folder import ModelFolder, digests
-from pretrain_trainer.model import Decoder, build
+from pretrain_trainer.models.model import Decoder, build
 
 INTERRUPTED = 130
 _MOST_NAMED = 20

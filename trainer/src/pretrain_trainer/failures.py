@@ -16,7 +16,7 @@ from pretrain_trainer.errors import (
     NumberTakenError,
     TrainerError,
 )
-from pretrain_trainer.fitting import Held, advice
+from pretrain_trainer.observability.fitting import Held, advice
 
 _COLLECTIVE_SIGNS = (
     "connection closed by peer",

@@ -12,11 +12,11 @@ from pretrain_api.model import resolve
 from pretrain_api.trainer import TrainerConfig
 from pretrain_api.training import Training
 from pretrain_store.open import is_remote
-from pretrain_trainer.data import Corpus, open_corpus
-from pretrain_trainer.evaluation import HeldOut, read_held_out
-from pretrain_trainer.remote import Sources
-from pretrain_trainer.sampling import parse_tokenizer
-from pretrain_trainer.unigram import unigram_loss
+from pretrain_trainer.datasets.data import Corpus, open_corpus
+from pretrain_trainer.datasets.remote import Sources
+from pretrain_trainer.datasets.unigram import unigram_loss
+from pretrain_trainer.evaluations.evaluation import HeldOut, read_held_out
+from pretrain_trainer.evaluations.sampling import parse_tokenizer
 from pretrain_trainer.waiting import Waiting
 
 Value = TypeVar("Value")

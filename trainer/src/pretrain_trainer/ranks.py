@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from pretrain_trainer.mesh import Mesh, Place
+from pretrain_trainer.parallelism.mesh import Mesh, Place
 
 
 @dataclass(frozen=True)

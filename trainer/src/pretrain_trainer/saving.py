@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from pretrain_api.job import Interval, Memory
 from pretrain_api.lineage import Manifest, Rollback, manifest_key, parse_manifest_key
 from pretrain_api.reports import Saved, SaveFailed
-from pretrain_trainer.guard import Wish
 from pretrain_trainer.progress import Progress
+from pretrain_trainer.stability.guard import Wish
 
 DEFAULT_STEPS = 50
 STALL_RATIO = 100

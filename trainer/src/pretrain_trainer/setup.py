@@ -22,33 +22,33 @@ from pretrain_api.schedule import LearningRates
 from pretrain_api.support import training_errors
 from pretrain_api.trainer import TrainerConfig
 from pretrain_api.training import Training
-from pretrain_trainer.beginning import Beginning
 from pretrain_trainer.checkpoint.agreement import Agreement
-from pretrain_trainer.compiling import compile_blocks
-from pretrain_trainer.data import Batches, Corpus
-from pretrain_trainer.documents import end_of_document
+from pretrain_trainer.datasets.data import Batches, Corpus
+from pretrain_trainer.datasets.lookahead import FetchedBatches
+from pretrain_trainer.datasets.remote import cache_folder
 from pretrain_trainer.errors import InvalidInput
-from pretrain_trainer.evaluation import HeldOut
-from pretrain_trainer.exact import ExactGradients, ExactShardedGradients
-from pretrain_trainer.gradients import FlatGradients, Gradients, ShardedGradients
-from pretrain_trainer.guard import Guard
-from pretrain_trainer.lookahead import FetchedBatches
-from pretrain_trainer.mesh import Mesh
-from pretrain_trainer.mesh_gradients import MeshGradients
-from pretrain_trainer.model import Decoder, skeleton
-from pretrain_trainer.objective import Objective
+from pretrain_trainer.evaluations.evaluation import HeldOut
+from pretrain_trainer.exchange.beginning import Beginning
+from pretrain_trainer.models.compiling import compile_blocks
+from pretrain_trainer.models.documents import end_of_document
+from pretrain_trainer.models.model import Decoder, skeleton
+from pretrain_trainer.models.objective import Objective
+from pretrain_trainer.models.optimizer import build_optimizer
+from pretrain_trainer.models.recompute import recompute_activations
+from pretrain_trainer.observability.utilization import Utilization
 from pretrain_trainer.opened import OpenedData
-from pretrain_trainer.optimizer import build_optimizer
-from pretrain_trainer.parallel import PIPELINE, REPLICATE, Groups, initialise_part, lay_out
-from pretrain_trainer.passes import InTurn, Loss, Passes
-from pretrain_trainer.pipeline import Pipelined, Stage
+from pretrain_trainer.parallelism.exact import ExactGradients, ExactShardedGradients
+from pretrain_trainer.parallelism.gradients import FlatGradients, Gradients, ShardedGradients
+from pretrain_trainer.parallelism.mesh import Mesh
+from pretrain_trainer.parallelism.mesh_gradients import MeshGradients
+from pretrain_trainer.parallelism.parallel import PIPELINE, REPLICATE, Groups, initialise_part, lay_out
+from pretrain_trainer.parallelism.passes import InTurn, Loss, Passes
+from pretrain_trainer.parallelism.pipeline import Pipelined, Stage
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks
-from pretrain_trainer.recompute import recompute_activations
-from pretrain_trainer.remote import cache_folder
 from pretrain_trainer.saving import Checkpointer, Saves
+from pretrain_trainer.stability.guard import Guard
 from pretrain_trainer.stages import Stages
-from pretrain_trainer.utilization import Utilization
 from pretrain_trainer.waiting import Waiting
 
 OpenCheckpointer = Callable[[TrainerConfig, JobIdentity, Generation | None, Ranks, Mapping[str, str]], Checkpointer]

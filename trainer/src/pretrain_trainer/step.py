@@ -6,14 +6,14 @@ import math
 from dataclasses import replace
 
 from pretrain_api.lineage import data_step
-from pretrain_trainer.divergence import Verdict
-from pretrain_trainer.gradients import Reduced, Signals
-from pretrain_trainer.optimizer import set_learning_rate
-from pretrain_trainer.passes import MicroBatch
+from pretrain_trainer.models.optimizer import set_learning_rate
+from pretrain_trainer.observability.timing import Pace
+from pretrain_trainer.parallelism.gradients import Reduced, Signals
+from pretrain_trainer.parallelism.passes import MicroBatch
+from pretrain_trainer.parallelism.shares import largest_share, share
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.setup import Run
-from pretrain_trainer.shares import largest_share, share
-from pretrain_trainer.timing import Pace
+from pretrain_trainer.stability.divergence import Verdict
 
 
 def compute_gradients(run: Run, progress: Progress, signals: Signals, pace: Pace) -> Reduced:

@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from pretrain_agent.client import AgentLink
 from pretrain_api import reports
 from pretrain_api.trainer import TrainerConfig
-from pretrain_trainer.appraisal import Appraisal
 from pretrain_trainer.control import Control
 from pretrain_trainer.errors import FinalSaveFailed
-from pretrain_trainer.gradients import Reduced, Signals
-from pretrain_trainer.hook import load_hook
-from pretrain_trainer.profiling import Profiling
+from pretrain_trainer.evaluations.appraisal import Appraisal
+from pretrain_trainer.evaluations.hook import load_hook
+from pretrain_trainer.observability.profiling import Profiling
+from pretrain_trainer.observability.stepreport import step_report
+from pretrain_trainer.observability.timing import Pace, marks_on
+from pretrain_trainer.parallelism.gradients import Reduced, Signals
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import process_group
-from pretrain_trainer.rollback import roll_back
 from pretrain_trainer.setup import OpenCheckpointer, Run, prepare
+from pretrain_trainer.stability.rollback import roll_back
 from pretrain_trainer.step import compute_gradients, update
-from pretrain_trainer.stepreport import step_report
-from pretrain_trainer.timing import Pace, marks_on
 
 FINAL_ATTEMPTS = 3
 

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from pretrain_trainer.evaluation import HeldOut, evaluate
-from pretrain_trainer.gradients import all_reduce
-from pretrain_trainer.model import Decoder
+from pretrain_trainer.evaluations.evaluation import HeldOut, evaluate
+from pretrain_trainer.models.model import Decoder
+from pretrain_trainer.parallelism.gradients import all_reduce
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.setup import Run
 

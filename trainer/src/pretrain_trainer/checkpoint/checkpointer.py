@@ -34,10 +34,10 @@ from pretrain_trainer.checkpoint.state import tensors_of
 from pretrain_trainer.checkpoint.target import Target
 from pretrain_trainer.checkpoint.together import Together
 from pretrain_trainer.errors import CheckpointRejectedError, SupersededError
-from pretrain_trainer.guard import Wish
-from pretrain_trainer.mesh import Mesh
+from pretrain_trainer.parallelism.mesh import Mesh
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks
+from pretrain_trainer.stability.guard import Wish
 
 _log = logging.getLogger(__name__)
 _STOPPED = "a later generation of another job goes on with this history: this one must stop"

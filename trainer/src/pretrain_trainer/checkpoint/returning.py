@@ -14,7 +14,7 @@ from pretrain_store.history import put_record, read_listing, read_manifest
 from pretrain_store.lineage import Choice, Listing, choose_return, inherited, refuse_foreign, superseded
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.opening import Entry, Refusal, now, refusal
-from pretrain_trainer.guard import Wish
+from pretrain_trainer.stability.guard import Wish
 
 REASON = "RolledBack"
 """The record's reason, where generations have why they were formed."""

@@ -1,0 +1,35 @@
+"""The loss of the unigram model: what knowing only the frequencies of tokens gives. Training should beat it by far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pretrain_trainer.datasets.data import TokenSource
+
+SAMPLE_TOKENS = 2_000_000
+
+
+def unigram_loss(sources: Sequence[TokenSource], weights: Sequence[float], vocabulary: int) -> float:
+    """Cross-entropy in nats of the weighted mix under its own token frequencies, which is their entropy.
+
+    Takes at most the first SAMPLE_TOKENS of each source.
+    """
+    mix = np.zeros(vocabulary)
+    for source, weight in zip(sources, weights, strict=True):
+        counts = _counts(source, vocabulary)
+        mix += weight / sum(weights) * counts / counts.sum()
+    seen = mix[mix > 0]
+    return float(-(seen * np.log(seen)).sum())
+
+
+def _counts(source: TokenSource, vocabulary: int) -> np.ndarray:
+    counts, wanted = np.zeros(vocabulary), SAMPLE_TOKENS
+    for shard in source.shards:
+        if not wanted:
+            break
+        tokens = shard()[:wanted]
+        counts += np.bincount(tokens, minlength=vocabulary)
+        wanted -= len(tokens)
+    return counts

@@ -1,0 +1,1 @@
+"""Weights from and for elsewhere: other runs, and Hugging Face."""

@@ -1,0 +1,1 @@
+"""What a step took, and what became of a rank."""

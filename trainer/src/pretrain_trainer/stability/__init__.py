@@ -1,0 +1,1 @@
+"""Losses that diverge: noticing them, and going back."""
