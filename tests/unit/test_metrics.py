@@ -508,6 +508,7 @@ def test_names_follow_the_conventions(family: Family) -> None:
 def test_what_is_shown_is_what_is_listed(metrics: OperatorMetrics, shown: Shown) -> None:
     busy = JobStatus(
         generation=1, phase="Training", loss=1.0, parameters=1, validation_loss={"a": 1.0}, latest_checkpoint="c",
+        evaluation_metrics={"b": 1.0},
         checkpoints=CheckpointSummary(latest_step=1, latest_time=1.0), tokens_per_second=1.0, mfu=0.4,
         tokens_per_second_per_device=0.5, **spent(training=1.0),
     )  # fmt: skip
