@@ -22,6 +22,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from rich.console import Console
 from rich.table import Table
+from torch.distributed.device_mesh import init_device_mesh
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from harness import machine
@@ -33,7 +34,7 @@ from pretrain_trainer.models.objective import Objective
 from pretrain_trainer.models.optimizer import build_optimizer
 from pretrain_trainer.parallelism.exact import ExactGradients, ExactShardedGradients
 from pretrain_trainer.parallelism.gradients import FlatGradients, ShardedGradients, Signals
-from pretrain_trainer.parallelism.sharding import shard_fully
+from pretrain_trainer.parallelism.sharding import shard_over
 from pretrain_trainer.ranks import Ranks
 
 ROWS = 1024
@@ -87,7 +88,7 @@ class Variant:
         initialise(self.model, 1)
         total = arguments.micro_batches
         if shard == "full":
-            shard_fully(self.model, ranks, False)
+            shard_over(self.model, init_device_mesh("cpu", (ranks.world_size,)), bf16=False)
         self.optimizer = build_optimizer(self.model, Optimizer(), bool(exact))
         self.gradients = {
             ("none", 0): lambda: FlatGradients(self.model.parameters()),
