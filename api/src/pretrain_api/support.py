@@ -30,11 +30,7 @@ def training_errors(training: Training) -> tuple[Finding, ...]:
     at, several = "spec.training", replica_processes(training.parallelism) > 1
     found = (
         (training.precision == "fp8", "precision", "fp8 is not there yet: use bf16 or fp32"),
-        (
-            several and training.exact,
-            "exact",
-            f"exact sums are {_SEVERAL}, or exact to false",
-        ),
+        (several and training.exact, "exact", f"exact sums are {_SEVERAL}, or exact to false"),
         (several and training.compile, "compile", f"compiled blocks are {_SEVERAL}, or compile to false"),
     )
     return tuple(Finding("error", f"{at}.{path}", message) for holds, path, message in found if holds)
