@@ -36,6 +36,7 @@ from pretrain_api.protocol import Command, Generation, Member
 from pretrain_api.reports import ReportBody, Saved, SaveFailed, StepDone
 from pretrain_api.trainer import TrainerConfig
 from pretrain_api.training import Training
+from pretrain_trainer import setup
 from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.checkpoint.returning import Returning
 from pretrain_trainer.checkpoint.saving import Saver
@@ -44,7 +45,7 @@ from pretrain_trainer.parallelism.exact import ExactGradients, ExactShardedGradi
 from pretrain_trainer.parallelism.gradients import Gradients, Reduced, Signals
 from pretrain_trainer.progress import Progress
 from pretrain_trainer.ranks import Ranks, process_group
-from pretrain_trainer.stability import rollback, setup
+from pretrain_trainer.stability import rollback
 from pretrain_trainer.stability.guard import Wish
 from pretrain_trainer.train import train
 
