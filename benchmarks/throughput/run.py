@@ -1,6 +1,6 @@
 """Our trainer's step beside a plain PyTorch loop in nanoGPT's style: same shapes, data, device; alternating pairs.
 
-    python benchmarks/throughput/run.py [--pairs 5] [--steps 20]                               # a CPU
+    python benchmarks/throughput/run.py [--pairs 4] [--steps 11]                               # a CPU
     python benchmarks/throughput/run.py --preset gpt2-124m --micro-batch 16 --micro-batches 8  # a GPU
     python benchmarks/throughput/run.py --preset llama-1b --context 2048 --micro-batch 4 --micro-batches 8
 
@@ -66,10 +66,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", help="a shape of the model; absent: 4 layers, width 256, context 128")
     parser.add_argument("--context", type=int)
-    parser.add_argument("--micro-batch", type=int, default=4)
-    parser.add_argument("--micro-batches", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--micro-batches", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=11)
+    parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--titan", help="command line that trains the same shape with torchtitan; its tps are shown")
