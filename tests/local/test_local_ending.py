@@ -82,5 +82,6 @@ def test_a_finished_run_says_so_and_goes_on_for_more_steps(job: Path, baseline: 
     assert len(longer.losses) == 50
     assert baseline.difference(longer.losses) < TOLERANCE
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file() and not path.name.startswith(".")) == [
-        "job.yaml", "loss.png", "metrics.jsonl", "report.html", "report.json", "status.json", "trainer.json",
+        "evaluations.jsonl", "job.yaml", "loss.png", "metrics.jsonl", "report.html", "report.json", "samples.jsonl",
+        "status.json", "trainer.json",
     ]  # fmt: skip
