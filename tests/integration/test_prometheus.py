@@ -41,11 +41,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         yield server
 
 
-def until(condition: Callable[[], object]) -> None:
+def until(condition: Callable[[], Any]) -> Any:
+    """What the condition returns, once there is something."""
     deadline = time.monotonic() + 60
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, "Prometheus has not seen it"
         time.sleep(0.1)
+    return found
 
 
 def _configuration(run: ScrapedRun) -> dict[str, Any]:
@@ -84,11 +86,13 @@ def test_every_query_of_every_panel_returns_data(
     server: Prometheus, board: str, panel: str, target: dict[str, Any]
 ) -> None:
     expr = rendered(target["expr"])
-    now = time.time()
 
-    found = server.query(expr) if target.get("instant") else server.query_range(expr, now - 10, now, 1)
+    def look() -> Any:
+        now = time.time()
+        return server.query(expr) if target.get("instant") else server.query_range(expr, now - 10, now, 1)
 
-    assert found, expr
+    found = until(look)  # on a busy machine a scrape may be late, and nothing is there for a moment
+
     values = [sample["value"][1] if "value" in sample else sample["values"][-1][1] for sample in found]
     assert any(value != "NaN" for value in values), f"{expr}: {values}"
 
