@@ -180,7 +180,7 @@ def test_a_later_process_finds_what_was_fetched_and_checks_no_digest_twice(
     bucket = Bucket()
     shard = a_shard(bucket, 7)
     ShardCache(tmp_path, 10 * SIZE).tokens(shard)
-    monkeypatch.setattr("pretrain_trainer.datasets.sources_cache._digest", lambda _: pytest.fail("checked again"))
+    monkeypatch.setattr("pretrain_trainer.datasets.sources_cache.digested", lambda _: pytest.fail("checked again"))
 
     assert ShardCache(tmp_path, 10 * SIZE).tokens(shard).tolist() == tokens(7).tolist()
     assert len(bucket.fetched) == 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from bad_jobs import GOOD, with_changes
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain_api.dataset import Dataset, Shard
@@ -90,6 +90,7 @@ def test_what_is_no_duration_is_refused(text: object) -> None:
         parse_duration(text)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**11))
 def test_a_written_duration_reads_back(milliseconds: int) -> None:
     value = timedelta(milliseconds=milliseconds)

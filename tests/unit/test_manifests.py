@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from builders_kubernetes import SETTINGS, UID, a_created_job, a_job_body, a_parsed_job
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain_agent.settings import parse_settings
@@ -596,6 +596,7 @@ TEMPLATE = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(TEMPLATE)
 def test_every_template_makes_a_pod_and_what_is_left_out_of_it_is_told(template: Object) -> None:
     job = PretrainJob.model_validate(a_created_job(template=template), by_alias=True, by_name=False)

@@ -40,9 +40,8 @@ def remembered_bytes(spec: PretrainJobSpec, vocabulary: int = UNKNOWN_VOCABULARY
         "hybrid": Fraction(1),
     }[parallelism.shard]
     whole, uneven = state_bytes(spec, vocabulary), 0
-    if (
-        parallelism.pipeline > 1
-    ):  # stages have as many blocks each, and what is beside blocks lies on the first and last
+    if parallelism.pipeline > 1:
+        # Stages have as many blocks each; what is beside the blocks lies on the first and the last.
         model = resolve(spec.training.model).model_copy(update={"layers": 0})
         uneven = STATE_BYTES * parameters(model, model.embedding_rows(vocabulary))
     return STATES_KEPT * (math.ceil((whole - uneven) * share) + uneven + STATE_SPARE)

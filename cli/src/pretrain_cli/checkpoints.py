@@ -72,13 +72,10 @@ def checkpoints(name: str, view: View) -> int:
     try:
         store, retain = open_named(name, os.environ, ENDURING if view.verify else LOOKING)
         history = read(store, retain, _verified if view.verify else None)
-    except (InvalidJob, BadInput) as problem:
-        print(problem, file=sys.stderr)
-        return BAD_INPUT
     except (BucketMissing, AccessDenied) as problem:
         print(f"{problem}: correct the name, the credentials, or the endpoint in AWS_ENDPOINT_URL", file=sys.stderr)
         return BAD_INPUT
-    except Refused as problem:
+    except (InvalidJob, BadInput, Refused) as problem:
         print(problem, file=sys.stderr)
         return BAD_INPUT
     except StoreError as problem:
@@ -145,21 +142,17 @@ def _listed(
 ) -> Listed:
     generation, step = _place(key)
     pinned = None if retain is None else step in retain.pin
+    listed = Listed(key=key, step=step, generation=generation, standing=standing, pinned=pinned)
     if isinstance(manifest, str):
-        return Listed(
-            key=key, step=step, generation=generation, standing=standing, pinned=pinned, damage=manifest
-        )  # fmt: skip
-    return Listed(
-        key=key,
-        step=step,
-        generation=generation,
-        standing=standing,
-        pinned=pinned,
-        tokens=manifest.tokens,
-        workers=manifest.world_size,
-        bytes=manifest.bytes,
-        saved_at=manifest.created_at or None,
-        damage=check(manifest) if check else None,
+        return listed.model_copy(update={"damage": manifest})
+    return listed.model_copy(
+        update={
+            "tokens": manifest.tokens,
+            "workers": manifest.world_size,
+            "bytes": manifest.bytes,
+            "saved_at": manifest.created_at or None,
+            "damage": check(manifest) if check else None,
+        }
     )
 
 

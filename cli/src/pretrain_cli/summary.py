@@ -67,7 +67,7 @@ def _incident(incident: Incident) -> str:
     who = "" if incident.worker is None else f" of worker {incident.worker}"
     if incident.resumed_seconds is None:
         return f"{incident.cause}{who} after step {incident.step:,}: training did not go on"
-    lost = "no step" if not incident.steps_lost else f"{incident.steps_lost} steps"
+    lost = "no step" if not incident.steps_lost else f"{incident.steps_lost} step{'s' * (incident.steps_lost != 1)}"
     return (
         f"{incident.cause}{who} after step {incident.step:,}: next step {incident.resumed_seconds:.2f} s after the "
         f"fault, {lost} lost"

@@ -31,14 +31,12 @@ from pretrain_api.reports import (
 from pretrain_api.runreport import (
     Appraisal,
     CheckpointSummary,
-    EvaluationRecord,
     GenerationSummary,
     GoodputState,
     JobStatus,
     NodeFailure,
     Obstacle,
     Profile,
-    SampleRecord,
     StepRecord,
     Suspect,
 )
@@ -48,7 +46,8 @@ from pretrain_operator.cluster import Event, InjectedFault
 from pretrain_operator.coordinator.types import Announced, Ended, Fact, Reported
 from pretrain_operator.goodput import Timeline
 from pretrain_operator.incidents import IncidentLog
-from pretrain_operator.rhythm import Rhythm, step_record
+from pretrain_operator.records import evaluation_record, sample_record, step_record
+from pretrain_operator.rhythm import Rhythm
 from pretrain_operator.suspects import Blame
 
 MAX_PROFILES = 5
@@ -352,9 +351,8 @@ class Ledger:
 
     def _take_step(self, body: StepDone, fact: Reported) -> None:
         books = self._status.bookkeeping
-        record = step_record(body, fact, self._workers(fact.generation), self._devices(fact.generation))
-        if self._rolled_to:
-            record = record.model_copy(update={"generation": self._rolled_to})
+        workers, devices = self._workers(fact.generation), self._devices(fact.generation)
+        record = step_record(body, self._number_of(fact), fact.time, workers, devices)
         self._rhythm.step(body.step, fact.time)
         self._set(
             step=body.step,
@@ -374,8 +372,8 @@ class Ledger:
         text = f"step {step} is done by {workers} worker{'s' * (workers != 1)}"
         if incident.resumed_seconds is not None:
             text += f", {incident.resumed_seconds:.1f} s after the fault ({incident.cause})"
-        if incident.steps_lost is not None:
-            text += f", with {incident.steps_lost} steps to do again" if incident.steps_lost else ", with no step lost"
+        if (lost := incident.steps_lost) is not None:
+            text += f", with {lost} step{'s' * (lost != 1)} to do again" if lost else ", with no step lost"
         return Event("Normal", "Recovered", text)
 
     def _saved(self, body: Saved, fact: Reported) -> tuple[Event, ...]:
@@ -396,17 +394,7 @@ class Ledger:
     def _evaluated(self, body: Evaluated, fact: Reported) -> tuple[Event, ...]:
         self._busy(fact.time, {"evaluating": body.seconds})
         self._set(validation_loss=body.losses, evaluation_metrics=body.metrics)
-        self._on_appraisal(
-            EvaluationRecord(
-                step=body.step,
-                losses=body.losses,
-                metrics=body.metrics,
-                problem=body.problem,
-                seconds=body.seconds,
-                generation=self._rolled_to or fact.generation,
-                time=fact.time,
-            )
-        )
+        self._on_appraisal(evaluation_record(body, self._number_of(fact), fact.time))
         if not body.problem:
             return ()
         return (Event("Warning", "EvaluationHookFailed", f"step {body.step}: {body.problem}; training goes on"),)
@@ -417,16 +405,7 @@ class Ledger:
         if body.number:
             written = f"{self._status.sample}\n\n{written}"
         self._set(sample=written if len(written) <= SAMPLE_LENGTH else written[:SAMPLE_LENGTH] + "…")
-        self._on_appraisal(
-            SampleRecord(
-                step=body.step,
-                number=body.number,
-                prompt=body.prompt,
-                text=body.text,
-                generation=self._rolled_to or fact.generation,
-                time=fact.time,
-            )
-        )
+        self._on_appraisal(sample_record(body, self._number_of(fact), fact.time))
 
     def answered(self, request: str) -> bool:
         """What became of this request for a profile is known."""
@@ -559,6 +538,10 @@ class Ledger:
 
     def _kind_of(self, step: int) -> GoodputState:
         return "redoing" if step <= self._status.bookkeeping.highest_step else "training"
+
+    def _number_of(self, fact: Reported) -> int:
+        """The number of the ranks that said so: since a rollback it is not the one that they were formed under."""
+        return self._rolled_to or fact.generation
 
     def _node_of(self, fact: Reported) -> str:
         members = self._generation.members if self._generation is not None and self.knows(fact.generation) else ()

@@ -1,13 +1,9 @@
-"""How fast a job does its steps, when it will be done, and what is written down of each step."""
+"""How fast a job does its steps, and when it will be done."""
 
 from __future__ import annotations
 
 from collections import deque
 from datetime import UTC, datetime
-
-from pretrain_api.reports import StepDone
-from pretrain_api.runreport import StepRecord
-from pretrain_operator.coordinator.types import Reported
 
 WINDOW = 50
 """Steps over which it is measured: enough to smooth, few enough to follow a change of workers."""
@@ -50,31 +46,3 @@ def expected_end(step: int, total: int, stepped_at: float | None, seconds_per_st
         return datetime.fromtimestamp(end, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (OverflowError, ValueError):  # in more years than a date has
         return ""
-
-
-def step_record(body: StepDone, fact: Reported, workers: int, devices: int | None) -> StepRecord:
-    """The line of `metrics.jsonl` of a step; `devices`: training processes, None where that is not known."""
-    memory = body.memory
-    return StepRecord(
-        step=body.step,
-        loss=body.loss,
-        grad_norm=body.grad_norm,
-        learning_rate=body.learning_rate,
-        tokens=body.tokens,
-        tokens_per_second=body.tokens_per_second,
-        generation=fact.generation,
-        workers=workers,
-        time=fact.time,
-        tokens_per_second_per_device=body.tokens_per_second / devices if devices else None,
-        mfu=body.mfu,
-        seconds=body.seconds,
-        data_seconds=body.data_seconds,
-        compute_seconds=body.compute_seconds,
-        reduce_seconds=body.reduce_seconds,
-        optimizer_seconds=body.optimizer_seconds,
-        stall_seconds=body.stall_seconds,
-        memory_bytes=memory.bytes if memory else None,
-        memory_peak_bytes=memory.peak_bytes if memory else None,
-        memory_reserved_bytes=memory.reserved_bytes if memory else None,
-        alloc_retries=memory.alloc_retries if memory else 0,
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pretrain_store import errors as store
-from pretrain_trainer.errors import AccessDenied, BucketMissing, Obstacle, StorageUnavailable
+from pretrain_trainer.errors import AccessDenied, BucketMissing, InvalidInput, Obstacle, StorageUnavailable
 
 _ITSELF = "training goes on by itself"
 
@@ -21,3 +21,9 @@ def in_the_way(error: store.StoreError) -> Obstacle | None:
             return StorageUnavailable(f"{plain}: check the service and the way to it; {_ITSELF} when it answers")
         case _:
             return None
+
+
+def of_field(error: store.StoreError, field: str) -> Obstacle | InvalidInput:
+    """What an error of a store means that `field` of the job names."""
+    obstacle = in_the_way(error)
+    return InvalidInput(f"{field}: {error}") if obstacle is None else type(obstacle)(f"{field}: {obstacle}")

@@ -1,4 +1,4 @@
-"""The same for several files at once: digests, copies and input release the interpreter."""
+"""Doing the same with several files at once: digests, copies and input release the interpreter."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from pretrain_store.open import Service, is_remote
 from pretrain_store.port import ENDURING, LOOKING
 from pretrain_trainer.datasets.data import Place, Tokens, folder
 from pretrain_trainer.datasets.sources_cache import RemoteShard, ShardCache
-from pretrain_trainer.errors import DataCorrupt, DataMissing, InvalidInput
-from pretrain_trainer.obstacles import in_the_way
+from pretrain_trainer.errors import DataCorrupt, DataMissing
+from pretrain_trainer.obstacles import of_field
 
 
 class Sources:
@@ -84,10 +84,7 @@ class _Remote:
                 f"{self._field}: there is no {self._uri}/{name}: upload it; training goes on by itself when it is there"
             ) from error
         except StoreError as error:
-            obstacle = in_the_way(error)
-            if obstacle is None:
-                raise InvalidInput(f"{self._field}: {error}") from error
-            raise type(obstacle)(f"{self._field}: {obstacle}") from error
+            raise of_field(error, self._field) from error
 
     def shard(self, shard: Shard, dtype: np.dtype[np.unsignedinteger]) -> CachedShard:
         """See Place. Nothing is fetched yet."""

@@ -17,7 +17,6 @@ nobody holds one while it waits for room for another, and whoever maps a deleted
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Callable, Generator
@@ -29,14 +28,14 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain_store.digest import digest_of, digested
 from pretrain_store.errors import Missing, StoreError
 from pretrain_store.port import ObjectReader
 from pretrain_trainer.errors import DataCorrupt, DataMissing, InvalidInput, StorageUnavailable
-from pretrain_trainer.obstacles import in_the_way
+from pretrain_trainer.obstacles import of_field
 
 CONDEMNED_SECONDS = 300.0
 """A shard that was found wrong and not replaced since is fetched again so seldom."""
-_BLOCK = 1 << 20
 _DOWNLOADS = 2
 """A digest that is wrong once may be the network's fault."""
 _ROOM_SECONDS = 0.1
@@ -144,10 +143,10 @@ class ShardCache:
         """The open file after its digest was checked; one that is not what it should be is removed."""
         path = self._path(shard.sha256, "bin")
         try:
-            file = path.open("rb")
+            file = path.open("rb", buffering=0)
         except FileNotFoundError:
             return None
-        if _digest(file) != shard.sha256:
+        if digested(file).sha256 != shard.sha256:
             file.close()
             path.unlink(missing_ok=True)
             return None
@@ -163,9 +162,8 @@ class ShardCache:
                 if attempt:
                     version = shard.reader().version(shard.name)
                 shard.reader().fetch(shard.name, part)
-            with part.open("rb") as file:
-                if _digest(file) == shard.sha256:
-                    return self._put_in_place(shard, part)
+            if digest_of(part).sha256 == shard.sha256:
+                return self._put_in_place(shard, part)
         self._condemned[shard.sha256] = (version, self._clock() + CONDEMNED_SECONDS)
         raise _corrupt(shard)
 
@@ -257,10 +255,7 @@ def _named(shard: RemoteShard) -> Generator[None]:
             "training goes on by itself"
         ) from error
     except StoreError as error:
-        obstacle = in_the_way(error)
-        if obstacle is None:
-            raise InvalidInput(f"{shard.field}: {error}") from error
-        raise type(obstacle)(f"{shard.field}: {obstacle}") from error
+        raise of_field(error, shard.field) from error
 
 
 def _corrupt(shard: RemoteShard) -> DataCorrupt:
@@ -274,13 +269,6 @@ def _identity(file: BinaryIO) -> str:
     """What differs as soon as somebody writes to the file, or puts another one in its place."""
     found = os.fstat(file.fileno())
     return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
-
-
-def _digest(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(_BLOCK):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _size(path: Path) -> int:

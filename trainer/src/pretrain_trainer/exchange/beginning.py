@@ -25,6 +25,7 @@ from pretrain_api.lineage import ORIGIN_KEY, JobIdentity, Manifest, Origin, chec
 from pretrain_api.model import ResolvedModel
 from pretrain_api.trainer import TrainerConfig
 from pretrain_api.training import From
+from pretrain_store.digest import digest_of
 from pretrain_store.errors import Exists, HistoryError, Missing, StoreError, UnfitOrigin
 from pretrain_store.history import read_listing, verify
 from pretrain_store.open import open_store
@@ -49,7 +50,6 @@ from pretrain_trainer.ranks import Ranks
 
 Result = TypeVar("Result")
 _ENTRIES = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Beginning:
             if "/" in name or name.startswith("."):
                 raise UnfitOrigin(f"{self._start.field}: its index names {name}, which is outside {self._start.uri}")
             there.fetch(name, folder / name)
-            found[name] = _digest(folder / name)
+            found[name] = digest_of(folder / name).sha256
             if found[name] != wanted.get(name, found[name]):
                 raise Unusable(f"{name} has another sha256 than was exported")
         listed = "".join(f"{name} {digest}\n" for name, digest in found.items())
@@ -301,11 +301,3 @@ def _spread(tensors: Iterator[tuple[str, Tensor]], model: nn.Module, ranks: Rank
             dist.broadcast(whole, src=0)
         if name in own:
             set_part(own[name], whole)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

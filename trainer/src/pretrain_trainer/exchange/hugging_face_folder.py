@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from pretrain_api.export import ExportDtype
 from pretrain_api.lineage import StoredObject
 from pretrain_api.model import ResolvedModel
+from pretrain_store.digest import digest_of
 from pretrain_trainer.evaluations.sampling import START_TOKENS
 from pretrain_trainer.exchange.hugging_face import config, export_state
 
@@ -24,7 +24,6 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_BYTES = 5_000_000_000
 """Weights are split into files of at most so many bytes, as Hugging Face does; a larger tensor has one for itself."""
 MOST_SUPPRESSED = 64
-_BLOCK = 1 << 20
 _ENDS = ("<|endoftext|>", "</s>")
 
 
@@ -78,9 +77,8 @@ class ModelFolder:
 
 def digests(folder: Path) -> tuple[StoredObject, ...]:
     """Size and sha256 of each file in a folder."""
-    return tuple(
-        StoredObject(key=path.name, size=path.stat().st_size, sha256=_digest(path)) for path in sorted(folder.iterdir())
-    )
+    found = ((path.name, digest_of(path)) for path in sorted(folder.iterdir()))
+    return tuple(StoredObject(key=name, size=digest.size, sha256=digest.sha256) for name, digest in found)
 
 
 def _parts(sizes: Mapping[str, int], most: int) -> Iterator[list[str]]:
@@ -117,11 +115,3 @@ def _tokenizer_config(marks: Mapping[str, str], context: int) -> dict[str, Any]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
