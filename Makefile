@@ -9,7 +9,8 @@ PACKAGES := api store agent trainer operator cli
 OUT ?= runs/quickstart
 FAULT ?= kill:worker=1,step=130
 
-.PHONY: help install quickstart test test-parallel lint format generate lock clean bench-recovery bench-overhead bench-operator bench-checkpoint
+.PHONY: help install quickstart test test-parallel lint format generate lock clean bench-recovery bench-overhead bench-operator bench-exact \
+  bench-throughput bench-buckets bench-checkpoint
 
 help: ## These lines
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -77,8 +78,6 @@ bench-throughput: compile ## The trainer's step beside a plain PyTorch loop
 
 bench-buckets: compile ## Reductions during backward beside one at the end, and DDP
 	$(BIN)/python benchmarks/buckets/run.py
-
-.PHONY: bench-exact bench-throughput bench-buckets
 
 bench-checkpoint: compile ## Saving and restoring beside disk, S3 service, torch.save and dcp.async_save
 	$(BIN)/python benchmarks/checkpoint/run.py
