@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,6 +17,7 @@ from typing import Any
 
 import jwt
 from builders_kubernetes import a_job_body
+from builders_ports import free_port
 
 from pretrain_agent.connection import Connection
 from pretrain_agent.outbox import Outbox
@@ -34,11 +34,6 @@ from pretrain_operator.kubernetes.validation import parse_status
 NAMESPACES = Resource("", "v1", "namespaces")
 AUDIENCE = "pretrain-tests"
 STEP_SECONDS = 0.03
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 async def until(condition: Callable[[], Any], seconds: float = 40.0, what: str = "") -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders_ports import free_port
 from builders_trainer import RANK_SECONDS, FakeLink, RankEnd, a_config, a_generation, run_ranks
 
 from pretrain_api.reports import Evaluated, Sampled
@@ -71,7 +71,9 @@ def run_cases(cases: Sequence[Case]) -> list[RankEnd]:
 def run_all_ranks(cases: Sequence[Case]) -> list[list[RankEnd]]:
     """Train each in turn, with real checkpoints; how all ranks of each ended."""
     most, patience = max(case.world_size for case in cases), RANK_SECONDS * len(cases)
-    by_rank = [iter(ends) for ends in run_ranks(most, _train_each, cases, _ports(len(cases)), seconds=patience)]
+    by_rank = [
+        iter(ends) for ends in run_ranks(most, _train_each, cases, [free_port() for _ in cases], seconds=patience)
+    ]
     return [[next(by_rank[rank]) for rank in range(case.world_size)] for case in cases]
 
 
@@ -110,11 +112,3 @@ def _train_one(environ: Mapping[str, str], case: Case, port: int) -> RankEnd:
         end = ending(error, rank)
         return RankEnd([*link.reports, end.report], end.exit_code)
     return RankEnd(link.reports, 0)
-
-
-def _ports(number: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports

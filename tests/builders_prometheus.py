@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders_ports import free_port
 
 PACKAGE = "prometheus"
 
@@ -95,8 +95,7 @@ class Prometheus:
 @contextmanager
 def prometheus(folder: Path, config: dict[str, Any]) -> Iterator[Prometheus]:
     """A server with this configuration, on a port of the loopback, until the end of the block."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     (folder / "prometheus.json").write_text(json.dumps(config))  # JSON is YAML
     with (folder / "prometheus.log").open("w") as log:
         process = subprocess.Popen(

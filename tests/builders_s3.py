@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from builders_ports import free_port
 
 CLUSTER = Path(os.environ.get("PRETRAIN_TEST_CLUSTER") or Path(__file__).parents[1].parent / "shared" / "cluster")
 ACCESS, SECRET = "pretrain-test", "pretrain-test-secret"
@@ -21,9 +22,7 @@ class Server:
     def __init__(self, program: Path, data: Path) -> None:
         self.data = data
         self._program = program
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._address = f"127.0.0.1:{free.getsockname()[1]}"
+        self._address = f"127.0.0.1:{free_port()}"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -21,6 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from builders_ports import free_port
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
@@ -333,8 +333,7 @@ def run_ranks(
 ) -> list[Any]:
     """Call `target(environ, *arguments)` in so many processes, as torchrun would; the results of `survivors`."""
     context = warm_forks()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     ends, ranks = [], []
     for rank in range(world_size):
         mine, theirs = context.Pipe(duplex=False)

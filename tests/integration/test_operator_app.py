@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 from builders_apiproxy import Answer, ApiProxy, Call, Cut, Matches
 from builders_apiserver import ApiServer
-from builders_app import Town, a_town, free_port, until
+from builders_app import Town, a_town, until
+from builders_ports import free_port
 from builders_tls import Authority
 
 from pretrain_api.runreport import JobStatus
