@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Protocol, cast
 
 import torch
@@ -75,6 +76,8 @@ class Gradients(Protocol):
 class FlatGradients:
     """Plain data parallel: all-reduces of our own over buckets of one flat buffer that all `.grad` are views of.
 
+    A step's first gradients are copied there as backward comes to them, the later ones are added: nothing has to be
+    set to zero, which a step of few tokens would notice.
     The buffer has the parameters in reverse, about as backward meets them. In the step's last backward each bucket is
     reduced as soon as it and those before it are complete, while backward goes on; the last one goes with the loss. So
     a small model has one reduction. Buckets and their order are the same in every process (torch's DDP rebuilds its
@@ -90,19 +93,21 @@ class FlatGradients:
         buckets = _buckets([parameter.numel() for parameter in ordered], bucket_bytes // self._flat.element_size())
         *early, last = self._flat.split([*(sum(sizes) for sizes in buckets[:-1]), sum(buckets[-1]) + 3])
         self._early, self._last = early, last
-        self._sizes = [len(bucket) for bucket in buckets[:-1]]
-        """Parameters in each bucket but the last."""
+        self._sizes = [len(bucket) for bucket in buckets]
         self._missing: list[int] = []
         self._launched: list[dist.Work] = []
         self._in_last_backward = False
-        members = iter(ordered)
+        self._places = [(parameter, cast(Tensor, parameter.grad)) for parameter in ordered]
+        members = iter(self._places)
         for number, size in enumerate(self._sizes):
-            for _ in range(size):
-                next(members).register_post_accumulate_grad_hook(partial(self._arrived, number))
+            for parameter, place in islice(members, size):
+                parameter.register_post_accumulate_grad_hook(partial(self._arrived, number, place))
 
     def begin(self) -> None:
-        """Set all to zero."""
-        self._flat.zero_()
+        """Drop the last step's gradients."""
+        for parameter, _ in self._places:
+            parameter.grad = None
+        self._tail.zero_()
         self._missing = list(self._sizes)
         self._launched = []
 
@@ -117,7 +122,10 @@ class FlatGradients:
         """The last bucket's all-reduce, after those under way; the only wait for the device is for the result."""
         set_signals(self._tail[1:], signals)
         own = self._tail[:1].clone()
-        self._launch(len(self._early))  # on a rank without micro-batches none has begun
+        for parameter, place in self._places:
+            if parameter.grad is None:  # all of them on a rank without micro-batches, where no reduction has begun
+                parameter.grad = place.zero_()
+        self._launch(len(self._early))
         all_reduce(self._last)
         try:
             for work in self._launched:
@@ -128,8 +136,11 @@ class FlatGradients:
         loss, command, save, norm, own = torch.cat((self._tail, norm.view(1), own)).tolist()
         return Reduced(loss, norm, Signals(command > 0, save > 0), own)
 
-    def _arrived(self, bucket: int, parameter: Tensor) -> None:
+    def _arrived(self, bucket: int, place: Tensor, parameter: Tensor) -> None:
         """A parameter's gradient is complete for this micro-batch."""
+        gradient = cast(Tensor, parameter.grad)
+        if gradient is not place:
+            parameter.grad = place.copy_(gradient)
         if not self._in_last_backward:
             return
         self._missing[bucket] -= 1
