@@ -30,7 +30,6 @@ from pretrain_api.reports import (
 )
 from pretrain_api.runreport import (
     Appraisal,
-    CheckpointSummary,
     GenerationSummary,
     GoodputState,
     JobStatus,
@@ -40,6 +39,7 @@ from pretrain_api.runreport import (
     StepRecord,
     Suspect,
 )
+from pretrain_operator import checkpoints, events
 from pretrain_operator.budget import Spent
 from pretrain_operator.charges import Charges
 from pretrain_operator.cluster import Event, InjectedFault
@@ -56,11 +56,6 @@ MAX_GENERATIONS = 200
 SAMPLE_LENGTH = 4000
 """Characters of the model's texts that are kept in the status: it must fit into an object of the API server."""
 STEPPING: tuple[GoodputState, ...] = ("training", "redoing")
-REMEMBERED_SAVES = 5
-SAVES_IN_GRACE = 3.0
-"""A worker that ends may find a save under way, then takes its own, and disks have bad days."""
-GRACE_SECONDS = (30.0, 600.0)
-"""A worker that is taken away on purpose has at least and at most so long to end."""
 
 
 class Ledger:
@@ -89,7 +84,7 @@ class Ledger:
         self._ran = (last.formed_as or last.number) if last is not None else 0
         self._rolled_to = last.number if last is not None and last.formed_as is not None else 0
         """The number that the ranks of the generation that ran last took by a rollback; 0: none."""
-        self._saved_last = status.latest_checkpoint
+        self._saved_last: str | None = status.latest_checkpoint
         self._held_step = -1
         self._ended_number = 0
         """The generation that ended last: of it only what its ranks did before is still to come."""
@@ -132,9 +127,7 @@ class Ledger:
     @property
     def grace_seconds(self) -> float:
         """What a worker needs to end with a checkpoint, from how long the last saves took."""
-        least, most = GRACE_SECONDS
-        slowest = max(self._status.bookkeeping.save_seconds, default=0.0)
-        return min(most, max(least, SAVES_IN_GRACE * slowest))
+        return checkpoints.grace_seconds(self._status)
 
     def status(self) -> JobStatus:
         """The status given at first with all that the facts changed."""
@@ -226,9 +219,7 @@ class Ledger:
         if self.state in STEPPING:
             self._timeline.switch("starting", fact.time)
         self._set(generation=max(self._status.generation, fact.generation.number))
-        members = len(fact.generation.members)
-        text = f"generation {fact.generation.number} with {members} worker{'s' * (members != 1)}"
-        return (Event("Normal", "GenerationFormed", f"{text}: {fact.generation.reason}"),)
+        return (events.formed(fact.generation),)
 
     def _ended(self, fact: Ended, recovery: Recovery) -> tuple[Event, ...]:
         self.ranks_wait = None
@@ -245,10 +236,7 @@ class Ledger:
         self._timeline.switch("recovering", fact.fault_time)
         self._charges.ended(fact, self._generation, recovery)
         self._blame.ended(fact, killed=self._charges.killed)
-        who = "" if fact.slot is None else f" (worker {fact.slot})"
-        where = f" on {fact.node}" if fact.node else ""
-        text = f"generation {fact.number} ended at step {step}{who}{where}"
-        return (Event("Warning", fact.cause, f"{text}: {fact.message}" if fact.message else text),)
+        return (events.ended(fact, step),)
 
     def _reported(self, fact: Reported, recovery: Recovery) -> tuple[Event, ...]:
         if fact.generation < self._ran:
@@ -263,7 +251,7 @@ class Ledger:
             case Saved():
                 return self._saved(body, fact)
             case SaveFailed():
-                return (Event("Warning", "SaveFailed", f"no checkpoint of step {body.step}: {body.message}"),)
+                return (events.save_failed(body),)
             case Held():
                 self._held(body, fact)
             case Resumed():
@@ -281,8 +269,7 @@ class Ledger:
             case RolledBack():
                 return self._rolled_back(body, fact)
             case Plateau():
-                text = f"step {body.step}: the mean loss has been at {body.lowest:.4f} or above for long"
-                return (Event("Warning", "LossPlateau", text),)
+                return (events.plateau(body),)
             case CheckpointRejected():
                 return self._rejected(body, fact)
             case Failed():
@@ -319,14 +306,14 @@ class Ledger:
         self._set(
             step=body.step,
             latest_checkpoint=body.checkpoint,
-            checkpoints=self._latest(saved if place else None, body.checkpoint, None),
+            checkpoints=checkpoints.latest(self._status, saved if place else None, body.checkpoint),
             parameters=body.parameters or self._status.parameters,
             unigram_loss=self._status.unigram_loss if body.unigram_loss is None else body.unigram_loss,
             skipped=body.skipped,
             rollbacks=len(body.rollbacks),
             bookkeeping=books.model_copy(update={"checkpoint_step": max(books.checkpoint_step, saved)}),
         )
-        return (Event("Normal", "Begun", f"the first weights are {body.origin}"),) if body.origin else ()
+        return (events.begun(body.origin),) if body.origin else ()
 
     def _step_done(self, body: StepDone, fact: Reported) -> tuple[Event, ...]:
         if fact.generation == self._ran and body.step <= self._status.step:
@@ -347,7 +334,9 @@ class Ledger:
             self._timeline.spend(fact.time, {"saving": body.stall_seconds}, kind)
             self._timeline.state = self._kind_of(body.step + 1)
         self._take_step(body, fact)
-        return (self._recovered(body.step, fact.generation),) if overcome else ()
+        if not overcome:
+            return ()
+        return (events.recovered(self._incidents.incidents()[-1], body.step, self._workers(fact.generation)),)
 
     def _take_step(self, body: StepDone, fact: Reported) -> None:
         books = self._status.bookkeeping
@@ -366,38 +355,19 @@ class Ledger:
         )
         self._on_step(record)
 
-    def _recovered(self, step: int, generation: int) -> Event:
-        """The end of the story that the end of a generation began."""
-        incident, workers = self._incidents.incidents()[-1], self._workers(generation)
-        text = f"step {step} is done by {workers} worker{'s' * (workers != 1)}"
-        if incident.resumed_seconds is not None:
-            text += f", {incident.resumed_seconds:.1f} s after the fault ({incident.cause})"
-        if (lost := incident.steps_lost) is not None:
-            text += f", with {lost} step{'s' * (lost != 1)} to do again" if lost else ", with no step lost"
-        return Event("Normal", "Recovered", text)
-
     def _saved(self, body: Saved, fact: Reported) -> tuple[Event, ...]:
         if body.checkpoint == self._saved_last:
             return ()
         self._saved_last = body.checkpoint
-        before = self._status.checkpoints
         self._checkpoint(body.step, body.checkpoint, fact.time)
-        stall = before.stall_seconds + body.stall_seconds
-        books = self._status.bookkeeping
-        seconds = (*books.save_seconds, round(body.seconds, 3))[-REMEMBERED_SAVES:]
-        self._set(
-            bookkeeping=books.model_copy(update={"save_seconds": seconds}),
-            checkpoints=self._status.checkpoints.model_copy(update={"saved": before.saved + 1, "stall_seconds": stall}),
-        )
-        return (Event("Normal", "CheckpointSaved", f"checkpoint of step {body.step} in {body.seconds:.2f} s"),)
+        self._status = checkpoints.counted(self._status, body)
+        return (events.saved(body),)
 
     def _evaluated(self, body: Evaluated, fact: Reported) -> tuple[Event, ...]:
         self._busy(fact.time, {"evaluating": body.seconds})
         self._set(validation_loss=body.losses, evaluation_metrics=body.metrics)
         self._on_appraisal(evaluation_record(body, self._number_of(fact), fact.time))
-        if not body.problem:
-            return ()
-        return (Event("Warning", "EvaluationHookFailed", f"step {body.step}: {body.problem}; training goes on"),)
+        return (events.hook_failed(body),) if body.problem else ()
 
     def _sampled(self, body: Sampled, fact: Reported) -> None:
         self._busy(fact.time, {"evaluating": float("inf")})
@@ -416,15 +386,14 @@ class Ledger:
         if self.answered(request):
             return ()
         self._profile(Profile(id=request, rank=rank, message=message))
-        return (Event("Warning", "ProfileFailed", f"no profile of rank {rank}: {message}"),)
+        return (events.profile_failed(rank, message),)
 
     def _profiled(self, body: Profiled) -> tuple[Event, ...]:
         if self.answered(body.command_id):
             return ()
         told = body.model_dump(exclude={"kind", "command_id"})
         self._profile(Profile(id=body.command_id, **told))
-        text = f"steps {body.first_step} to {body.last_step} of rank {body.rank}: {body.location}"
-        return (Event("Normal", "ProfileSaved", text),)
+        return (events.profiled(body),)
 
     def _profile(self, profile: Profile) -> None:
         self._set(profiles=(*self._status.profiles, profile)[-MAX_PROFILES:])
@@ -442,8 +411,7 @@ class Ledger:
         if body.action == "Rollback":
             self._incidents.diverged(body.cause, body.step - 1, began, fact.time, text)
             self._timeline.switch("recovering", fact.time)
-            return (Event("Warning", body.cause, text),)
-        done = "the update was dropped" if body.action == "Drop" else "training goes on"
+            return (events.diverged(body),)
         if body.action == "Drop":
             books = self._status.bookkeeping
             highest = max(books.highest_step, body.step)
@@ -451,7 +419,7 @@ class Ledger:
         action = "UpdateDropped" if body.action == "Drop" else "Warned"
         if not self._incidents.noted(body.cause, action, body.step, began, fact.time, text):
             return ()
-        return (Event("Warning", body.cause, f"{text}; {done}"),)
+        return (events.diverged(body),)
 
     def _rolled_back(self, body: RolledBack, fact: Reported) -> tuple[Event, ...]:
         """Once, although every rank says so."""
@@ -475,23 +443,20 @@ class Ledger:
             step=rollback.to_step,
             tokens=body.tokens,
             latest_checkpoint=body.checkpoint,
-            checkpoints=self._latest(rollback.to_step if body.checkpoint else None, body.checkpoint, None),
+            checkpoints=checkpoints.latest(
+                self._status, rollback.to_step if body.checkpoint else None, body.checkpoint
+            ),
             skipped=body.skipped,
             rollbacks=body.count,
         )
-        text = f"generation {body.number} goes on from step {rollback.to_step}"
-        if rollback.skipped is not None:
-            text += f" and passes over the data of steps {rollback.skipped.first} to {rollback.skipped.last}"
-        if rollback.slowed is not None:
-            text += f", with {rollback.slowed.factor:g} times the learning rate up to step {rollback.slowed.last}"
-        return (Event("Warning", "RolledBack", f"{text}; rollback {body.count} of this job"),)
+        return (events.rolled_back(body),)
 
     def _rejected(self, body: CheckpointRejected, fact: Reported) -> tuple[Event, ...]:
         key = parse_manifest_key(body.checkpoint)
         if not self._incidents.rejected(body.checkpoint, body.message, key[1] if key else self._status.step, fact.time):
             return ()
         self._charges.corrupt()
-        return (Event("Warning", "CheckpointCorrupt", f"{body.checkpoint} can't be used: {body.message}"),)
+        return (events.rejected(body),)
 
     def _failed(self, body: Failed, fact: Reported, recovery: Recovery) -> None:
         if self._charges.failed(body, recovery) == "Quarantine":
@@ -515,21 +480,9 @@ class Ledger:
 
     def _checkpoint(self, step: int, key: str, time: float) -> None:
         """A checkpoint is in force. One of a later step than any before is progress: the budget is whole again."""
-        books = self._status.bookkeeping
-        if step > books.checkpoint_step:
+        if step > self._status.bookkeeping.checkpoint_step:
             self._charges.progressed()
-        self._set(
-            latest_checkpoint=key,
-            checkpoints=self._latest(step, key, time),
-            bookkeeping=books.model_copy(update={"checkpoint_step": max(books.checkpoint_step, step)}),
-        )
-
-    def _latest(self, step: int | None, key: str | None, time: float | None) -> CheckpointSummary:
-        """The summary with this checkpoint as the latest. One that was so before keeps the time it has."""
-        before = self._status.checkpoints
-        if key == self._status.latest_checkpoint and before.latest_time is not None:
-            time = before.latest_time
-        return before.model_copy(update={"latest_step": step, "latest_time": time})
+        self._status = checkpoints.in_force(self._status, step, key, time)
 
     def _busy(self, until: float, parts: dict[GoodputState, float]) -> None:
         """Ranks between two steps did something else than training."""
