@@ -8,16 +8,33 @@ from typing import Any
 
 import pytest
 import torch
+from builders_operator import a_step
 from builders_trainer import a_config, a_corpus, a_generation, run_training
 
-from pretrain_api.reports import MemoryUse, Progress
+from pretrain_api.reports import MemoryUse, Progress, StepDone
 from pretrain_api.stepparts import STEP_PARTS, parts_of
 from pretrain_trainer.observability import cpupeak
 from pretrain_trainer.observability.cpupeak import MEASURED_AFTER, CpuPeak
 from pretrain_trainer.observability.memory import from_counters, process_memory
 from pretrain_trainer.observability.peaks import GPUS, gpu_peak
+from pretrain_trainer.observability.stepreport import LATELY_STEPS, lately
 from pretrain_trainer.observability.timing import COMPUTED, DATA, REDUCED, UPDATED, EventMarks, HostMarks, Pace
 from pretrain_trainer.observability.utilization import Utilization, arithmetic, ranks_of_a_machine
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kept"),
+    [(0.001, LATELY_STEPS), (3.0, 4), (60.0, 1)],
+)
+def test_the_steps_of_the_last_seconds_are_known_to_all_ranks(seconds: float, kept: int) -> None:
+    known: tuple[StepDone, ...] = ()
+    for step in range(1, 200):
+        known = lately(known, a_step(step).model_copy(update={"seconds": seconds}))
+
+    assert [done.step for done in known] == list(range(200 - kept, 200))
+
 
 # --- peaks ------------------------------------------------------------------------------------------------------------
 

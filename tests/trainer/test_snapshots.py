@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from builders_checkpoint import Trained, a_job, arrays, assert_equal, on_rank, open_checkpointer, restored, saved
+from builders_operator import a_step
 from builders_store import a_record
 from builders_trainer import run_ranks
 from torch.optim import Optimizer
@@ -174,7 +175,7 @@ def remember(checkpointer: Checkpointer, trained: Trained, *steps: int) -> None:
     """Train one step each, and keep the states in memory."""
     for step in steps:
         trained.train(1)
-        checkpointer.remember(Progress(step, 10 * step), trained.model, trained.optimizer)
+        checkpointer.remember(Progress(step, 10 * step, lately=(a_step(step),)), trained.model, trained.optimizer)
     checkpointer.settle_memory()
     assert not [said for said in checkpointer.poll() if isinstance(said, SaveFailed)]
 
@@ -194,7 +195,7 @@ def test_steps_after_the_last_checkpoint_are_recovered_and_the_record_says_from_
     second = open_checkpointer(job, 2, environ=environ)
     progress, again = restored(second)
 
-    assert (progress, second.recalled) == (Progress(3, 30), True)
+    assert (progress, second.recalled) == (Progress(3, 30, lately=(a_step(3),)), True)
     assert_equal(again.state(), trained.state())
     record = records(tmp_path)[2]
     assert record.parent == parent

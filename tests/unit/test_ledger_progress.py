@@ -43,6 +43,18 @@ def test_a_step_told_after_its_generations_end_is_recorded_and_overcomes_nothing
     assert "Recovered" not in book.events
 
 
+def test_a_step_that_the_lost_worker_had_not_told_is_told_by_the_state_that_shows_it() -> None:
+    book = Book()
+    book.tell(announced(0, ONE), said(0, 1, a_restore(0)), said(1, 1, a_step(1)))
+    recalled = a_restore(0).model_copy(update={"step": 3, "steps": tuple(a_step(step) for step in (1, 2, 3))})
+
+    status = book.tell(an_end(2, 1, step=1), announced(3, TWO), said(3, 2, recalled), said(4, 2, a_step(4)))
+
+    assert book.places == [(1, 1), (1, 2), (1, 3), (2, 4)]
+    assert [record.workers for record in book.records] == [2, 2, 2, 1]
+    assert (status.step, status.bookkeeping.highest_step, status.incidents[-1].steps_lost) == (4, 4, 0)
+
+
 def test_a_step_done_again_is_recorded_again_with_the_higher_generation() -> None:
     book = Book()
 

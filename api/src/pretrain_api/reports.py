@@ -32,6 +32,9 @@ class Restored(Wire):
     recalled: bool = Field(
         default=False, description="It is a descendant of that checkpoint, kept in the memory of workers"
     )
+    steps: tuple[StepDone, ...] = Field(
+        default=(), description="The last ones before a recalled state: the worker that told them may be lost"
+    )
     origin: str | None = Field(default=None, description="Where else the first weights came from, on a fresh start")
     parameters: int = Field(default=0, description="Number of parameters of the model")
     skipped: tuple[StepRange, ...] = Field(default=(), description="Ranges of data passed over")

@@ -292,6 +292,7 @@ class Ledger:
             self._timeline.switch("restoring", fact.time)
 
     def _restored(self, body: Restored, fact: Reported) -> tuple[Event, ...]:
+        self._make_up(body, fact.time)
         if fact.generation != self._ran:
             self._ran, self._rolled_to = fact.generation, 0
         self._summarize(fact.generation, body.step)
@@ -311,9 +312,21 @@ class Ledger:
             unigram_loss=self._status.unigram_loss if body.unigram_loss is None else body.unigram_loss,
             skipped=body.skipped,
             rollbacks=len(body.rollbacks),
-            bookkeeping=books.model_copy(update={"checkpoint_step": max(books.checkpoint_step, saved)}),
+            bookkeeping=books.model_copy(
+                update={
+                    "checkpoint_step": max(books.checkpoint_step, saved),
+                    "highest_step": max(books.highest_step, body.step),
+                }
+            ),
         )
         return (events.begun(body.origin),) if body.origin else ()
+
+    def _make_up(self, body: Restored, time: float) -> None:
+        """Steps that are done, as the restored state shows, and that nobody lived to tell."""
+        for step in body.steps:
+            if self._status.step < step.step <= body.step:
+                self._on_step(step_record(step, self._rolled_to or self._ran, time, self._workers(self._ran), None))
+                self._set(loss=step.loss)
 
     def _step_done(self, body: StepDone, fact: Reported) -> tuple[Event, ...]:
         if fact.generation == self._ran and body.step <= self._status.step:

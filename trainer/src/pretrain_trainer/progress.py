@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from pretrain_api.lineage import LossMemory, Manifest, SlowedRange, StepRange
+from pretrain_api.reports import StepDone
 
 
 @dataclass(frozen=True)
 class Progress:
     """`step` completed steps on `tokens` tokens. `skipped` are ranges of data that are passed over, `slowed` ranges of
-    steps with a lower learning rate, `dropped` those of steps whose update was not made."""
+    steps with a lower learning rate, `dropped` those of steps whose update was not made. `lately` has the last steps'
+    reports, which all ranks know: the worker that has to tell them can be lost before it has."""
 
     step: int = 0
     tokens: int = 0
@@ -19,6 +21,7 @@ class Progress:
     slowed: tuple[SlowedRange, ...] = ()
     dropped: tuple[StepRange, ...] = ()
     watch: LossMemory = field(default_factory=LossMemory)
+    lately: tuple[StepDone, ...] = ()
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:

@@ -302,6 +302,7 @@ def _restored(
         checkpoint=manifest_key(parent.generation, parent.step) if parent else None,
         origin=str(origin) if origin else None,
         recalled=checkpointer.recalled,
+        steps=start.lately,
         parameters=parameters,
         unigram_loss=unigram,
         skipped=start.skipped,

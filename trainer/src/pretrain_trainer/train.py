@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pretrain_agent.client import AgentLink
 from pretrain_api import reports
@@ -13,7 +14,7 @@ from pretrain_trainer.errors import FinalSaveFailed
 from pretrain_trainer.evaluations.appraisal import Appraisal
 from pretrain_trainer.evaluations.hook import load_hook
 from pretrain_trainer.observability.profiling import Profiling
-from pretrain_trainer.observability.stepreport import step_report
+from pretrain_trainer.observability.stepreport import lately, own_part, step_done
 from pretrain_trainer.observability.timing import Pace, marks_on
 from pretrain_trainer.parallelism.gradients import Reduced, Signals
 from pretrain_trainer.progress import Progress
@@ -48,7 +49,7 @@ def train(
                 progress = roll_back(run, progress, verdict)
                 continue
             progress, rate = update(run, progress, verdict)
-            _report_step(run, progress, reduced, rate, pace)
+            progress = _report_step(run, progress, reduced, rate, pace)
             profiling.step_done(progress.step)
 
             run.saves.remember(progress)
@@ -69,13 +70,17 @@ def train(
         run.checkpointer.close()
 
 
-def _report_step(run: Run, progress: Progress, reduced: Reduced, rate: float, pace: Pace) -> None:
+def _report_step(run: Run, progress: Progress, reduced: Reduced, rate: float, pace: Pace) -> Progress:
+    """Say that the step is done; the progress with that remembered."""
     times = pace.end(run.saves.take_stall())
     run.utilization.step_done()
     mfu = run.utilization.of_speed(pace.tokens_per_second)
-    if run.ranks.first and not reduced.finite:  # Said already: its update was dropped.
-        return
-    run.link.report(step_report(run.ranks, progress, reduced, rate, times, pace.tokens_per_second, mfu))
+    done = step_done(run.ranks, progress, reduced, rate, times, pace.tokens_per_second, mfu)
+    if not run.ranks.first:
+        run.link.report(own_part(done))
+    elif reduced.finite:  # Else it is said already: its update was dropped.
+        run.link.report(done)
+    return replace(progress, lately=lately(progress.lately, done)) if reduced.finite else progress
 
 
 def _report_saves(run: Run) -> None:

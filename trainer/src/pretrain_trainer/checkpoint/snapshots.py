@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pretrain_api.base import Frozen
 from pretrain_api.lineage import LineageRecord, LossMemory, MemoryState, SlowedRange, StepRange, StoredObject
+from pretrain_api.reports import StepDone
 from pretrain_trainer.checkpoint.layout import Layout, Signature, lay_out_part, staged
 from pretrain_trainer.progress import Progress
 
@@ -51,6 +52,7 @@ class Seal(Frozen):
     slowed: tuple[SlowedRange, ...] = ()
     dropped: tuple[StepRange, ...] = ()
     watch: LossMemory = LossMemory()
+    lately: tuple[StepDone, ...] = ()
     part: int = Field(ge=0)
     parts: int = Field(ge=1)
     objects: tuple[StoredObject, ...]
@@ -58,7 +60,7 @@ class Seal(Frozen):
     @property
     def progress(self) -> Progress:
         """How far training had come."""
-        return Progress(self.state.step, self.tokens, self.skipped, self.slowed, self.dropped, self.watch)
+        return Progress(self.state.step, self.tokens, self.skipped, self.slowed, self.dropped, self.watch, self.lately)
 
 
 class NoRoom(Exception):
@@ -128,6 +130,7 @@ class Snapshots:
                 slowed=progress.slowed,
                 dropped=progress.dropped,
                 watch=progress.watch,
+                lately=progress.lately,
                 part=self._part.number,
                 parts=self._part.of,
                 objects=tuple(described(slot, name) for name in layout.files),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
+
 from pretrain_api.reports import Progress as ProgressReport
 from pretrain_api.reports import StepDone
 from pretrain_trainer.observability.memory import accelerator_memory, process_memory
@@ -12,9 +16,12 @@ from pretrain_trainer.ranks import Ranks
 
 DIGITS = 6
 """Of seconds, to keep reports small."""
+LATELY_SECONDS = 10.0
+"""More than a report takes to the coordinator while that is there."""
+LATELY_STEPS = 100
 
 
-def step_report(
+def step_done(
     ranks: Ranks,
     progress: Progress,
     reduced: Reduced,
@@ -22,21 +29,9 @@ def step_report(
     times: StepTimes,
     tokens_per_second: float,
     mfu: float | None,
-) -> StepDone | ProgressReport:
-    """The report of the step that `progress` has come to."""
+) -> StepDone:
+    """The step that `progress` has come to, with the times and the memory of this rank."""
     memory = accelerator_memory(ranks.device)
-    if not ranks.first:
-        return ProgressReport(
-            step=progress.step,
-            seconds=round(times.seconds, DIGITS),
-            data_seconds=round(times.data, DIGITS),
-            compute_seconds=round(times.compute, DIGITS),
-            reduce_seconds=round(times.reduce, DIGITS),
-            optimizer_seconds=round(times.optimizer, DIGITS),
-            stall_seconds=round(times.stall, DIGITS),
-            loss_contribution=reduced.contribution if reduced.finite else None,
-            memory=memory,
-        )
     return StepDone(
         step=progress.step,
         loss=reduced.loss,
@@ -52,5 +47,27 @@ def step_report(
         stall_seconds=round(times.stall, DIGITS),
         mfu=None if mfu is None else round(mfu, DIGITS),
         loss_contribution=reduced.contribution,
-        memory=memory or process_memory(),
+        memory=memory or process_memory() if ranks.first else memory,
     )
+
+
+def own_part(done: StepDone) -> ProgressReport:
+    """Of a step what is this rank's own."""
+    return ProgressReport(
+        step=done.step,
+        seconds=done.seconds,
+        data_seconds=done.data_seconds,
+        compute_seconds=done.compute_seconds,
+        reduce_seconds=done.reduce_seconds,
+        optimizer_seconds=done.optimizer_seconds,
+        stall_seconds=done.stall_seconds,
+        loss_contribution=done.loss_contribution if math.isfinite(done.loss) else None,
+        memory=done.memory,
+    )
+
+
+def lately(before: Sequence[StepDone], done: StepDone) -> tuple[StepDone, ...]:
+    """`done`, and of the steps before it those that a lost worker may not have told: of the last seconds."""
+    newest_first = (done, *reversed(before))[:LATELY_STEPS]
+    ages = itertools.accumulate((step.seconds for step in newest_first), initial=0.0)
+    return tuple(step for step, age in zip(newest_first, ages, strict=False) if age < LATELY_SECONDS)[::-1]
