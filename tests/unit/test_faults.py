@@ -64,8 +64,8 @@ def faults(*texts: str) -> list[Fault]:
     return [parse_fault(text) for text in texts]
 
 
-def planned(*texts: str, replicas: int = 3, processes: int = 1) -> FaultPlan:
-    return plan_faults(faults(*texts), replicas, processes, total_steps=100)
+def planned(*texts: str, replicas: int = 3, processes: int = 1, unit: int = 1) -> FaultPlan:
+    return plan_faults(faults(*texts), replicas, processes, total_steps=100, unit=unit)
 
 
 def test_faults_come_in_the_order_of_their_steps() -> None:
@@ -100,3 +100,10 @@ def test_a_fault_after_the_last_step_is_refused() -> None:
 def test_the_last_worker_cannot_be_removed() -> None:
     with pytest.raises(BadFault, match="it would leave no worker"):
         planned("remove:worker,step=10", replicas=1)
+
+
+def test_workers_come_and_go_in_whole_replicas() -> None:
+    assert planned("add:worker,step=10", "add:worker,step=10", replicas=2, unit=2).most == 4
+
+    with pytest.raises(BadFault, match="multiples of 2 here, not 3: give it 2 times with the same step"):
+        planned("add:worker,step=10", "add:worker,step=20", replicas=2, unit=2)

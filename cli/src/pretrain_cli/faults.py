@@ -85,11 +85,14 @@ class FaultPlan:
     most: int
 
 
-def plan_faults(faults: Sequence[Fault], replicas: int, processes: int, total_steps: int) -> FaultPlan:
-    """Check faults against a job that starts with `replicas` workers. Raises BadFault for one that can't happen."""
+def plan_faults(faults: Sequence[Fault], replicas: int, processes: int, total_steps: int, unit: int = 1) -> FaultPlan:
+    """Check faults against a job that starts with `replicas` workers, which come in multiples of `unit`.
+
+    Raises BadFault for one that can't happen.
+    """
     ordered = tuple(sorted(faults, key=lambda fault: fault.step))
     wanted = fewest = most = replicas
-    for fault in ordered:
+    for fault, following in zip(ordered, (*ordered[1:], None), strict=True):
         if fault.step >= total_steps:
             raise BadFault(
                 f"--fault {fault.text}: step must be below {total_steps}, the job's last step; lower it or train longer"
@@ -98,6 +101,11 @@ def plan_faults(faults: Sequence[Fault], replicas: int, processes: int, total_st
         fewest, most = min(fewest, wanted), max(most, wanted)
         if wanted < 1:
             raise BadFault(f"--fault {fault.text}: it would leave no worker; start with more, or remove fewer")
+        if (following is None or following.step > fault.step) and (wanted - replicas) % unit:
+            raise BadFault(
+                f"--fault {fault.text}: workers come in multiples of {unit} here, not {wanted}: "
+                f"give it {unit} times with the same step"
+            )
         there = most * (processes if fault.target == "rank" else 1)
         if fault.replicas == 0 and fault.number is not None and fault.number >= there:
             raise BadFault(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain_api.job import PretrainJob, Workers
+from pretrain_api.layout import worker_unit
 from pretrain_cli.faults import Fault, parse_fault, plan_faults
 from pretrain_cli.jobfile import load_job
 from pretrain_cli.preflight import check, resolve_uris
@@ -47,11 +48,13 @@ def prepare(order: Order, environ: Mapping[str, str]) -> Prepared:
     out = (order.out or Path("runs") / parsed.metadata.name).absolute()
     job = with_workers(parsed, order.workers) if order.workers is not None else parsed
     workers = job.spec.workers
+    processes = workers.processes_per_worker or 1
     planned = plan_faults(
         [parse_fault(text) for text in order.faults],
         workers.replicas,
-        workers.processes_per_worker or 1,
+        processes,
         job.spec.training.total_steps,
+        worker_unit(job.spec.training.parallelism, processes),
     )
     widened = _widened(workers, planned.fewest, planned.most)
     resolved = check(resolve_uris(_replace_workers(job, widened), order.job_file, out), environ)
