@@ -49,16 +49,14 @@ lint: install ## Style, types, import rules, drift of generated files
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pretrain_cli.crd --check
-	$(BIN)/python -m pretrain_cli.crd --check --file charts/pretrain-operator/files/crd.yaml
 	$(BIN)/python -m dashboards --check
 
 format: install ## Mend the style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-generate: install ## Write the generated files: CRD, dashboards, table of metrics
+generate: install ## Write the generated files: CRD, table of its fields, dashboards, table of metrics
 	$(BIN)/python -m pretrain_cli.crd
-	$(BIN)/python -m pretrain_cli.crd --file charts/pretrain-operator/files/crd.yaml
 	$(BIN)/python -m dashboards
 
 bench-recovery: compile ## Kill-to-next-step beside plain torchrun

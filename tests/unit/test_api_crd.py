@@ -10,7 +10,8 @@ from bad_jobs import BAD_JOBS
 
 from pretrain_api.crd import custom_resource_definition
 from pretrain_api.crd_rules import ROOT_RULES, RULES
-from pretrain_cli.crd import CRD_FILE, drift
+from pretrain_cli import fields
+from pretrain_cli.crd import MADE, drift
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,15 +28,31 @@ def the_schema() -> dict[str, Any]:
 
 
 def test_the_file_is_what_the_models_say() -> None:
-    assert drift(ROOT / CRD_FILE) == "", "run `python -m pretrain_cli.crd`"
+    assert drift(ROOT) == "", "run `python -m pretrain_cli.crd`"
 
 
 def test_a_changed_file_is_told_with_the_difference(tmp_path: Path) -> None:
-    changed = tmp_path / "crd.yaml"
-    changed.write_text((ROOT / CRD_FILE).read_text().replace("default: bf16", "default: fp32"))
+    for path in MADE:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text((ROOT / path).read_text().replace("default: bf16", "default: fp32"))
 
-    changes = [line[:1] + line[1:].strip() for line in drift(changed).splitlines()[2:] if line[0] in "+-"]
-    assert changes == ["-default: fp32", "+default: bf16"]
+    changes = [
+        line[:1] + line[1:].strip() for line in drift(tmp_path).splitlines() if line[0] in "+-" and line[1] == " "
+    ]
+    assert changes == 2 * ["-default: fp32", "+default: bf16"]
+
+
+def test_every_field_of_the_spec_stands_in_the_table_of_its_object() -> None:
+    sections = {part.splitlines()[0].strip("`"): part for part in fields.text().split("\n## ")[1:]}
+
+    def check(path: str, schema: dict[str, Any]) -> int:
+        properties = schema["properties"]
+        inner = {name: field.get("items", field) for name, field in properties.items()}
+        below = {f"{path}.{name}{'[]' * ('items' in properties[name])}": field for name, field in inner.items()}
+        assert all(f"\n| `{name}`" in sections[path] for name in properties)
+        return 1 + sum(check(name, field) for name, field in below.items() if "properties" in field)
+
+    assert check("spec", the_schema()["properties"]["spec"]) == len(sections)
 
 
 def test_the_schema_is_structural() -> None:

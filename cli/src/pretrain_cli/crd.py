@@ -1,4 +1,4 @@
-"""`python -m pretrain_cli.crd [--check]`: write crds/ from the models, or fail when the file has drifted from them."""
+"""`python -m pretrain_cli.crd [--check]`: write what follows from the models, or fail when it has drifted from them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from pretrain_api.crd import custom_resource_definition
+from pretrain_cli import fields
 
-CRD_FILE = Path("crds/pretrain.dev_pretrainjobs.yaml")
 _HEADER = "# Generated from api/src/pretrain_api/job.py by `python -m pretrain_cli.crd`: change that, not this.\n"
 
 
@@ -27,27 +27,33 @@ def rendered() -> str:
     return _HEADER + stream.getvalue()
 
 
-def drift(path: Path) -> str:
-    """A unified diff from the file to what it should be; empty when it is up to date."""
-    found = path.read_text(encoding="utf-8") if path.exists() else ""
-    return "".join(
-        difflib.unified_diff(
-            found.splitlines(True), rendered().splitlines(True), str(path), "generated from the models"
-        )
-    )
+MADE = {
+    Path("crds/pretrain.dev_pretrainjobs.yaml"): rendered,
+    Path("charts/pretrain-operator/files/crd.yaml"): rendered,
+    Path("docs/pretrainjob.md"): fields.text,
+}
+
+
+def drift(root: Path) -> str:
+    """A unified diff from the files to what they should be; empty when they are up to date."""
+    diffs: list[str] = []
+    for path, make in MADE.items():
+        found = (root / path).read_text(encoding="utf-8") if (root / path).exists() else ""
+        wanted = make().splitlines(True)
+        diffs += difflib.unified_diff(found.splitlines(True), wanted, str(path), "generated from the models")
+    return "".join(diffs)
 
 
 def main() -> int:
-    """Write the file, or with --check print the diff and return 1 when there is one."""
+    """Write the files, or with --check print the diff and return 1 when there is one."""
     parser = argparse.ArgumentParser(prog="python -m pretrain_cli.crd", description=__doc__)
     parser.add_argument("--check", action="store_true", help="print the diff and exit 1 instead of writing")
-    parser.add_argument("--file", type=Path, default=CRD_FILE, help="default: %(default)s")
-    arguments = parser.parse_args()
-    if arguments.check:
-        diff = drift(arguments.file)
+    if parser.parse_args().check:
+        diff = drift(Path())
         sys.stdout.write(diff)
         return 1 if diff else 0
-    arguments.file.write_text(rendered(), encoding="utf-8")
+    for path, make in MADE.items():
+        path.write_text(make(), encoding="utf-8")
     return 0
 
 
