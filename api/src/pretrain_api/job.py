@@ -165,10 +165,12 @@ class Checkpoint(Spec):
 
     storage: Storage = Field(description="Where they live: exactly one of s3 and path")
     interval: Interval | None = Field(
-        default=None, description="Absent: from the measured cost of a save and the failure rate"
+        default=None, description="How often; absent: every 50 steps, less often where a save is measured to be slow"
     )
     retain: Retain = Retain()
-    memory: Memory | None = Field(default=None, description="Absent: none")
+    memory: Memory | None = Field(
+        default=None, description="States in the memory of workers beside those in the storage; absent: none"
+    )
 
 
 class Budget(Spec):
@@ -275,7 +277,9 @@ class Recovery(Spec):
     rules: tuple[Rule, ...] = Field(
         default=(), strict=False, max_length=64, description="The first that matches a failure wins; none: restart"
     )
-    hang: Hang | None = Field(default=None, description="Absent: learned from the job's own step times")
+    hang: Hang | None = Field(
+        default=None, description="When ranks that do no step are restarted; absent: learned from the step times"
+    )
     divergence: Divergence = Divergence()
     suspects: Suspects = Suspects()
 

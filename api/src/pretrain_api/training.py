@@ -284,8 +284,10 @@ class Training(Spec):
         "attention, or all of a block",
     )
     compile: bool = Field(default=False, description="Compile blocks with torch.compile; needs a C++ compiler")
-    evaluation: Evaluation | None = Field(default=None, description="Absent: none")
-    sampling: Sampling | None = Field(default=None, description="Absent: none")
+    evaluation: Evaluation | None = Field(
+        default=None, description="Losses of held-out sources while it trains; absent: none"
+    )
+    sampling: Sampling | None = Field(default=None, description="Texts that the model writes; absent: none")
     seed: int = Field(default=1, ge=0, lt=2**31, description="Of initialisation, data order and dropout")
     exact: bool = Field(default=False, description="Bit-equal at any number of workers, at a cost of step time")
 

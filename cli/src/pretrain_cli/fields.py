@@ -73,7 +73,7 @@ def _number(value: float) -> str:
 
 def _default(field: Schema) -> str:
     value = field.get("default")
-    if value in (None, {}, []) or isinstance(value, dict):  # those of an object stand in its own section
+    if value in (None, "", {}, []) or isinstance(value, dict):  # those of an object stand in its own section
         return ""
     return f"`{json.dumps(value) if not isinstance(value, str) else value}`"
 
