@@ -14,8 +14,9 @@ from builders_poison import CONTEXT, EVERY, POISON, SEQUENCES, STEPS, a_poisoned
 from builders_trainer import RankEnd, Script, a_config, run_training
 from torch import Tensor
 
-from pretrain_api.job import Checkpoint
-from pretrain_api.lineage import LineageRecord, Manifest, Rollback, StepRange, manifest_key, record_key
+from pretrain_agent.scratch import MEMORY_VARIABLE
+from pretrain_api.job import Checkpoint, Memory
+from pretrain_api.lineage import LineageRecord, Manifest, MemoryState, Rollback, StepRange, manifest_key, record_key
 from pretrain_api.reports import Diverged, Failed, Finished, NumberTaken, Restored, RolledBack
 from pretrain_api.trainer import ExitCode, TrainerConfig
 from pretrain_store.directory import DirectoryStore
@@ -65,8 +66,10 @@ def a_job(corpus: Path, out: Path, source: str = "poisoned", training: Any = Non
     )
 
 
-def trained(config: TrainerConfig, workers: int, generation: int = 1, **script: Any) -> list[RankEnd]:
-    return run_training(config, workers, Script(generation=generation, real=True, **script))
+def trained(
+    config: TrainerConfig, workers: int, generation: int = 1, worker_size: int = 1, **script: Any
+) -> list[RankEnd]:
+    return run_training(config, workers, Script(generation=generation, real=True, **script), worker_size)
 
 
 def final_loss(end: RankEnd) -> float:
@@ -161,6 +164,49 @@ def test_a_crash_in_the_middle_of_a_rollback_converges(
     assert [(rollback.to_step, rollback.skipped) for rollback in last.rollbacks] == [(30, SKIPPED)]
     after = [step.loss for step in ends[0].steps][-(STEPS - 30) :]
     assert after == pytest.approx(rolled_back[1][0].losses[-(STEPS - 30) :], rel=1e-4)
+
+
+REMEMBERED = 7
+"""The newest multiple of it before the poison comes after the newest checkpoint."""
+
+
+def remembering(corpus: Path, out: Path, **divergence: Any) -> tuple[TrainerConfig, dict[str, str]]:
+    """A job that keeps states in memory, and the environment of the one worker that it is to run in."""
+    (out / "memory").mkdir()
+    config = a_job(corpus, out, **divergence)
+    checkpoint = config.checkpoint.model_copy(update={"memory": Memory(every_steps=REMEMBERED)})
+    return config.model_copy(update={"checkpoint": checkpoint}), {MEMORY_VARIABLE: str(out / "memory")}
+
+
+@pytest.mark.parametrize("shard", [{}, SHARDED], ids=["plain", "sharded"])
+def test_a_state_in_memory_from_before_the_trouble_saves_steps(
+    corpus: Path, clean: RankEnd, tmp_path: Path, shard: dict[str, Any]
+) -> None:
+    config, environ = remembering(corpus, tmp_path, training=shard)
+
+    ends = trained(config, 2, worker_size=2, environ=environ)
+
+    rollback, record = rollback_of(ends), record_of(tmp_path, 2)
+    assert (rollback.since, rollback.to_step, rollback.skipped) == (40, 35, SKIPPED)
+    assert (record.parent, record.resumed) == (
+        manifest_key(1, 30),
+        MemoryState(generation=1, nonce=record_of(tmp_path, 1).nonce, step=35),
+    )
+    assert ends[0].of(RolledBack)[0].checkpoint == manifest_key(1, 30)
+    assert ends[0].step_numbers == [*range(1, rollback.step), *range(36, STEPS + 1)]
+    assert final_loss(ends[0]) == pytest.approx(final_loss(clean), rel=0.1)
+
+
+def test_a_crash_after_going_back_to_memory_goes_on_from_the_same_state(corpus: Path, tmp_path: Path) -> None:
+    config, environ = remembering(corpus, tmp_path)
+    trained(config, 2, worker_size=2, environ=environ, deadly=(1, "after the load"))
+
+    ends = trained(config, 2, generation=3, worker_size=2, environ=environ)
+
+    restored = ends[0].of(Restored)[0]
+    assert (restored.step, restored.recalled, restored.skipped) == (35, True, (SKIPPED,))
+    assert record_of(tmp_path, 3).resumed == record_of(tmp_path, 2).resumed
+    assert not ends[0].of(Diverged)
 
 
 def test_a_cap_ends_the_job_and_a_restart_does_not_lift_it(corpus: Path, tmp_path: Path) -> None:

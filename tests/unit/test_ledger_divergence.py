@@ -51,6 +51,14 @@ def rolled_back() -> tuple[Fact, ...]:
     )
 
 
+def test_a_rollback_to_a_state_in_memory_leaves_the_checkpoint_the_latest() -> None:
+    report = a_rolled_back(2, to_step=6).model_copy(update={"checkpoint": manifest_key(1, 3)})
+
+    status = Book().tell(*trained(), said(9, 1, a_divergence()), said(10, 1, report))
+
+    assert (status.step, status.latest_checkpoint, status.checkpoints.latest_step) == (6, manifest_key(1, 3), 3)
+
+
 def test_a_rollback_is_an_incident_with_what_it_cost() -> None:
     book = Book()
     status = book.tell(*trained(), *rolled_back())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pretrain_api.lineage import parse_manifest_key
 from pretrain_api.reports import Saved
 from pretrain_api.runreport import CheckpointSummary, JobStatus
 
@@ -18,7 +19,7 @@ def in_force(status: JobStatus, step: int, key: str, time: float) -> JobStatus:
     return status.model_copy(
         update={
             "latest_checkpoint": key,
-            "checkpoints": latest(status, step, key, time),
+            "checkpoints": latest(status, key, time),
             "bookkeeping": books.model_copy(update={"checkpoint_step": max(books.checkpoint_step, step)}),
         }
     )
@@ -37,12 +38,13 @@ def counted(status: JobStatus, body: Saved) -> JobStatus:
     )
 
 
-def latest(status: JobStatus, step: int | None, key: str | None, time: float | None = None) -> CheckpointSummary:
+def latest(status: JobStatus, key: str | None, time: float | None = None) -> CheckpointSummary:
     """The summary with this checkpoint as the latest. One that was so before keeps the time it has."""
     before = status.checkpoints
     if key == status.latest_checkpoint and before.latest_time is not None:
         time = before.latest_time
-    return before.model_copy(update={"latest_step": step, "latest_time": time})
+    place = parse_manifest_key(key) if key else None
+    return before.model_copy(update={"latest_step": place[1] if place else None, "latest_time": time})
 
 
 def grace_seconds(status: JobStatus) -> float:

@@ -307,7 +307,7 @@ class Ledger:
         self._set(
             step=body.step,
             latest_checkpoint=body.checkpoint,
-            checkpoints=checkpoints.latest(self._status, saved if place else None, body.checkpoint),
+            checkpoints=checkpoints.latest(self._status, body.checkpoint),
             parameters=body.parameters or self._status.parameters,
             unigram_loss=self._status.unigram_loss if body.unigram_loss is None else body.unigram_loss,
             skipped=body.skipped,
@@ -456,9 +456,7 @@ class Ledger:
             step=rollback.to_step,
             tokens=body.tokens,
             latest_checkpoint=body.checkpoint,
-            checkpoints=checkpoints.latest(
-                self._status, rollback.to_step if body.checkpoint else None, body.checkpoint
-            ),
+            checkpoints=checkpoints.latest(self._status, body.checkpoint),
             skipped=body.skipped,
             rollbacks=body.count,
         )

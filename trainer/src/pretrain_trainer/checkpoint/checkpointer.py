@@ -22,7 +22,7 @@ from pretrain_store.open import links_of, look, open_store, probe
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.agreement import Agreement
 from pretrain_trainer.checkpoint.committing import Committer
-from pretrain_trainer.checkpoint.entering import enter_remembering
+from pretrain_trainer.checkpoint.entering import enter_remembering, own_state_before
 from pretrain_trainer.checkpoint.opening import Applicant, Entry, Refusal, enter, refusal
 from pretrain_trainer.checkpoint.recall import Recall, Worker
 from pretrain_trainer.checkpoint.recalling import recall_state
@@ -130,7 +130,7 @@ class Checkpointer:
         return tuple(rollback for rollback in record.rollbacks if rollback.job_uid == record.job_uid)
 
     def go_back(self, wish: Wish) -> None:
-        """Enter the history anew, under the next number, with a parent from before a divergence. Collective.
+        """Enter the history anew, under the next number, from a state before a divergence. Collective.
 
         Saves under way are waited for, lest one come into force later. Raises on all ranks alike NumberTakenError and
         SupersededError when somebody else goes on, or an Obstacle, after which it may be called again.
@@ -138,8 +138,10 @@ class Checkpointer:
         self.settle_memory()
         self.wait()
         said: Entry | Refusal | None = None
+        remembers = self._config.checkpoint.memory is not None and self._applicant.number is not None
+        recall = own_state_before(wish.verdict.since, self._entry.record, self._worker) if remembers else None
         if self._ranks.first:
-            self._returning = self._returning or Returning(self._store, self._entry.record, wish)
+            self._returning = self._returning or Returning(self._store, self._entry.record, wish, recall)
             said = self._returning.enter()
         said = self._agreement.first_says(said)
         if isinstance(said, Refusal):

@@ -1,10 +1,10 @@
-"""How the ranks of a generation enter its history together where states are kept in memory."""
+"""How the ranks of a generation enter its history together, or go back in it, where states are kept in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from pretrain_api.lineage import MemoryState
+from pretrain_api.lineage import LineageRecord, MemoryState
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.agreement import Agreement
 from pretrain_trainer.checkpoint.opening import Applicant, Entry, Refusal, Survey, put, survey
@@ -18,22 +18,46 @@ def enter_remembering(
     chosen of it. `store` is the first rank's alone, which returns what all are told. Collective.
     """
     agreement = Agreement(None)
-    seals = tuple(seal for _, seal in worker.found()) if worker.speaks else ()
-    accounts = agreement.all_say(Account(worker.first, seals))
+    accounts = _accounts(agreement, worker)
     found = survey(store, applicant, look) if store is not None else None
     recall: Recall | None = None
     if any(said.seals for said in accounts):
         allowed = agreement.first_says(_allowed(found, applicant, accounts))
-        recall = choose(accounts, allowed.__contains__)
-        if recall is not None:
-            bad = agreement.all_say(damaged(worker, recall))
-            recall = recall.without(pair for pairs in bad for pair in pairs)
+        recall = _intact(agreement, worker, accounts, allowed.__contains__)
     if store is None or not isinstance(found, Survey):
         return found if isinstance(found, Refusal) else None
     return put(store, applicant, found, recall)
 
 
-def _allowed(found: Survey | Refusal | None, applicant: Applicant, accounts: list[Account]) -> tuple[MemoryState, ...]:
+def own_state_before(step: int, record: LineageRecord, worker: Worker) -> Recall | None:
+    """The newest whole state that the record's generation kept in memory before this step was done. Collective."""
+
+    def allowed(state: MemoryState) -> bool:
+        return state.step < step and (state.generation, state.nonce) == (record.generation, record.nonce)
+
+    agreement = Agreement(None)
+    return _intact(agreement, worker, _accounts(agreement, worker), allowed)
+
+
+def _accounts(agreement: Agreement, worker: Worker) -> list[Account]:
+    seals = tuple(seal for _, seal in worker.found()) if worker.speaks else ()
+    return agreement.all_say(Account(worker.first, seals))
+
+
+def _intact(
+    agreement: Agreement, worker: Worker, accounts: Sequence[Account], allowed: Callable[[MemoryState], bool]
+) -> Recall | None:
+    """The newest state that is allowed, if its files are what was sealed."""
+    recall = choose(accounts, allowed)
+    if recall is None:
+        return None
+    bad = agreement.all_say(damaged(worker, recall))
+    return recall.without(pair for pairs in bad for pair in pairs)
+
+
+def _allowed(
+    found: Survey | Refusal | None, applicant: Applicant, accounts: Sequence[Account]
+) -> tuple[MemoryState, ...]:
     if not isinstance(found, Survey):
         return ()
     states = (seal.state for said in accounts for seal in said.seals)

@@ -14,6 +14,8 @@ from pretrain_store.history import put_record, read_listing, read_manifest
 from pretrain_store.lineage import Choice, Listing, choose_return, inherited, refuse_foreign, superseded
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.opening import Entry, Refusal, now, refusal
+from pretrain_trainer.checkpoint.recall import Recall
+from pretrain_trainer.progress import Progress
 from pretrain_trainer.stability.guard import Wish
 
 REASON = "RolledBack"
@@ -21,16 +23,21 @@ REASON = "RolledBack"
 
 
 class Returning:
-    """Rank 0's part of one rollback. After an Obstacle it is tried again as it is: the record keeps its nonce."""
+    """Rank 0's part of one rollback. After an Obstacle it is tried again as it is: the record keeps its nonce.
 
-    def __init__(self, store: ObjectStore, holder: LineageRecord, wish: Wish) -> None:
+    `recall`: the newest state that the holder's generation keeps in memory from before the trouble.
+    """
+
+    def __init__(self, store: ObjectStore, holder: LineageRecord, wish: Wish, recall: Recall | None) -> None:
         self._store = store
         self._holder = holder
         self._wish = wish
+        self._recall = recall
         self._entry: Entry | None = None
 
     def enter(self) -> Entry | Refusal:
-        """Put the record whose parent is the newest checkpoint from before the trouble."""
+        """Put the record whose parent is the newest checkpoint from before the trouble, or of a later state in memory
+        that is from before it, too."""
         try:
             if self._entry is None:
                 self._entry = self._planned()
@@ -46,7 +53,10 @@ class Returning:
             refuse_foreign(listing, holder.job_uid, may_take_over=False)
             raise NumberTaken(listing.highest)
         choice, parent = self._choose(listing)
-        to_step, came = (parent.step, parent.skipped) if parent is not None else (0, ())
+        came_to = Progress.of(parent) if parent is not None else Progress()
+        recall = self._recall if self._is_better(came_to.step) else None
+        if recall is not None:
+            came_to = recall.progress
         course = inherited(listing, parent)
         rollback = Rollback(
             generation=listing.highest + 1,
@@ -54,9 +64,9 @@ class Returning:
             cause=verdict.cause or "LossSpike",
             step=verdict.step,
             since=verdict.since,
-            to_step=to_step,
-            skipped=wish.range_after(to_step, came),
-            slowed=wish.slowed_after(to_step),
+            to_step=came_to.step,
+            skipped=wish.range_after(came_to.step, came_to.skipped),
+            slowed=wish.slowed_after(came_to.step),
         )
         record = LineageRecord(
             generation=rollback.generation,
@@ -68,10 +78,17 @@ class Returning:
             slowed=(*course.slowed, *([rollback.slowed] if rollback.slowed else [])),
             rollbacks=(*course.rollbacks, rollback),
             rejected=choice.rejected,
+            resumed=recall.state if recall is not None else None,
             reason=REASON,
             created_at=now(),
         )
-        return Entry(record, parent)
+        return Entry(record, parent, recall)
+
+    def _is_better(self, checkpoint: int) -> bool:
+        """Whether the state in memory loses fewer steps than the checkpoint of this step, and what was gone back to
+        already, which may be where the trouble comes from, is not before it."""
+        tried = max((rollback.to_step for rollback in self._holder.rollbacks), default=-1)
+        return self._recall is not None and self._recall.state.step > checkpoint > tried
 
     def _choose(self, listing: Listing) -> tuple[Choice, Manifest | None]:
         """A checkpoint whose manifest can be read; whether its shards can, the load will show."""

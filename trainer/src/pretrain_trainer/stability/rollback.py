@@ -24,7 +24,7 @@ def roll_back(run: Run, progress: Progress, verdict: Verdict) -> Progress:
     for outcome in run.saves.outcomes():
         run.link.report(outcome)
     start = run.waiting.until_clear(lambda: checkpointer.restore(run.model, run.optimizer))
-    if checkpointer.parent is None:
+    if checkpointer.parent is None and not checkpointer.recalled:
         run.begin_anew()
     run.saves.go_back()
     rollbacks, parent = checkpointer.rollbacks, checkpointer.parent
