@@ -11,6 +11,7 @@ import pytest
 from builders_store import a_manifest, a_record, an_identity, save
 
 from pretrain_api.job import Retain
+from pretrain_store.digest import Digest
 from pretrain_store.errors import Exists, IdentityMismatch, Missing, NumberTaken
 from pretrain_store.history import (
     claim_identity,
@@ -27,8 +28,9 @@ from pretrain_store.open import probe
 from pretrain_store.port import ObjectStore
 
 RACERS = 16
-LARGE = (17 << 20) + 1
-"""Bytes: more than one part of an S3 upload, and not a multiple of anything."""
+LARGE = (33 << 20) + 1
+"""Bytes: more than two parts of an S3 object, and not a multiple of anything."""
+NOTHING = hashlib.sha256(b"").hexdigest()
 
 
 def keys(store: ObjectStore, prefix: str = "") -> list[str]:
@@ -45,6 +47,7 @@ class StoreContract:
         store.put("empty", b"")
         store.fetch("empty", tmp_path / "empty")
 
+        assert store.receive("empty", memoryview(b"")) == Digest(0, NOTHING)
         assert store.get("empty") == (tmp_path / "empty").read_bytes() == b""
 
     def test_a_put_replaces(self, store: ObjectStore) -> None:
@@ -91,6 +94,8 @@ class StoreContract:
                 store.get(key)
             with pytest.raises(Missing, match=key):
                 store.fetch(key, tmp_path / "file")
+            with pytest.raises(Missing, match=key):
+                store.receive(key, memoryview(bytearray(1)))
         assert list(tmp_path.iterdir()) == []
 
     def test_a_large_file_comes_back_bit_equal_with_the_digest_of_its_bytes(
@@ -106,6 +111,24 @@ class StoreContract:
         assert stored.sha256 == hashlib.sha256(data).hexdigest()
         assert (tmp_path / "below" / "copy").read_bytes() == data
         assert [(item.key, item.size) for item in store.list("")] == [("folder/large", LARGE)]
+
+    def test_a_large_object_is_received_in_memory_with_the_digest_of_what_lies_there(self, store: ObjectStore) -> None:
+        data = hashlib.shake_256(b"seed").digest(LARGE)
+        store.put("folder/large", data)
+        memory = bytearray(LARGE)
+
+        found = store.receive("folder/large", memoryview(memory))
+
+        assert memory == data
+        assert found == Digest(LARGE, hashlib.sha256(data).hexdigest())
+
+    @pytest.mark.parametrize("size", [0, 3, 5])
+    def test_an_object_of_another_size_than_the_memory_is_not_received(self, store: ObjectStore, size: int) -> None:
+        store.put("key", b"four")
+        memory = bytearray(size)
+
+        assert store.receive("key", memoryview(memory)) == Digest(4, NOTHING)
+        assert memory == bytes(size)
 
     def test_what_happens_to_the_source_later_does_not_matter(self, store: ObjectStore, tmp_path: Path) -> None:
         source = tmp_path / "source"

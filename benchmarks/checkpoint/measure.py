@@ -26,6 +26,9 @@ from pretrain_api.job import S3Storage, Storage
 from pretrain_trainer.checkpoint.state import tensors_of
 from pretrain_trainer.ranks import Ranks, process_group
 
+QUIET = 0.9
+"""Share of the cores' time: what is left for others is a system's own work."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -36,6 +39,8 @@ class Order:
     rounds: int
     folder: str
     bucket: str
+    patience: float
+    """Seconds to wait, before each measurement of a bandwidth, for other programs to leave the cores alone."""
 
 
 # --- bandwidth --------------------------------------------------------------------------------------------------------
@@ -64,6 +69,7 @@ def bandwidth(order: Order, ranks: Ranks) -> dict[str, Any]:
                 ways = [ways[1], ways[0], ways[3], ways[2]]
             for name, act in ways:
                 _touch(2 * size)
+                timed[f"{name}Idle"] = _quiet(order.patience)
                 cpu = _cpu()
                 timed[name] = act()
                 timed[f"{name}Cpu"] = _cpu() - cpu
@@ -79,6 +85,23 @@ def _touch(size: int) -> None:
     before, and whoever comes first would pay for it.
     """
     bytearray(size)[:: mmap.PAGESIZE] = bytes(-(-size // mmap.PAGESIZE))
+
+
+def _quiet(patience: float) -> float:
+    """Wait until the cores were idle for a second, but not for ever; returns the share of it that they were."""
+    until = time.monotonic() + patience
+    while True:
+        before = _spent()
+        time.sleep(1.0)
+        idle, total = (now - then for now, then in zip(_spent(), before, strict=True))
+        if idle >= QUIET * total or time.monotonic() > until:
+            return idle / total
+
+
+def _spent() -> tuple[int, int]:
+    """Time of all cores, idle and in all."""
+    spent = [int(part) for part in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return spent[3] + spent[4], sum(spent)
 
 
 def _saved(ours: Ours, work: Work, place: _Folder | _Bucket) -> float:

@@ -4,7 +4,8 @@
 
 A decoder with AdamW (12 bytes a parameter), one process with one thread, as a rank has it. Figures are medians; ours
 and the plain way take turns, and every second round goes the other way round. On a machine that is busy with something
-else compare the CPU seconds.
+else compare the CPU seconds, or give `--patience`: each measurement of a bandwidth then waits so long for idle cores.
+How idle they were is in the JSON.
 
 Bandwidth: our checkpointer (copy, digest, upload, manifest; and fetch, verify, load into new memory) beside the same
 bytes written in one go and synced, or read in one go after the kernel dropped its cache; for S3 beside boto3's own
@@ -50,9 +51,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="an even number, since they go in turns")
     parser.add_argument("--folder", default="/tmp", help="on the disk that is measured")
     parser.add_argument("--bucket", default="pretrain-bench", help="made if it is not there")
+    parser.add_argument("--patience", type=float, default=0, help="seconds to wait each time for idle cores")
     parser.add_argument("--only", choices=(*LIMITS, "steps"), help="one part of it")
     arguments = parser.parse_args()
-    order = {name: getattr(arguments, name) for name in ("parameters", "rounds", "folder", "bucket")}
+    order = {name: getattr(arguments, name) for name in ("parameters", "rounds", "folder", "bucket", "patience")}
     bandwidths: dict[str, dict[str, Any]] = {}
     ways: dict[str, dict[str, Any]] = {}
     with s3_service() as (service, environ), Console(stderr=True).status("") as status:
@@ -134,15 +136,16 @@ def show(bandwidths: dict[str, dict[str, Any]], ways: dict[str, dict[str, Any]],
 
 
 def bandwidth_table(bandwidths: dict[str, dict[str, Any]], figures: dict[str, Any]) -> Table:
-    """MB/s, and the ratio to the limit: the median of the rounds' own."""
+    """MB/s, the ratio to the limit (the median of the rounds' own), and CPU seconds, ours and the limit's."""
     table = Table(title=f"Bandwidth, MB/s (goal: at least {GOAL} of the limit)")
     left = ("place", "what", "seconds by stage")
-    for column in ("place", "MB", "what", "ours", "limit", "ratio", "lowest, highest", "CPU s, ours, limit", left[-1]):
+    for column in ("place", "MB", "what", "ours", "limit", "from, to", "ratio", "from, to", "CPU s", left[-1]):
         table.add_column(column, justify="left" if column in left else "right")
     for place, found in bandwidths.items():
         for what, plain, prefix in (("save", "plainSave", "save "), ("restore", "plainRestore", "restore ")):
             ratios = [one[plain] / one[what] for one in found["rounds"]]
             ours, limit = (found["bytes"] / median(found["rounds"], name) / 1e6 for name in (what, plain))
+            limits = sorted(found["bytes"] / one[plain] / 1e6 for one in found["rounds"])
             cpu = {name: median(found["rounds"], f"{name}Cpu") for name in (what, plain)}
             stages = {
                 name.removeprefix(prefix): median(found["rounds"], name)
@@ -151,13 +154,16 @@ def bandwidth_table(bandwidths: dict[str, dict[str, Any]], figures: dict[str, An
             }
             table.add_row(
                 place, f"{found['bytes'] / 1e6:.0f}", what, f"{ours:.0f}", f"{limit:.0f}",
-                f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}, {max(ratios):.2f}",
+                f"{limits[0]:.0f}, {limits[-1]:.0f}", f"{statistics.median(ratios):.2f}",
+                f"{min(ratios):.2f}, {max(ratios):.2f}",
                 f"{cpu[what]:.2f}, {cpu[plain]:.2f}",
                 ", ".join(f"{name} {seconds:.2f}" for name, seconds in stages.items()),
             )  # fmt: skip
             figures[f"{place} {what}"] = {
                 "bytesPerSecond": ours * 1e6, "limit": limit * 1e6, "ratio": statistics.median(ratios),
-                "ratios": ratios, "stages": stages, "cpuSeconds": cpu[what], "limitCpuSeconds": cpu[plain],
+                "ratios": ratios, "limits": [limit * 1e6 for limit in limits], "stages": stages,
+                "cpuSeconds": cpu[what], "limitCpuSeconds": cpu[plain],
+                "idle": [min(one[f"{what}Idle"], one[f"{plain}Idle"]) for one in found["rounds"]],
             }  # fmt: skip
     return table
 

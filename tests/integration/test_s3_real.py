@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders_s3 import Server, s3_server
-from store_contract import StoreContract
+from store_contract import LARGE, StoreContract
 
 from pretrain_api.job import S3Storage, Storage
 from pretrain_store.errors import AccessDenied, BucketMissing, Missing, Unavailable
@@ -34,6 +35,26 @@ def store(server: Server) -> ObjectStore:
 
 class TestRealS3(StoreContract):
     pass
+
+
+@pytest.mark.parametrize(("size", "operation"), [(10, "PutObject"), (LARGE, "UploadPart")])
+def test_what_changes_on_the_way_without_tls_is_refused(
+    store: ObjectStore, size: int, operation: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(bytes(size))
+    sent: list[Any] = []
+
+    def tamper(request: Any, **_: object) -> None:
+        sent.append(request)
+        request.body = b"\x01" * int(request.headers["Content-Length"])
+
+    client: Any = store._client  # type: ignore[attr-defined]
+    client.meta.events.register(f"before-send.s3.{operation}", tamper)
+    with pytest.raises(Unavailable, match=r"SHA256|Digest"):
+        store.put_file("key", tmp_path / "file")
+
+    assert all("x-amz-checksum-crc32" not in request.headers for request in sent), "its sha256 is signed"
+    assert store.list("") == ()
 
 
 def in_bucket(bucket: str) -> Storage:

@@ -26,10 +26,13 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from pretrain_api.lineage import checkpoint_folder
+from pretrain_store.digest import Digest
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.history import read_manifest
-from pretrain_trainer.checkpoint import checkpointer, layout, restoring, saving
+from pretrain_trainer.checkpoint import checkpointer, layout, restoring, saving, target
 from pretrain_trainer.checkpoint.layout import copy, lay_out, staged
+from pretrain_trainer.checkpoint.loading import Received
+from pretrain_trainer.checkpoint.passing import broadcast
 from pretrain_trainer.checkpoint.pinning import Pinned, gpus
 from pretrain_trainer.checkpoint.state import tensors_of
 from pretrain_trainer.errors import CheckpointRejectedError
@@ -127,24 +130,77 @@ def test_stock_dcp_reads_several_files(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("damage", ["another byte", "missing"])
+@pytest.mark.parametrize("damage", ["another byte", "missing", "shorter"])
+@pytest.mark.parametrize("read", ["into the state's memory", "from links", "from files"])
 def test_damage_to_any_of_the_files_is_found_before_anything_is_loaded(
-    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    read: str, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layout, "FILE_BYTES", FEW_BYTES)
+    if read != "into the state's memory":
+        monkeypatch.setattr(target.Target, "replaceable", False)
+    if read == "from files":
+        monkeypatch.setattr(restoring.Scratch, "beside", lambda _: None)
     saved(open_checkpointer(a_job(tmp_path)), Trained(steps=1), 1)
     last = tmp_path / "checkpoints" / checkpoint_folder(1, 1) / "__0_2.distcp"
     content = bytearray(last.read_bytes())
     content[-1] ^= 1
     last.unlink()
-    if damage == "another byte":
-        last.write_bytes(content)
+    if damage != "missing":
+        last.write_bytes(content if damage == "another byte" else content[:-1])
     into = Trained(seed=99)
     before = into.state()
 
     with pytest.raises(CheckpointRejectedError, match=r"__0_2\.distcp"):
         open_checkpointer(a_job(tmp_path), 2).restore(into.model, into.optimizer)
     assert_equal({name: tensor for name, tensor in into.state().items() if name in before}, before)
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_memory_that_a_checkpoint_is_received_in_becomes_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "FILE_BYTES", FEW_BYTES)
+    trained, received = Trained(steps=1), list[Received]()
+    saved(open_checkpointer(a_job(tmp_path)), trained, 1)
+
+    def recorded(size: int) -> Received:
+        received.append(Received(size))
+        return received[-1]
+
+    monkeypatch.setattr(restoring, "Received", recorded)
+    _, again = restored(open_checkpointer(a_job(tmp_path), 2))
+
+    places = [(torch.frombuffer(one.content, dtype=torch.uint8).data_ptr(), len(one.content)) for one in received]
+    for name, tensor in tensors_of(again.model, again.optimizer).items():
+        assert any(start <= tensor.data_ptr() < start + size for start, size in places), name
+    received.clear()
+    assert_equal(again.state(), trained.state())
+    trained.train(2)
+    again.train(2)
+    assert_equal(again.state(), trained.state())
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_only_several_processes_broadcast_what_one_has_loaded(ranks: int, tmp_path: Path) -> None:
+    (packed, *_) = run_ranks(ranks, on_rank, _broadcast, tmp_path)
+
+    assert packed == (ranks > 1)
+
+
+def _broadcast(ranks: Ranks, folder: Path) -> bool:
+    packed: list[int] = []
+
+    def counted(tensors: list[torch.Tensor]) -> torch.Tensor:
+        packed.append(len(tensors))
+        return together(tensors)
+
+    together = torch.cat
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "cat", counted)
+        tensors = {name: torch.full((2,), float(ranks.rank)) for name in ("one", "other")}
+        broadcast(tensors, 0)
+    assert all(tensor.tolist() == [0.0, 0.0] for tensor in tensors.values())
+    return bool(packed)
 
 
 @pytest.mark.usefixtures("alone")
@@ -162,6 +218,11 @@ def test_a_restore_from_a_folder_reads_links_where_it_can_and_leaves_none(
             super().fetch(key, path)
             links.append(object_.stat().st_nlink)
 
+        def receive(self, key: str, into: memoryview) -> Digest:
+            links.append(object_.stat().st_nlink)
+            return super().receive(key, into)
+
+    monkeypatch.setattr(target.Target, "replaceable", False)  # as where the state is on a GPU
     if not possible:
         monkeypatch.setattr(restoring.Scratch, "beside", lambda _: None)
     monkeypatch.setattr(checkpointer, "open_store", lambda *_: Watching(tmp_path / "checkpoints"))

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from builders_store import MemoryStore, a_manifest, a_record, an_identity, save, stored
 
-from pretrain_api.lineage import IDENTITY_KEY, manifest_key, record_key
-from pretrain_store.errors import Corrupt, IdentityMismatch, NumberTaken, Unavailable
+from pretrain_api.lineage import IDENTITY_KEY, checkpoint_folder, manifest_key, record_key
+from pretrain_store.errors import Corrupt, IdentityMismatch, Missing, NumberTaken, Unavailable
 from pretrain_store.history import (
     claim_identity,
     commit,
     put_record,
     read_listing,
     read_manifest,
+    receive,
     retire,
     sweep,
     verify,
@@ -150,6 +151,26 @@ def test_a_manifest_cannot_name_what_is_outside_its_folder(store: MemoryStore, t
         read_manifest(store, manifest_key(1, 10))
     with pytest.raises(Corrupt, match="outside its folder"):
         verify(manifest, tmp_path)
+    with pytest.raises(Corrupt, match="outside its folder"):
+        receive(store, manifest, manifest.objects[0], memoryview(b""))
+
+
+def test_an_object_is_checked_as_it_is_received(store: MemoryStore) -> None:
+    item = stored("shard", b"22")
+    manifest, key, memory = a_manifest(1, 10, [item]), f"{checkpoint_folder(1, 10)}/shard", bytearray(2)
+
+    with pytest.raises(Missing, match="shard"):
+        receive(store, manifest, item, memoryview(memory))
+    store.put(key, b"2")
+    with pytest.raises(Corrupt, match="shard has 1 bytes instead of 2"):
+        receive(store, manifest, item, memoryview(memory))
+    store.put(key, b"23")
+    with pytest.raises(Corrupt, match="another sha256") as raised:
+        receive(store, manifest, item, memoryview(memory))
+    assert raised.value.key == manifest_key(1, 10)
+    store.put(key, b"22")
+    receive(store, manifest, item, memoryview(memory))
+    assert memory == b"22"
 
 
 def test_every_object_is_checked_before_it_counts(tmp_path: Path) -> None:

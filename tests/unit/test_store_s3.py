@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import (
+    ClientError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
 from builders_store import a_record
 from moto.server import ThreadedMotoServer
 from store_contract import StoreContract, keys
@@ -156,6 +163,81 @@ def test_an_error_says_what_to_do(error: Exception, meaning: type[StoreError]) -
         store.put("key", b"")
 
     assert type(raised.value) is meaning
+
+
+class Breaks:
+    """A body that breaks off after so many bytes; `after` None: it does not. What ends early says nothing."""
+
+    def __init__(self, data: bytes, after: int | None, error: Exception | None) -> None:
+        self._left = memoryview(data)[:after]
+        self._error = error if after is not None else None
+        self.closed = False
+
+    def readinto(self, into: memoryview) -> int:
+        count = min(len(into), len(self._left), 3)
+        if not count and self._error is not None:
+            raise self._error
+        into[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class BreakingClient:
+    """A client of one object, whose first bodies break off after 4 bytes each."""
+
+    def __init__(self, data: bytes, times: int, error: Exception | None) -> None:
+        self._data, self._times, self._error = data, times, error
+        self.asked: list[str] = []
+        self.bodies: list[Breaks] = []
+
+    def head_object(self, **arguments: object) -> dict[str, Any]:
+        return {"ContentLength": len(self._data)}
+
+    def get_object(self, *, Range: str, **arguments: object) -> dict[str, Any]:
+        first, last = (int(place) for place in Range.removeprefix("bytes=").split("-"))
+        broken = len(self.asked) < self._times
+        self.asked.append(Range)
+        self.bodies.append(Breaks(self._data[first : last + 1], 4 if broken else None, self._error))
+        return {"Body": self.bodies[-1]}
+
+
+@pytest.mark.parametrize(
+    "error", [ReadTimeoutError(endpoint_url="http://s3"), ResponseStreamingError(error="reset"), None]
+)
+def test_what_breaks_off_on_the_way_goes_on_from_there(error: Exception | None) -> None:
+    data, memory, slept = b"0123456789", bytearray(10), list[float]()
+    client: Any = BreakingClient(data, 2, error)
+
+    found = S3Store(client, "runs", "job", slept.append).receive("key", memoryview(memory))
+
+    assert memory == data
+    assert found.sha256 == hashlib.sha256(data).hexdigest()
+    assert client.asked == ["bytes=0-9", "bytes=4-9", "bytes=8-9"]
+    assert all(body.closed for body in client.bodies)
+    assert len(slept) == 2
+
+
+def test_what_breaks_off_all_the_time_is_unavailable() -> None:
+    client: Any = BreakingClient(bytes(100), 100, ReadTimeoutError(endpoint_url="http://s3"))
+    slept: list[float] = []
+
+    with pytest.raises(Unavailable):
+        S3Store(client, "runs", "job", slept.append).receive("key", memoryview(bytearray(100)))
+
+    assert len(client.asked) == len(slept) + 1 < 10
+
+
+@pytest.mark.parametrize(("endpoint", "when"), [
+    ("http://s3", "when_required"), ("https://s3", "when_supported"), ("", "when_supported"),
+])  # fmt: skip
+def test_a_checksum_is_sent_where_no_signature_covers_the_bytes(endpoint: str, when: str) -> None:
+    storage = Storage(s3=S3Storage(bucket="runs", endpoint=endpoint))
+    store: Any = open_store(storage, {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"})
+
+    assert store._client.meta.config.request_checksum_calculation == when
 
 
 def test_a_sweep_aborts_uploads_of_earlier_generations_and_leaves_those_that_may_be_under_way(

@@ -34,6 +34,20 @@ def digested(source: FileIO, sink: Callable[[memoryview], object] | None = None)
     return Digest(size, digest.hexdigest())
 
 
+def read_into(source: FileIO, into: memoryview) -> Digest:
+    """Fill memory with a file of its size, whose bytes are digested where they came to lie. Raises OSError.
+
+    Of a file of another size nothing is read: the digest is that of no bytes.
+    """
+    digest, done, size = hashlib.sha256(), 0, os.fstat(source.fileno()).st_size
+    if size == len(into):
+        while done < size and (count := source.readinto(into[done : done + _BLOCK])):
+            digest.update(into[done : done + count])
+            done += count
+        size = done
+    return Digest(size, digest.hexdigest())
+
+
 def digest_of(path: Path) -> Digest:
     """Of a file. Raises OSError."""
     with path.open("rb", buffering=0) as source:

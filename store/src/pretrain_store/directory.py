@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pretrain_api.lineage import StoredObject
-from pretrain_store.digest import digested
+from pretrain_store.digest import Digest, digested, read_into
 from pretrain_store.errors import Exists, Missing, Refused, StoreError, Unavailable, Unsupported
 from pretrain_store.port import ObjectInfo, Unfinished
 
@@ -76,6 +76,16 @@ class DirectoryStore:
                 raise Missing(key) from None
             finally:
                 partial.unlink(missing_ok=True)
+
+    def receive(self, key: str, into: memoryview) -> Digest:
+        """See ObjectStore."""
+        path = self._path(key)
+        with self._translated(key):
+            try:
+                with path.open("rb", buffering=0) as source:
+                    return read_into(source, into)
+            except _ABSENT:
+                raise Missing(key) from None
 
     def list(self, prefix: str) -> tuple[ObjectInfo, ...]:
         """See ObjectStore."""

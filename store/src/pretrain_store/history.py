@@ -14,6 +14,8 @@ from pretrain_api.lineage import (
     JobIdentity,
     LineageRecord,
     Manifest,
+    StoredObject,
+    checkpoint_folder,
     manifest_key,
     parse_manifest_key,
     parse_record_key,
@@ -113,11 +115,21 @@ def verify(manifest: Manifest, folder: Path) -> None:
         path = folder / item.key
         if not path.is_file():
             raise Corrupt(key, f"{item.key} is missing")
-        size = path.stat().st_size
-        if size != item.size:
-            raise Corrupt(key, f"{item.key} has {size} bytes instead of {item.size}")
-        if digest_of(path).sha256 != item.sha256:
-            raise Corrupt(key, f"{item.key} has another sha256 than was saved")
+        _refuse_size(key, item, path.stat().st_size)
+        _refuse_digest(key, item, digest_of(path).sha256)
+
+
+def receive(store: ObjectStore, manifest: Manifest, item: StoredObject, into: memoryview) -> None:
+    """Fill memory of its size with an object of the checkpoint, checked as it comes.
+
+    Raises Corrupt or Missing, or another StoreError; after that what lies there is nobody's to use.
+    """
+    key = manifest_key(manifest.generation, manifest.step)
+    if not _inside(item.key):
+        raise Corrupt(key, f"the manifest names an object outside its folder: {item.key}")
+    found = store.receive(f"{checkpoint_folder(manifest.generation, manifest.step)}/{item.key}", into)
+    _refuse_size(key, item, found.size)
+    _refuse_digest(key, item, found.sha256)
 
 
 def retire(store: ObjectStore, plan: Deletion) -> tuple[str, ...]:
@@ -233,6 +245,16 @@ def _compare(store: ObjectStore, identity: JobIdentity) -> None:
             f"{where} belongs to another job ({', '.join(differing)}): "
             "choose another prefix or path in checkpoint.storage"
         )
+
+
+def _refuse_size(key: str, item: StoredObject, size: int) -> None:
+    if size != item.size:
+        raise Corrupt(key, f"{item.key} has {size} bytes instead of {item.size}")
+
+
+def _refuse_digest(key: str, item: StoredObject, sha256: str) -> None:
+    if sha256 != item.sha256:
+        raise Corrupt(key, f"{item.key} has another sha256 than was saved")
 
 
 def _inside(key: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pretrain_api.lineage import StoredObject
+from pretrain_store.digest import Digest
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,13 @@ class ObjectStore(Protocol):
 
     def fetch(self, key: str, path: Path) -> None:
         """The object as a local file, which replaces one at `path` and is for reading only; raises Missing."""
+        ...
+
+    def receive(self, key: str, into: memoryview) -> Digest:
+        """Fill memory of the object's size with its bytes; returns the digest of what lies there now; raises Missing.
+
+        An object of another size is not read: the digest tells its size, and is of no bytes.
+        """
         ...
 
     def list(self, prefix: str) -> tuple[ObjectInfo, ...]:

@@ -12,7 +12,8 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -27,6 +28,7 @@ from botocore.session import Session as CoreSession
 
 from pretrain_api.job import S3Storage
 from pretrain_api.lineage import StoredObject
+from pretrain_store.digest import Digest
 from pretrain_store.errors import (
     AccessDenied,
     BucketMissing,
@@ -43,6 +45,13 @@ _PART = 16 << 20
 _MOST_PARTS = 9_000
 """S3 takes 10,000."""
 _THREADS = 8
+_READERS = 4
+"""Parts of one object that are received at once: several objects are."""
+_READ = 1 << 20
+"""Bytes a read: with 256 KiB receiving takes a fifth more CPU."""
+_TRIES = 5
+"""For each part, whose connection may break after the headers came, which botocore does not try again."""
+_TRY_SECONDS = 0.1
 _CONFLICTS = 8
 _CONFLICT_SECONDS = 0.05
 _MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "404", "NotFound"})
@@ -106,6 +115,8 @@ def open_s3(storage: S3Storage, environ: Mapping[str, str], patience: Patience =
         max_pool_connections=2 * _THREADS,
         # Servers other than AWS are seldom reached by a host name for each bucket.
         s3={"addressing_style": "path" if endpoint else "auto"},
+        # Without TLS each request is signed with the sha256 of its body: a CRC32 beside that is work and finds no more.
+        request_checksum_calculation="when_required" if (endpoint or "").startswith("http://") else "when_supported",
     )
     access, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
     if bool(access) != bool(secret):
@@ -186,6 +197,39 @@ class S3Store:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+    def receive(self, key: str, into: memoryview) -> Digest:
+        """See ObjectStore. Parts come to where they belong at once, and are digested in order."""
+        digest = hashlib.sha256()
+        with self._translated(key):
+            size = int(self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)["ContentLength"])
+            if size == len(into):
+                starts = range(0, size, _PART)
+                with ThreadPoolExecutor(min(_READERS, max(1, len(starts)))) as threads:
+                    for part in threads.map(functools.partial(self._receive_part, key, into), starts):
+                        digest.update(part)
+        return Digest(size, digest.hexdigest())
+
+    def _receive_part(self, key: str, into: memoryview, start: int) -> memoryview:
+        part = into[start : start + _PART]
+        done = 0
+        for attempt in range(1, _TRIES + 1):
+            asked = f"bytes={start + done}-{start + len(part) - 1}"
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, Range=asked)
+            with closing(answer["Body"]) as body:
+                try:
+                    while done < len(part):
+                        count = body.readinto(part[done : done + _READ])
+                        if not count:
+                            raise IncompleteReadError(actual_bytes=done, expected_bytes=len(part))
+                        done += count
+                except (HTTPClientError, IncompleteReadError):
+                    if attempt == _TRIES:
+                        raise
+                    self._sleep(_TRY_SECONDS * 2**attempt)
+                else:
+                    break
+        return part
 
     def version(self, key: str) -> str:
         """See ObjectReader."""

@@ -18,9 +18,9 @@ import mmap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO, IOBase
+from io import SEEK_CUR, SEEK_END, SEEK_SET, BytesIO, IOBase, RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import torch
 import torch.distributed as dist
@@ -37,8 +37,12 @@ from torch.futures import Future
 
 from pretrain_trainer.checkpoint.pinning import CUDA, Pinned, Runtime, gpus
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 METADATA = ".metadata"
-_ALIGNMENT = 64
+ALIGNMENT = 64
+"""Bytes, of each tensor in its file."""
 FILE_BYTES = 256 << 20
 """About so large a file becomes, unless a single tensor is larger."""
 _SMALL = 1 << 20
@@ -152,7 +156,46 @@ def _lay_out(
     )
 
 
-def data_offset(file: BinaryIO, info: _StorageInfo) -> int:
+class Bytes(RawIOBase):
+    """Memory as a file, without a copy of it."""
+
+    def __init__(self, content: memoryview) -> None:
+        self._content = content
+        self._at = 0
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """It can be."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next byte is."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
+        """Go there; beyond the end there is nothing."""
+        begin = {SEEK_SET: 0, SEEK_CUR: self._at, SEEK_END: len(self._content)}[whence]
+        self._at = max(0, begin + offset)
+        return self._at
+
+    def readinto(self, into: WriteableBuffer, /) -> int:
+        """The next bytes; how many they are."""
+        target = memoryview(into)
+        found = self._content[self._at : self._at + len(target)]
+        target[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._content.release()
+        super().close()
+
+
+def data_offset(file: BinaryIO | Bytes, info: _StorageInfo) -> int:
     """Where in the file the bytes of the tensor in one of its `torch.save` archives begin. Nothing is unpickled."""
     archive: Any = torch._C.PyTorchFileReader
     view: object = _create_file_view(cast("IOBase", file), info.offset, info.length)
@@ -226,7 +269,7 @@ def _bytes(item: WriteItem) -> int:
 
 
 def _write(file: BinaryIO, name: str, item: WriteItem, planner: SavePlanner) -> WriteResult:
-    file.write(bytes(-file.tell() % _ALIGNMENT))
+    file.write(bytes(-file.tell() % ALIGNMENT))
     start = file.tell()
     torch.save(planner.resolve_data(item), file)
     length = file.tell() - start

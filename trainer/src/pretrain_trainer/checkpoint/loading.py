@@ -10,8 +10,10 @@ from __future__ import annotations
 import io
 import math
 import mmap
+import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +34,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
 from pretrain_trainer.checkpoint.atonce import each
-from pretrain_trainer.checkpoint.layout import copy, data_offset
+from pretrain_trainer.checkpoint.layout import ALIGNMENT, Bytes, copy, data_offset
 
 PARALLEL = 4
 """Files that are fetched, verified and loaded at once: each keeps a core busy."""
@@ -62,6 +64,10 @@ _GLOBALS: Mapping[tuple[str, str], object] = {
 }
 
 
+_Pieces = dict[str, list[tuple[ReadItem, Tensor]]]
+"""For each file what is read of it, and where that is."""
+
+
 class Unusable(Exception):
     """The files are not a checkpoint of this state: says what is wrong with them."""
 
@@ -70,6 +76,7 @@ class Loading:
     """What of a checkpoint goes where in this process's tensors."""
 
     def __init__(self, tensors: dict[str, Tensor], metadata: Metadata) -> None:
+        self._tensors = tensors
         self._metadata = metadata
         self._planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._planner.set_up_planner(tensors, metadata)
@@ -90,15 +97,48 @@ class Loading:
 
     def load(self, folder: Path) -> None:
         """Copy from the files, whose digests must have been checked, to the tensors; or raise Unusable before."""
+        self._copy(self._pieces(lambda name: _mapped(folder / name)))
+
+    def take(self, received: Mapping[str, Received]) -> dict[str, Tensor]:
+        """Tensors by name, whose memory is that of the files received, to be taken instead of those that are there.
+
+        What cannot be so, since it is elsewhere or only a part of a tensor, is copied. The digests must have been
+        checked. Raises Unusable before anything is copied.
+        """
+        pieces = self._pieces(lambda name: received[name].content)
+        taken = {
+            item.dest_index.fqn: source
+            for found in pieces.values()
+            for item, source in found
+            if self._is_whole(item, source)
+        }
+        self._copy(
+            {name: [one for one in found if one[0].dest_index.fqn not in taken] for name, found in pieces.items()}
+        )
+        return taken
+
+    def _pieces(self, content: Callable[[str], mmap.mmap]) -> _Pieces:
+        """What the files hold for each read."""
         try:
-            sources = {name: self._sources(folder / name, self._reads[name]) for name in self.files}
+            return {name: self._sources(content(name), self._reads[name]) for name in self.files}
         except (LookupError, RuntimeError, ValueError) as error:
             raise Unusable(f"its files do not hold what its metadata says: {error}") from error
 
-        def place(name: str) -> None:
-            copy(sources[name], [self._planner.resolve_tensor(item).detach() for item, _ in self._reads[name]])
+    def _copy(self, pieces: _Pieces) -> None:
+        def place(found: list[tuple[ReadItem, Tensor]]) -> None:
+            copy([source for _, source in found], [self._planner.resolve_tensor(item).detach() for item, _ in found])
 
-        each(place, self.files, PARALLEL)
+        each(place, pieces.values(), PARALLEL)
+
+    def _is_whole(self, item: ReadItem, source: Tensor) -> bool:
+        """Whether the source can be the tensor that it is read for."""
+        tensor = self._tensors[item.dest_index.fqn]
+        return (
+            replaceable(tensor)
+            and (tensor.shape, tensor.dtype) == (source.shape, source.dtype)
+            and source.is_contiguous()
+            and source.data_ptr() % ALIGNMENT == 0
+        )
 
     def _info(self, item: ReadItem) -> _StorageInfo:
         info = (self._metadata.storage_data or {}).get(item.storage_index)
@@ -106,10 +146,9 @@ class Loading:
             raise Unusable(f"its metadata does not say where {item.storage_index.fqn} is")
         return info
 
-    def _sources(self, path: Path, reads: list[tuple[ReadItem, _StorageInfo]]) -> list[Tensor]:
-        with path.open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # copy: torch warns of read-only buffers
-            return [self._source(item, content, data_offset(file, info)) for item, info in reads]
+    def _sources(self, content: mmap.mmap, reads: list[tuple[ReadItem, _StorageInfo]]) -> list[tuple[ReadItem, Tensor]]:
+        with closing(Bytes(memoryview(content))) as file:
+            return [(item, self._source(item, content, data_offset(file, info))) for item, info in reads]
 
     def _source(self, item: ReadItem, content: mmap.mmap, offset: int) -> Tensor:
         index = item.storage_index
@@ -117,6 +156,34 @@ class Loading:
         shape = saved.chunks[index.index or 0].sizes
         chunk = torch.frombuffer(content, dtype=saved.properties.dtype, count=math.prod(shape), offset=offset)
         return narrow_tensor_by_index(chunk.view(shape), item.storage_offsets, item.lengths)
+
+
+class Received:
+    """An object of a checkpoint in memory of this process alone, to be filled."""
+
+    def __init__(self, size: int) -> None:
+        self.content = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.bytes = memoryview(self.content)[:size]
+
+
+def room_in(path: Path, size: int) -> memoryview:
+    """A new file's bytes: what is written there is in the file. Raises OSError where there is no room for them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w+b") as file:
+        if not size:
+            return memoryview(b"")
+        os.posix_fallocate(file.fileno(), 0, size)  # without room a mapping's pages kill the process that touches them
+        return memoryview(mmap.mmap(file.fileno(), size))
+
+
+def replaceable(tensor: Tensor) -> bool:
+    """Whether other memory can take the place of this tensor's: it is a plain one on the CPU, in order."""
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.is_contiguous()
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # copy: torch warns of read-only buffers
 
 
 def read_metadata(content: bytes) -> Metadata:

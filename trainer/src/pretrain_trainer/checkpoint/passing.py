@@ -21,6 +21,8 @@ _PIECE = 256 << 20
 
 def broadcast(tensors: Mapping[str, Tensor], source: int) -> None:
     """Copy what rank `source` has of the tensors over what others have, in the same layout and under the same names."""
+    if dist.get_world_size() == 1:
+        return  # packing the tensors alone copies all of them
     for bucket in _buckets(local(tensor) for tensor in tensors.values()):
         if len(bucket) == 1 and bucket[0].is_contiguous():
             dist.broadcast(bucket[0], src=source)

@@ -64,6 +64,18 @@ def make_optimizer_state(
             optimizer.state[parameter][entry] = torch.empty((), dtype=torch.float32, device=device)
 
 
+def replace(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Have these, named as in `tensors_of`, be the memory of parameters and buffers, and the optimizer's entries."""
+    for name, tensor in _of_model(model):
+        if (found := tensors.get(f"model.{name}")) is not None:
+            tensor.data = found
+    for name, parameter in _parameters(model):
+        entries = optimizer.state.get(parameter, {})
+        for entry in entries:
+            if (found := tensors.get(f"optimizer.{name}.{entry}")) is not None:
+                entries[entry] = found
+
+
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name, parameter in model.named_parameters():
         yield _stable(name), parameter

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.optim import Optimizer
 
-from pretrain_trainer.checkpoint.loading import Loading, scalars
-from pretrain_trainer.checkpoint.state import make_optimizer_state, optimizer_entries, tensors_of
+from pretrain_trainer.checkpoint.loading import Loading, Received, replaceable, scalars
+from pretrain_trainer.checkpoint.state import (
+    make_optimizer_state,
+    optimizer_entries,
+    replace,
+    tensors_of,
+    tensors_of_model,
+)
 from pretrain_trainer.errors import InvalidInput
 
 _ENTRIES = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
@@ -26,6 +33,15 @@ class Target:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of both by name."""
         return tensors_of(self.model, self.optimizer)
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether memory that a checkpoint was received in can become the model's and the optimizer's."""
+        return all(replaceable(tensor) for tensor in tensors_of_model(self.model).values())
+
+    def take(self, loading: Loading, received: Mapping[str, Received]) -> None:
+        """Have verified files in memory become the state, without another copy where that can be; or raise Unusable."""
+        replace(self.model, self.optimizer, loading.take(received))
 
     def plan(self, metadata: Metadata, where: str) -> Loading:
         """What of a checkpoint goes where in this process; the optimizer gets room for it.
