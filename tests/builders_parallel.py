@@ -1,16 +1,14 @@
-"""Runs under one parallelism after another, in one set of processes: what a rank costs is its start."""
+"""Runs under one parallelism after another."""
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_trainer import RANK_SECONDS, FakeLink, RankEnd, a_config, a_generation, run_ranks
+from builders_trainer import FakeLink, RankEnd, a_config, a_generation, run_ranks
 
 from pretrain_api.reports import Evaluated, Sampled
 from pretrain_api.trainer import TrainerConfig
@@ -69,10 +67,12 @@ def run_cases(cases: Sequence[Case]) -> list[RankEnd]:
 
 
 def run_all_ranks(cases: Sequence[Case]) -> list[list[RankEnd]]:
-    """Train each in turn, with real checkpoints; how all ranks of each ended."""
-    most, patience = max(case.world_size for case in cases), RANK_SECONDS * len(cases)
-    by_rank = [iter(ends) for ends in run_ranks(most, _train_each, cases, _ports(len(cases)), seconds=patience)]
-    return [[next(by_rank[rank]) for rank in range(case.world_size)] for case in cases]
+    """Train each in turn, with real checkpoints; how all ranks of each ended.
+
+    Each has processes of its own: torch remembers a mesh's groups by their names, and takes those of an equal mesh of
+    an earlier case for them. And the peers of one that failed are told when it ends.
+    """
+    return [run_ranks(case.world_size, _train, case, worker_size=case.worker_size) for case in cases]
 
 
 def assert_same_training(end: RankEnd, alone: RankEnd) -> None:
@@ -88,33 +88,13 @@ def assert_same_training(end: RankEnd, alone: RankEnd) -> None:
     assert [sample.text for sample in end.of(Sampled)] == [sample.text for sample in alone.of(Sampled)]
 
 
-def _train_each(environ: Mapping[str, str], cases: Sequence[Case], ports: Sequence[int]) -> list[RankEnd]:
-    rank = int(environ["RANK"])
-    return [_train_one(environ, case, port) for case, port in zip(cases, ports, strict=True) if rank < case.world_size]
-
-
-def _train_one(environ: Mapping[str, str], case: Case, port: int) -> RankEnd:
-    rank = int(environ["RANK"])
-    place = {
-        "WORLD_SIZE": str(case.world_size),
-        "LOCAL_WORLD_SIZE": str(case.worker_size),
-        "MASTER_PORT": str(port),
-    }
+def _train(environ: Mapping[str, str], case: Case) -> RankEnd:
     workers = case.world_size // case.worker_size
     generation = a_generation(case.generation, workers).model_copy(update={"may_take_over": case.generation == 1})
     link = FakeLink({}, generation)
     try:
-        os.environ.update(place)  # where torch looks
-        train(case.config, link, Checkpointer.open, os.environ)
+        train(case.config, link, Checkpointer.open, environ)
     except Exception as error:
-        end = ending(error, rank)
+        end = ending(error, int(environ["RANK"]))
         return RankEnd([*link.reports, end.report], end.exit_code)
     return RankEnd(link.reports, 0)
-
-
-def _ports(number: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
