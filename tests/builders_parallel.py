@@ -72,7 +72,7 @@ def run_all_ranks(cases: Sequence[Case]) -> list[list[RankEnd]]:
     Each has processes of its own: torch remembers a mesh's groups by their names, and takes those of an equal mesh of
     an earlier case for them. And the peers of one that failed are told when it ends.
     """
-    return [run_ranks(case.world_size, _train, case, worker_size=case.worker_size) for case in cases]
+    return [run_ranks(case.world_size, train_case, case, worker_size=case.worker_size) for case in cases]
 
 
 def assert_same_training(end: RankEnd, alone: RankEnd) -> None:
@@ -88,7 +88,8 @@ def assert_same_training(end: RankEnd, alone: RankEnd) -> None:
     assert [sample.text for sample in end.of(Sampled)] == [sample.text for sample in alone.of(Sampled)]
 
 
-def _train(environ: Mapping[str, str], case: Case) -> RankEnd:
+def train_case(environ: Mapping[str, str], case: Case) -> RankEnd:
+    """Train on this rank, with real checkpoints; how it ended."""
     workers = case.world_size // case.worker_size
     generation = a_generation(case.generation, workers).model_copy(update={"may_take_over": case.generation == 1})
     link = FakeLink({}, generation)

@@ -47,6 +47,7 @@ CUT = (
     *COMBINED,
 )
 """One of each."""
+COMPILED = (Laid("full", tensor=2, world_size=4), Laid(tensor=2, pipeline=2, world_size=4))
 RESHAPED = (ALONE, Laid(world_size=3), Laid("full", world_size=3), Laid(pipeline=4, world_size=4), *CUT)
 OPTIONS: dict[str, dict[str, Any]] = {
     "dropout": {"model": {"dropout": 0.2}},
@@ -161,6 +162,21 @@ def test_each_of_the_options_is_seen_in_the_losses(corpus: Path, tmp_path: Path)
 
     for name, end in zip(OPTIONS, ends, strict=True):
         assert end.losses[-1] != pytest.approx(without.losses[-1], rel=1e-4), name
+
+
+def test_compiled_blocks_have_the_losses_of_plain_ones(corpus: Path, tmp_path: Path) -> None:
+    bare: dict[str, Any] = {"evaluation": None, "sampling": None}
+
+    cases = [a_run(corpus, ALONE, MODELS["llama"], tmp_path / "alone", **bare)]
+    cases += [
+        a_run(corpus, way, MODELS["llama"], tmp_path / str(number), **bare, compile=True)
+        for number, way in enumerate(COMPILED)
+    ]
+    alone, *ends = run_cases(cases)
+
+    for way, end in zip(COMPILED, ends, strict=True):
+        assert end.exit_code == 0, end.reports[-1]
+        assert end.losses == pytest.approx(alone.losses, rel=1e-5), way
 
 
 @pytest.mark.parametrize(("model", "stride"), [(GPT2, 5), (LLAMA, 7)], ids=["gpt2", "llama"])
