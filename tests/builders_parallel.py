@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_trainer import FakeLink, RankEnd, a_config, a_generation, run_ranks
+from builders_trainer import RANK_SECONDS, FakeLink, RankEnd, a_config, a_generation, run_ranks
 
 from pretrain_api.reports import Evaluated, Sampled
 from pretrain_api.trainer import TrainerConfig
@@ -61,18 +61,20 @@ class Laid:
         return Case(config, self.world_size, self.worker_size, generation)
 
 
-def run_cases(cases: Sequence[Case]) -> list[RankEnd]:
-    """Train each in turn, with real checkpoints; how rank 0 of each ended."""
-    return [ends[0] for ends in run_all_ranks(cases)]
+def run_cases(cases: Sequence[Case], seconds: float = RANK_SECONDS) -> list[RankEnd]:
+    """Train each in turn, with real checkpoints, in so many seconds each; how rank 0 of each ended."""
+    return [ends[0] for ends in run_all_ranks(cases, seconds)]
 
 
-def run_all_ranks(cases: Sequence[Case]) -> list[list[RankEnd]]:
+def run_all_ranks(cases: Sequence[Case], seconds: float = RANK_SECONDS) -> list[list[RankEnd]]:
     """Train each in turn, with real checkpoints; how all ranks of each ended.
 
     Each has processes of its own: torch remembers a mesh's groups by their names, and takes those of an equal mesh of
     an earlier case for them. And the peers of one that failed are told when it ends.
     """
-    return [run_ranks(case.world_size, train_case, case, worker_size=case.worker_size) for case in cases]
+    return [
+        run_ranks(case.world_size, train_case, case, worker_size=case.worker_size, seconds=seconds) for case in cases
+    ]
 
 
 def assert_same_training(end: RankEnd, alone: RankEnd) -> None:

@@ -12,6 +12,9 @@ _EXACT_SUMS = (
     "exact sums are not there yet with tensor or pipeline parallelism: set parallelism.tensor and pipeline to 1, "
     "or exact to false"
 )
+_COMPILED_PARTS = (
+    "compiled blocks are not there yet with tensor parallelism: set parallelism.tensor to 1, or compile to false"
+)
 
 
 class Finding(NamedTuple):
@@ -34,6 +37,7 @@ def training_errors(training: Training) -> tuple[Finding, ...]:
     found = (
         (training.precision == "fp8", "precision", "fp8 is not there yet: use bf16 or fp32"),
         (several and training.exact, "exact", _EXACT_SUMS),
+        (training.parallelism.tensor > 1 and training.compile, "compile", _COMPILED_PARTS),
     )
     return tuple(Finding("error", f"{at}.{path}", message) for holds, path, message in found if holds)
 
