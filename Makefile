@@ -41,7 +41,7 @@ test: compile ## Unit, trainer, local-process and API-server tests
 	$(BIN)/pytest -m "not slow"
 
 test-parallel: compile ## Every parallelism and their combinations, at several sizes, beside one process
-	$(BIN)/pytest tests/parallel --timeout 3600
+	$(BIN)/pytest tests/parallel --timeout 900
 
 lint: install ## Style, types, import rules, drift of generated files
 	$(BIN)/ruff format --check .

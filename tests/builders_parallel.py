@@ -1,15 +1,13 @@
-"""Runs under one parallelism after another, in one set of processes: what a rank costs is its start."""
+"""Runs under one parallelism after another."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_ports import free_port
 from builders_trainer import RANK_SECONDS, FakeLink, RankEnd, a_config, a_generation, run_ranks
 
 from pretrain_api.reports import Evaluated, Sampled
@@ -63,18 +61,20 @@ class Laid:
         return Case(config, self.world_size, self.worker_size, generation)
 
 
-def run_cases(cases: Sequence[Case]) -> list[RankEnd]:
-    """Train each in turn, with real checkpoints; how rank 0 of each ended."""
-    return [ends[0] for ends in run_all_ranks(cases)]
+def run_cases(cases: Sequence[Case], seconds: float = RANK_SECONDS) -> list[RankEnd]:
+    """Train each in turn, with real checkpoints, in so many seconds each; how rank 0 of each ended."""
+    return [ends[0] for ends in run_all_ranks(cases, seconds)]
 
 
-def run_all_ranks(cases: Sequence[Case]) -> list[list[RankEnd]]:
-    """Train each in turn, with real checkpoints; how all ranks of each ended."""
-    most, patience = max(case.world_size for case in cases), RANK_SECONDS * len(cases)
-    by_rank = [
-        iter(ends) for ends in run_ranks(most, _train_each, cases, [free_port() for _ in cases], seconds=patience)
+def run_all_ranks(cases: Sequence[Case], seconds: float = RANK_SECONDS) -> list[list[RankEnd]]:
+    """Train each in turn, with real checkpoints; how all ranks of each ended.
+
+    Each has processes of its own: torch remembers a mesh's groups by their names, and takes those of an equal mesh of
+    an earlier case for them. And the peers of one that failed are told when it ends.
+    """
+    return [
+        run_ranks(case.world_size, train_case, case, worker_size=case.worker_size, seconds=seconds) for case in cases
     ]
-    return [[next(by_rank[rank]) for rank in range(case.world_size)] for case in cases]
 
 
 def assert_same_training(end: RankEnd, alone: RankEnd) -> None:
@@ -90,25 +90,14 @@ def assert_same_training(end: RankEnd, alone: RankEnd) -> None:
     assert [sample.text for sample in end.of(Sampled)] == [sample.text for sample in alone.of(Sampled)]
 
 
-def _train_each(environ: Mapping[str, str], cases: Sequence[Case], ports: Sequence[int]) -> list[RankEnd]:
-    rank = int(environ["RANK"])
-    return [_train_one(environ, case, port) for case, port in zip(cases, ports, strict=True) if rank < case.world_size]
-
-
-def _train_one(environ: Mapping[str, str], case: Case, port: int) -> RankEnd:
-    rank = int(environ["RANK"])
-    place = {
-        "WORLD_SIZE": str(case.world_size),
-        "LOCAL_WORLD_SIZE": str(case.worker_size),
-        "MASTER_PORT": str(port),
-    }
+def train_case(environ: Mapping[str, str], case: Case) -> RankEnd:
+    """Train on this rank, with real checkpoints; how it ended."""
     workers = case.world_size // case.worker_size
     generation = a_generation(case.generation, workers).model_copy(update={"may_take_over": case.generation == 1})
     link = FakeLink({}, generation)
     try:
-        os.environ.update(place)  # where torch looks
-        train(case.config, link, Checkpointer.open, os.environ)
+        train(case.config, link, Checkpointer.open, environ)
     except Exception as error:
-        end = ending(error, rank)
+        end = ending(error, int(environ["RANK"]))
         return RankEnd([*link.reports, end.report], end.exit_code)
     return RankEnd(link.reports, 0)

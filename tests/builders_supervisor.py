@@ -31,14 +31,14 @@ time.sleep(600)
 """An agent with a rank in a session of its own that dies with it."""
 
 
-def a_job(replicas: int = 2) -> PretrainJob:
+def a_job(replicas: int = 2, processes: int | None = None) -> PretrainJob:
     return PretrainJob.model_validate(
         {
             "apiVersion": "pretrain.dev/v1alpha1",
             "kind": "PretrainJob",
             "metadata": {"name": "tiny"},
             "spec": {
-                "workers": {"replicas": replicas, "elastic": {"min": 1, "max": 8}},
+                "workers": {"replicas": replicas, "elastic": {"min": 1, "max": 8}, "processesPerWorker": processes},
                 "training": {
                     "model": {"preset": "gpt2-tiny"},
                     "data": {"tokenizer": "/tokenizer.json", "sources": [{"name": "a", "uri": "/a"}]},

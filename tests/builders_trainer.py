@@ -62,9 +62,9 @@ DEADLY: dict[str, tuple[object, str]] = {
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def a_tokenizer(folder: Path) -> str:
-    """Write a tokeniser of VOCABULARY words; its digest."""
-    words = {f"w{number}": number for number in range(VOCABULARY)}
+def a_tokenizer(folder: Path, end: int | None = None) -> str:
+    """Write a tokeniser of VOCABULARY words, of which `end` ends a document; its digest."""
+    words = {"</s>" if number == end else f"w{number}": number for number in range(VOCABULARY)}
     text = Tokenizer(WordLevel(words, unk_token="w0")).to_str()
     (folder / "tokenizer.json").write_text(text)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -92,9 +92,9 @@ def walk(seed: int, length: int) -> np.ndarray:
     return np.cumsum(steps) % VOCABULARY
 
 
-def a_corpus(folder: Path) -> Path:
+def a_corpus(folder: Path, end: int | None = None) -> Path:
     """A tokeniser, the sources `prose` (two shards) and `code`, and a held-out one."""
-    digest = a_tokenizer(folder)
+    digest = a_tokenizer(folder, end)
     a_source(folder, "prose", [walk(1, 2000), walk(2, 3000)], digest)
     a_source(folder, "code", [walk(3, 2500)], digest)
     a_source(folder, "held-out", [walk(4, 1200)], digest)

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
-from builders_trainer import a_config, a_corpus, run_training
+from builders_trainer import FakeLink, NoCheckpointer, a_config, a_corpus, run_ranks, run_training
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 from transformers.models.openai import OpenAIGPTConfig
 
 from pretrain_api.model import Model, resolve
+from pretrain_api.reports import StepDone
+from pretrain_api.trainer import TrainerConfig
 from pretrain_trainer.errors import InvalidInput
 from pretrain_trainer.models.compiling import CACHE_VARIABLE, compile_blocks
 from pretrain_trainer.models.documents import end_of_document
 from pretrain_trainer.models.model import Decoder, build, initialise
 from pretrain_trainer.models.objective import Objective
 from pretrain_trainer.models.recompute import recompute_activations
+from pretrain_trainer.train import train
 
 ROWS, WIDTH = 112, 32
 END = 5
@@ -188,6 +193,22 @@ def test_compiled_blocks_keep_names_and_losses(tmp_path: Path, monkeypatch: pyte
     assert os.environ[CACHE_VARIABLE] == str(tmp_path / "inductor")
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, "{cache}"), (default_cache_dir(), "{cache}"), ("/theirs", "/theirs")]
+)
+def test_compiled_code_is_kept_in_the_cache_unless_the_user_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None, after: str
+) -> None:
+    """Torch sets the variable to its own default when some of its modules are imported."""
+    monkeypatch.setenv(CACHE_VARIABLE, before or "replaced")
+    if before is None:
+        monkeypatch.delenv(CACHE_VARIABLE)
+
+    compile_blocks(a_model(), tmp_path, {}, backend="eager")
+
+    assert os.environ[CACHE_VARIABLE] == after.format(cache=tmp_path / "inductor")
+
+
 def test_compiling_without_a_compiler_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
@@ -211,12 +232,29 @@ def test_ranks_that_save_memory_have_the_losses_of_one_that_does_not(corpus: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", ["none", "full"])
-def test_a_compiled_run_has_the_losses_of_a_plain_one(corpus: Path, tmp_path: Path, shard: str) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("shard", "world_size"), [("none", 1), ("none", 2), ("full", 2)])
+def test_a_compiled_run_has_the_losses_of_a_plain_one_and_the_next_one_compiles_nothing(
+    corpus: Path, tmp_path: Path, shard: str, world_size: int
+) -> None:
     compiled = {"compile": True, "parallelism": {"shard": shard}, "steps": 4}
+    config = a_config(corpus, compiled, cache={"path": str(tmp_path)})
 
     plain = run_training(a_config(corpus, {"steps": 4}), 1)[0].losses
-    ends = run_training(a_config(corpus, compiled, cache={"path": str(tmp_path)}), 2)
+    first = run_ranks(world_size, _train_compiled, config, seconds=600)
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "inductor").rglob("*.so")}
+    second = run_ranks(world_size, _train_compiled, config, seconds=600)
 
-    assert ends[0].losses == pytest.approx(plain, rel=1e-4)
-    assert any((tmp_path / "inductor").rglob("*.so"))
+    for losses, _ in (first[0], second[0]):
+        assert losses == pytest.approx(plain, rel=1e-5)
+    assert made
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "inductor").rglob("*.so")} == made
+    assert [compilations for _, compilations in second] == [0] * world_size
+
+
+def _train_compiled(environ: Mapping[str, str], config: TrainerConfig) -> tuple[list[float], int]:
+    """(the losses that it reported, how many graphs were compiled and not found)."""
+    link = FakeLink()
+    train(config, link, lambda *_: NoCheckpointer(), environ)
+    losses = [report.loss for report in link.reports if isinstance(report, StepDone)]
+    return losses, counters["inductor"]["fxgraph_cache_miss"]

@@ -1,14 +1,18 @@
 """One small case of each parallelism: the losses of one process; `make test-parallel` has them all."""
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_parallel import GPT2, LLAMA, STEADY, Laid, assert_same_training, run_cases
-from builders_trainer import RankEnd, a_corpus
+from builders_parallel import GPT2, LLAMA, STEADY, Case, Laid, assert_same_training, run_cases, train_case
+from builders_trainer import RankEnd, a_corpus, run_ranks
+from torch._dynamo.utils import counters
 
 from pretrain_api.reports import Restored
 from pretrain_api.trainer import ExitCode
+from pretrain_trainer import setup
 
 ALONE = Laid()
 TENSOR, PIPELINE = Laid(tensor=2, world_size=2), Laid(pipeline=2, world_size=4)
@@ -75,6 +79,27 @@ def test_a_restart_at_the_same_size_changes_no_bit(corpus: Path, tmp_path: Path)
     ):
         assert (before.step_numbers, after.step_numbers) == ([1, 2, 3], [4, 5, 6])
         assert numbers(before) + numbers(after) == numbers(uninterrupted)
+
+
+@pytest.mark.timeout(900)
+def test_compiled_blocks_of_stages_have_the_losses_of_plain_ones(corpus: Path, tmp_path: Path) -> None:
+    """With all of the compiler but its last part, which makes C++ of it (`make test-parallel`)."""
+    common: dict[str, Any] = {"steps": 3, "evaluation": None, "sampling": None}
+    way, model = Laid(pipeline=2, world_size=2), LLAMA | {"layers": 2}
+
+    (alone,) = run_cases([ALONE.case(corpus, model, tmp_path / "alone", **common)])
+    compiled = way.case(corpus, model, tmp_path / "compiled", **common, compile=True)
+    end, graphs = run_ranks(way.world_size, _traced, compiled)[0]
+
+    assert end.exit_code == 0, end.reports[-1]
+    assert end.losses == pytest.approx(alone.losses, rel=1e-5)
+    assert graphs > 0
+
+
+def _traced(environ: Mapping[str, str], case: Case) -> tuple[RankEnd, int]:
+    """(how it ended, how many graphs were made)."""
+    setup.compile_blocks = partial(setup.compile_blocks, backend="aot_eager")
+    return train_case(environ, case), counters["stats"]["unique_graphs"]
 
 
 def numbers(end: RankEnd) -> list[tuple[float, float]]:

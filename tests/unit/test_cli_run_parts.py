@@ -89,11 +89,11 @@ def test_without_a_report_no_time_was_spent_before(tmp_path: Path) -> None:
 
 
 def test_a_worker_is_an_agent_with_the_trainer_behind_it(tmp_path: Path) -> None:
-    command = worker_command(RunFolder(tmp_path), "uid", 2, slot=1, attempt=3, port=4711)
+    command = worker_command(RunFolder(tmp_path), a_job(processes=2), "uid", slot=1, attempt=3, port=4711)
 
     own, program = " ".join(command.arguments).split(" -- ")
     assert "--coordinator ws://127.0.0.1:4711/v1/jobs/uid/agents --job-uid uid --slot 1 --attempt 3" in own
-    assert "--processes 2" in own
+    assert "--processes 2 --preload pretrain_trainer.preload" in own
     assert program == f"-m pretrain_trainer {tmp_path}/trainer.json"
     assert command.environment["OMP_NUM_THREADS"] == "1"
     assert command.log == tmp_path / "logs" / "worker-1.3.log"

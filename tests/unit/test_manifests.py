@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_kubernetes import SETTINGS, UID, a_created_job, a_job_body, a_parsed_job
+from builders_kubernetes import SETTINGS, SPEC, UID, a_created_job, a_job_body, a_parsed_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,6 +68,12 @@ def test_the_agent_understands_its_command_line() -> None:
     assert (settings.processes, settings.grace) == (1, 42.5)
     assert settings.preload == ("pretrain_trainer.preload", "pretrain_trainer.preload_s3")
     assert (settings.program.target, settings.program.args) == ("pretrain_trainer", ("/etc/pretrain/trainer.json",))
+
+
+def test_ranks_that_compile_start_with_the_compiler_imported() -> None:
+    command = worker_of(a_pod(training=SPEC["training"] | {"compile": True}))["command"]
+
+    assert parse_settings(command[1:]).preload[-1] == "pretrain_trainer.preload_compile"
 
 
 def test_the_coordinators_certificate_is_checked_against_the_given_authority() -> None:

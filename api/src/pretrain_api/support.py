@@ -8,7 +8,13 @@ from pretrain_api.job import Elastic, PretrainJobSpec
 from pretrain_api.layout import replica_processes
 from pretrain_api.training import Training
 
-_SEVERAL = "not there yet with tensor or pipeline parallelism: set parallelism.tensor and pipeline to 1"
+_EXACT_SUMS = (
+    "exact sums are not there yet with tensor or pipeline parallelism: set parallelism.tensor and pipeline to 1, "
+    "or exact to false"
+)
+_COMPILED_PARTS = (
+    "compiled blocks are not there yet with tensor parallelism: set parallelism.tensor to 1, or compile to false"
+)
 
 
 class Finding(NamedTuple):
@@ -30,8 +36,8 @@ def training_errors(training: Training) -> tuple[Finding, ...]:
     at, several = "spec.training", replica_processes(training.parallelism) > 1
     found = (
         (training.precision == "fp8", "precision", "fp8 is not there yet: use bf16 or fp32"),
-        (several and training.exact, "exact", f"exact sums are {_SEVERAL}, or exact to false"),
-        (several and training.compile, "compile", f"compiled blocks are {_SEVERAL}, or compile to false"),
+        (several and training.exact, "exact", _EXACT_SUMS),
+        (training.parallelism.tensor > 1 and training.compile, "compile", _COMPILED_PARTS),
     )
     return tuple(Finding("error", f"{at}.{path}", message) for holds, path, message in found if holds)
 

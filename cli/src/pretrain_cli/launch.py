@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 
+from pretrain_api.job import PretrainJob
 from pretrain_operator.local.folder import RunFolder
 from pretrain_operator.local.pods import WorkerCommand
+from pretrain_operator.preloads import preloads
 
 THREADS = 1
 """CPU threads of a training process: workers share the machine, and another number changes bits of the results."""
 
 
 def worker_command(
-    folder: RunFolder, job_uid: str, processes: int, slot: int, attempt: int, port: int
+    folder: RunFolder, job: PretrainJob, job_uid: str, slot: int, attempt: int, port: int
 ) -> WorkerCommand:
     """The command line of one worker's agent, whose coordinator listens on `port`."""
     name = f"worker-{slot}.{attempt}"
@@ -23,11 +25,12 @@ def worker_command(
         "--attempt": attempt,
         "--host": "127.0.0.1",
         "--node": f"local-{slot}",
-        "--processes": processes,
-        "--preload": "pretrain_trainer.preload",
+        "--processes": job.spec.workers.processes_per_worker or 1,
     }
     program = ("-m", "pretrain_trainer", str(folder.trainer_config))
-    arguments = (str(part) for option in options.items() for part in option)
+    arguments = [str(part) for option in options.items() for part in option]
+    for module in preloads(job.spec):
+        arguments += ["--preload", module]
     environment = {"OMP_NUM_THREADS": str(THREADS)}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"

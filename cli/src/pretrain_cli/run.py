@@ -131,8 +131,7 @@ async def _supervise(
 ) -> Ending:
     """Run the job under a supervisor until it ends or the user ends it."""
     injecting = _Injecting(audience, board)
-    processes = prepared.job.spec.workers.processes_per_worker or 1
-    setting = Setting(folder, injecting, partial(worker_command, folder, status.job_uid, processes))
+    setting = Setting(folder, injecting, partial(worker_command, folder, prepared.job, status.job_uid))
     supervisor = Supervisor(setting, prepared.job, status)
     injecting.begin(supervisor, prepared.faults, status.step)
     running = asyncio.ensure_future(supervisor.run())

@@ -18,6 +18,7 @@ from pretrain_operator.kubernetes.template import (
     TOKEN_DIR,
     Template,
 )
+from pretrain_operator.preloads import preloads
 
 METRICS_PORT = 9400
 TRAINER_CONFIG, CA, TOKEN = "trainer.json", "ca.crt", "token"
@@ -92,15 +93,14 @@ def _command(job: PretrainJob, worker: Identity, template: Template, settings: P
         "--node": "$(NODE_NAME)",
         "--processes": processes(job, template),
         "--http-port": METRICS_PORT,
-        "--preload": "pretrain_trainer.preload",
         "--grace": f"{worker.grace_seconds:g}",
         "--token-file": f"{TOKEN_DIR}/{TOKEN}",
     }
     if settings.ca:
         options["--ca-file"] = f"{CONFIG_DIR}/{CA}"
     arguments = [str(part) for option in options.items() for part in option]
-    if job.spec.checkpoint.storage.s3 is not None:
-        arguments += ["--preload", "pretrain_trainer.preload_s3"]
+    for module in preloads(job.spec):
+        arguments += ["--preload", module]
     return ["pretrain-agent", *arguments, "--", "-m", "pretrain_trainer", f"{CONFIG_DIR}/{TRAINER_CONFIG}"]
 
 

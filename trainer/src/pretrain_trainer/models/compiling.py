@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
 from pretrain_trainer.errors import InvalidInput
 from pretrain_trainer.models.model import Block, Decoder
 
@@ -25,7 +27,8 @@ def compile_blocks(model: Decoder, cache: Path, environ: Mapping[str, str], back
             "training.compile needs a C++ compiler, and the worker has none: "
             "add g++ to its image, or set training.compile to false"
         )
-    os.environ.setdefault(CACHE_VARIABLE, str(cache / "inductor"))  # torch reads it there and nowhere else
+    if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):  # that torch sets itself, when it is imported
+        os.environ[CACHE_VARIABLE] = str(cache / "inductor")  # torch reads it there and nowhere else
     for block in model.blocks:
         if isinstance(block, Block):
             block.compile(backend=backend)
