@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 from builders_trainer import RANK_SECONDS, FakeLink, RankEnd, a_config, a_generation, run_ranks
+from torch import nn
+from torch.optim import Optimizer
 
 from pretrain_api.reports import Evaluated, Sampled
 from pretrain_api.trainer import TrainerConfig
 from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.failures import ending
+from pretrain_trainer.progress import Progress
 from pretrain_trainer.train import train
 
 GPT2 = {"family": "gpt2", "layers": 4, "heads": 4, "width": 32, "context": 16}
@@ -66,14 +69,29 @@ def run_cases(cases: Sequence[Case], seconds: float = RANK_SECONDS) -> list[Rank
     return [ends[0] for ends in run_all_ranks(cases, seconds)]
 
 
-def run_all_ranks(cases: Sequence[Case], seconds: float = RANK_SECONDS) -> list[list[RankEnd]]:
+class PatientCheckpointer(Checkpointer):
+    """One whose saves are over before the next step: how fast a rank writes decides nothing."""
+
+    def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+        """See Checkpointer."""
+        stall = super().save(progress, model, optimizer)
+        self.wait()
+        return stall
+
+
+def run_all_ranks(
+    cases: Sequence[Case],
+    seconds: float = RANK_SECONDS,
+    checkpointer: type[Checkpointer] = Checkpointer,
+) -> list[list[RankEnd]]:
     """Train each in turn, with real checkpoints; how all ranks of each ended.
 
     Each has processes of its own: torch remembers a mesh's groups by their names, and takes those of an equal mesh of
     an earlier case for them. And the peers of one that failed are told when it ends.
     """
     return [
-        run_ranks(case.world_size, train_case, case, worker_size=case.worker_size, seconds=seconds) for case in cases
+        run_ranks(case.world_size, train_case, case, checkpointer, worker_size=case.worker_size, seconds=seconds)
+        for case in cases
     ]
 
 
@@ -90,13 +108,13 @@ def assert_same_training(end: RankEnd, alone: RankEnd) -> None:
     assert [sample.text for sample in end.of(Sampled)] == [sample.text for sample in alone.of(Sampled)]
 
 
-def train_case(environ: Mapping[str, str], case: Case) -> RankEnd:
+def train_case(environ: Mapping[str, str], case: Case, checkpointer: type[Checkpointer] = Checkpointer) -> RankEnd:
     """Train on this rank, with real checkpoints; how it ended."""
     workers = case.world_size // case.worker_size
     generation = a_generation(case.generation, workers).model_copy(update={"may_take_over": case.generation == 1})
     link = FakeLink({}, generation)
     try:
-        train(case.config, link, Checkpointer.open, environ)
+        train(case.config, link, checkpointer.open, environ)
     except Exception as error:
         end = ending(error, int(environ["RANK"]))
         return RankEnd([*link.reports, end.report], end.exit_code)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_parallel import GPT2, Case, Laid, run_all_ranks
+from builders_parallel import GPT2, Case, Laid, PatientCheckpointer, run_all_ranks
 from builders_trainer import RankEnd, a_corpus
 
 from pretrain_api.job import Divergence
@@ -38,7 +38,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Laid], lis
     corpus = a_corpus(folder)
     names = [(name, laid) for laid in LAID for name in FAULTS]
     cases = [_case(laid, corpus, folder / str(number), name) for number, (name, laid) in enumerate(names)]
-    return dict(zip(names, run_all_ranks(cases), strict=True))
+    return dict(zip(names, run_all_ranks(cases, checkpointer=PatientCheckpointer), strict=True))
 
 
 def _case(laid: Laid, corpus: Path, folder: Path, name: str) -> Case:
