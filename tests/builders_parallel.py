@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 from builders_trainer import RANK_SECONDS, FakeLink, RankEnd, a_config, a_generation, run_ranks
-from torch import nn
-from torch.optim import Optimizer
 
 from pretrain_api.reports import Evaluated, Sampled
 from pretrain_api.trainer import TrainerConfig
 from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.failures import ending
-from pretrain_trainer.progress import Progress
 from pretrain_trainer.train import train
 
 GPT2 = {"family": "gpt2", "layers": 4, "heads": 4, "width": 32, "context": 16}
@@ -67,16 +64,6 @@ class Laid:
 def run_cases(cases: Sequence[Case], seconds: float = RANK_SECONDS) -> list[RankEnd]:
     """Train each in turn, with real checkpoints, in so many seconds each; how rank 0 of each ended."""
     return [ends[0] for ends in run_all_ranks(cases, seconds)]
-
-
-class PatientCheckpointer(Checkpointer):
-    """One whose saves are over before the next step: how fast a rank writes decides nothing."""
-
-    def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
-        """See Checkpointer."""
-        stall = super().save(progress, model, optimizer)
-        self.wait()
-        return stall
 
 
 def run_all_ranks(

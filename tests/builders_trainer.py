@@ -266,6 +266,16 @@ class NoCheckpointer(FileCheckpointer):
 # --- ranks ------------------------------------------------------------------------------------------------------------
 
 
+class PatientCheckpointer(Checkpointer):
+    """One whose saves are over before the next step: how fast a rank writes decides nothing."""
+
+    def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+        """See Checkpointer."""
+        stall = super().save(progress, model, optimizer)
+        self.wait()
+        return stall
+
+
 @dataclass(frozen=True)
 class Script:
     """What happens to a run of ranks: the generation, its checkpoints, commands by rank and by call, failing saves."""
@@ -278,7 +288,7 @@ class Script:
     skipped: tuple[StepRange, ...] = ()
     """Ranges of data that were passed over before; for runs that keep nothing."""
     real: bool = False
-    """The program's own checkpointer instead of a fake one."""
+    """The program's own checkpointer, a patient one, instead of a fake one."""
     spoil: Callable[[int, int, Tensor], float] | None = None
     """Multiplies the loss of a micro-batch, by rank, by how many this rank has computed before, and by its windows."""
     deadly: tuple[int, str] | None = None
@@ -458,7 +468,7 @@ def _train(environ: Mapping[str, str], config: TrainerConfig, script: Script) ->
         config: TrainerConfig, identity: JobIdentity, _: Generation | None, ranks: Ranks, environ: Mapping[str, str]
     ) -> Checkpointer | FileCheckpointer:
         if script.real:
-            return Checkpointer.open(config, identity, generation, ranks, environ)
+            return PatientCheckpointer.open(config, identity, generation, ranks, environ)
         if not script.keep:
             return watching
         folder = Path(config.checkpoint.storage.path or "")

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_parallel import GPT2, Case, Laid, PatientCheckpointer, run_all_ranks
-from builders_trainer import RankEnd, a_corpus
+from builders_parallel import GPT2, Case, Laid, run_all_ranks
+from builders_trainer import PatientCheckpointer, RankEnd, a_corpus
 
 from pretrain_api.job import Divergence
 from pretrain_api.lineage import StepRange, manifest_key
