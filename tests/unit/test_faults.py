@@ -107,3 +107,7 @@ def test_workers_come_and_go_in_whole_replicas() -> None:
 
     with pytest.raises(BadFault, match="multiples of 2 here, not 3: give it 2 times with the same step"):
         planned("add:worker,step=10", "add:worker,step=20", replicas=2, unit=2)
+
+
+def test_a_run_without_faults_keeps_its_workers() -> None:
+    assert planned() == FaultPlan((), 3, 3)

@@ -92,7 +92,7 @@ def plan_faults(faults: Sequence[Fault], replicas: int, processes: int, total_st
     """
     ordered = tuple(sorted(faults, key=lambda fault: fault.step))
     wanted = fewest = most = replicas
-    for fault, following in zip(ordered, (*ordered[1:], None), strict=True):
+    for fault, following in zip(ordered, (*ordered, None)[1:], strict=True):
         if fault.step >= total_steps:
             raise BadFault(
                 f"--fault {fault.text}: step must be below {total_steps}, the job's last step; lower it or train longer"
