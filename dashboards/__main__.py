@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import sys
 from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from dashboards import fleet, job, operating, recovery, reference
+from pretrain_cli import generated
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("charts/pretrain-operator/dashboards")
@@ -29,29 +28,14 @@ def rendered() -> dict[Path, str]:
 
 
 def drift(root: Path) -> str:
-    """A unified diff from the files to what they should be; empty when they are up to date."""
-    texts = rendered()
-    stray = {path.relative_to(root) for path in (root / FOLDER).glob("*.json")}
-    diffs: list[str] = []
-    for path in sorted(texts.keys() | stray):
-        found = (root / path).read_text(encoding="utf-8") if (root / path).exists() else ""
-        wanted = texts.get(path, "")
-        diffs += difflib.unified_diff(found.splitlines(True), wanted.splitlines(True), str(path), "from the code")
-    return "".join(diffs)
+    """A unified diff from the files to what they should be, which strays should not; empty when they are up to date."""
+    strays = {path.relative_to(root): "" for path in (root / FOLDER).glob("*.json")}
+    return generated.drift(root, strays | rendered())
 
 
 def main() -> int:
-    """Write the files, or with --check print the diff and return 1 when there is one."""
-    parser = argparse.ArgumentParser(prog="python -m dashboards", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="print the diff and exit 1 instead of writing")
-    if parser.parse_args().check:
-        diff = drift(ROOT)
-        sys.stdout.write(diff)
-        return 1 if diff else 0
-    for path, text in rendered().items():
-        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
-        (ROOT / path).write_text(text, encoding="utf-8")
-    return 0
+    """Write the files, or with --check tell their drift."""
+    return generated.write_or_check("dashboards", __doc__, ROOT, rendered(), drift)
 
 
 if __name__ == "__main__":

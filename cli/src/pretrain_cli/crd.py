@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import io
 import sys
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from pretrain_api.crd import custom_resource_definition
-from pretrain_cli import fields
+from pretrain_cli import fields, generated
 
 _HEADER = "# Generated from api/src/pretrain_api/job.py by `python -m pretrain_cli.crd`: change that, not this.\n"
 
@@ -35,26 +33,17 @@ MADE = {
 
 
 def drift(root: Path) -> str:
-    """A unified diff from the files to what they should be; empty when they are up to date."""
-    diffs: list[str] = []
-    for path, make in MADE.items():
-        found = (root / path).read_text(encoding="utf-8") if (root / path).exists() else ""
-        wanted = make().splitlines(True)
-        diffs += difflib.unified_diff(found.splitlines(True), wanted, str(path), "generated from the models")
-    return "".join(diffs)
+    """What the files below `root` are not; empty when they are up to date."""
+    return generated.drift(root, _made())
 
 
 def main() -> int:
-    """Write the files, or with --check print the diff and return 1 when there is one."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain_cli.crd", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="print the diff and exit 1 instead of writing")
-    if parser.parse_args().check:
-        diff = drift(Path())
-        sys.stdout.write(diff)
-        return 1 if diff else 0
-    for path, make in MADE.items():
-        path.write_text(make(), encoding="utf-8")
-    return 0
+    """Write the files, or with --check tell their drift."""
+    return generated.write_or_check("pretrain_cli.crd", __doc__, Path(), _made(), drift)
+
+
+def _made() -> dict[Path, str]:
+    return {path: make() for path, make in MADE.items()}
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from pretrain_api.job import PretrainJob
+from pretrain_operator.agentcommand import agent_arguments
 from pretrain_operator.local.folder import RunFolder
 from pretrain_operator.local.pods import WorkerCommand
-from pretrain_operator.preloads import preloads
 
 THREADS = 1
 """CPU threads of a training process: workers share the machine, and another number changes bits of the results."""
@@ -28,12 +28,8 @@ def worker_command(
         "--processes": job.spec.workers.processes_per_worker or 1,
     }
     program = ("-m", "pretrain_trainer", str(folder.trainer_config))
-    arguments = [str(part) for option in options.items() for part in option]
-    for module in preloads(job.spec):
-        arguments += ["--preload", module]
     environment = {"OMP_NUM_THREADS": str(THREADS)}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    return WorkerCommand(
-        (sys.executable, "-m", "pretrain_agent", *arguments, "--", *program), environment, folder.logs / f"{name}.log"
-    )
+    command = (sys.executable, "-m", "pretrain_agent", *agent_arguments(options, job.spec), "--", *program)
+    return WorkerCommand(command, environment, folder.logs / f"{name}.log")

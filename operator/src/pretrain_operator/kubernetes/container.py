@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pretrain_api.job import PretrainJob, Workers
 from pretrain_api.sizes import remembered_bytes, state_bytes
+from pretrain_operator.agentcommand import agent_arguments
 from pretrain_operator.kubernetes.api import Object
 from pretrain_operator.kubernetes.names import child_name
 from pretrain_operator.kubernetes.pods import WORKER
@@ -18,7 +19,6 @@ from pretrain_operator.kubernetes.template import (
     TOKEN_DIR,
     Template,
 )
-from pretrain_operator.preloads import preloads
 
 METRICS_PORT = 9400
 TRAINER_CONFIG, CA, TOKEN = "trainer.json", "ca.crt", "token"
@@ -98,10 +98,8 @@ def _command(job: PretrainJob, worker: Identity, template: Template, settings: P
     }
     if settings.ca:
         options["--ca-file"] = f"{CONFIG_DIR}/{CA}"
-    arguments = [str(part) for option in options.items() for part in option]
-    for module in preloads(job.spec):
-        arguments += ["--preload", module]
-    return ["pretrain-agent", *arguments, "--", "-m", "pretrain_trainer", f"{CONFIG_DIR}/{TRAINER_CONFIG}"]
+    program = ["-m", "pretrain_trainer", f"{CONFIG_DIR}/{TRAINER_CONFIG}"]
+    return ["pretrain-agent", *agent_arguments(options, job.spec), "--", *program]
 
 
 def _environment(job: PretrainJob, template: Template) -> Iterator[Object]:

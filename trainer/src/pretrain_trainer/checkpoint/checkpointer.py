@@ -138,8 +138,7 @@ class Checkpointer:
         self.settle_memory()
         self.wait()
         said: Entry | Refusal | None = None
-        remembers = self._config.checkpoint.memory is not None and self._applicant.number is not None
-        recall = own_state_before(wish.verdict.since, self._entry.record, self._worker) if remembers else None
+        recall = own_state_before(wish.verdict.since, self._entry.record, self._worker)
         if self._ranks.first:
             self._returning = self._returning or Returning(self._store, self._entry.record, wish, recall)
             said = self._returning.enter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from pretrain_api.reports import Progress as ProgressReport
 from pretrain_api.reports import StepDone
@@ -53,17 +54,10 @@ def step_done(
 
 def own_part(done: StepDone) -> ProgressReport:
     """Of a step what is this rank's own."""
-    return ProgressReport(
-        step=done.step,
-        seconds=done.seconds,
-        data_seconds=done.data_seconds,
-        compute_seconds=done.compute_seconds,
-        reduce_seconds=done.reduce_seconds,
-        optimizer_seconds=done.optimizer_seconds,
-        stall_seconds=done.stall_seconds,
-        loss_contribution=done.loss_contribution if math.isfinite(done.loss) else None,
-        memory=done.memory,
-    )
+    own: dict[str, Any] = {name: getattr(done, name) for name in ProgressReport.model_fields if name != "kind"}
+    if not math.isfinite(done.loss):
+        own["loss_contribution"] = None
+    return ProgressReport(**own)
 
 
 def lately(before: Sequence[StepDone], done: StepDone) -> tuple[StepDone, ...]:
