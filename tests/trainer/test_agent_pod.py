@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(bool(NO_PODS), reason=f"no namespaces for pods: 
 HEALTH = "import urllib.request as r, sys; print(r.urlopen(sys.argv[1], timeout=10).read().decode())"
 LISTENER = """
 import asyncio, sys
-from pretrain_agent.worker.worker import connection
-from pretrain_agent.worker.outbox import Outbox
+from pretrain_agent.worker.agent import connection
+from pretrain_agent.worker.report_buffer import ReportBuffer
 from pretrain_api.messages.protocol import Heartbeat, Hello
 
 connection.UNANSWERED = 1e6  # It alone would find out, too late.
@@ -32,7 +32,10 @@ async def listen():
     async def receive(message):
         pass
     hello = Hello(job_uid="job-1", slot=0, attempt=0, agent_id="a", host="h")
-    line = connection.Connection(sys.argv[1], None, None, Outbox(), lambda: hello, Heartbeat, receive, lambda: 0.5)
+    reports = ReportBuffer()
+    line = connection.CoordinatorConnection(
+        sys.argv[1], None, None, reports, lambda: hello, Heartbeat, receive, lambda: 0.5
+    )
     running = asyncio.create_task(line.run())
     while True:
         await line.joined.wait()
