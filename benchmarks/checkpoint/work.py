@@ -16,8 +16,7 @@ from pretrain_api.checkpoint.lineage import JobIdentity
 from pretrain_api.messages.protocol import Generation
 from pretrain_api.messages.trainer_config import TrainerConfig, trainer_config
 from pretrain_api.spec.job import Checkpoint, Interval, Retain, Storage
-from pretrain_api.spec.model import resolve
-from pretrain_api.spec.training import Model
+from pretrain_api.spec.model import Model, resolve
 from pretrain_cli.inputs.job_file import load_job
 from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.checkpoint.dcp.state import tensors_of

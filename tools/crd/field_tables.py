@@ -1,4 +1,4 @@
-"""docs/pretrainjob.md: every field of the resource in tables, for whom `kubectl explain` is not at hand."""
+"""docs/pretrainjob.md: tables of all fields of the resource, for readers without `kubectl explain`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tools.crd.definition import custom_resource_definition
 
 _HEAD = """# The PretrainJob, field by field
 
-Generated from the models in `api/` by `python -m tools.crd`: change those, not this. On a cluster
-`kubectl explain pretrainjob.spec --recursive` says the same. `pretrain validate JOB.yaml` checks a file, `--set` of
-`pretrain run` overrides any of these fields.
+Generated from the models in `api/` by `python -m tools.crd`: do not edit. On a cluster
+`kubectl explain pretrainjob.spec --recursive` shows the same. `pretrain validate JOB.yaml` checks
+a file; `pretrain run --set` overrides any of these fields.
 """
 Schema = Mapping[str, Any]
 
 
 def text() -> str:
-    """The whole document: a section for each object, in the order of the job file."""
+    """Render the document: a section for each object, in the order of the job file."""
     version = custom_resource_definition()["spec"]["versions"][0]
     spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
     return _HEAD + "".join(_sections("spec", spec))

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 
 from pretrain_api.dataset import DATASET_FILE, Dataset, Shard
 from pretrain_api.problems import Problem
+from pretrain_api.spec.data import Source
 from pretrain_api.spec.model import ResolvedModel
-from pretrain_api.spec.training import Source
 from pretrain_store.errors import Missing, StoreError
 from pretrain_store.open import Service, is_remote, split_uri
 

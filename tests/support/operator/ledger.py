@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pretrain_api.status.job import JobStatus
-from pretrain_api.status.records import Appraisal, StepRecord
+from pretrain_api.status.records import EvaluationResult, StepRecord
 from pretrain_operator.coordinator.types import Fact
 from pretrain_operator.projections.ledger import Ledger
 from support.operator.world import a_job
@@ -14,9 +14,9 @@ class Book:
 
     def __init__(self, status: JobStatus | None = None) -> None:
         self.records: list[StepRecord] = []
-        self.appraisals: list[Appraisal] = []
+        self.evaluations: list[EvaluationResult] = []
         self.events: list[str] = []
-        self.ledger = Ledger(status or JobStatus(), self.records.append, self.appraisals.append)
+        self.ledger = Ledger(status or JobStatus(), self.records.append, self.evaluations.append)
 
     def tell(self, *facts: Fact) -> JobStatus:
         for fact in facts:

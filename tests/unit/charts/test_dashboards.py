@@ -15,7 +15,7 @@ import pytest
 from dashboards import look
 from dashboards.__main__ import FOLDER, ROOT, drift, rendered
 from pretrain_agent.network import metrics_server as exposition
-from pretrain_api.status.step_parts import STEP_PARTS
+from pretrain_api.status.records import STEP_PARTS
 from pretrain_operator.metrics import families as metrics_families
 
 FILES = sorted((ROOT / FOLDER).glob("*.json"))

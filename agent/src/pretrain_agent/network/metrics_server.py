@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from pretrain_api.messages.reports import MemoryUse, Progress, ReportBody, Restored, Saved, StepDone
 from pretrain_api.status.metrics import Family
-from pretrain_api.status.step_parts import parts_of
+from pretrain_api.status.records import parts_of
 
 RANK = ("local_rank",)
 SAVE_STAGES = ("copy", "upload", "agree", "commit")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from pretrain_api.spec.replicas import down_to_unit
+from pretrain_api.spec.replicas import round_down
 from pretrain_operator.coordinator.members import Agent
 from pretrain_operator.coordinator.settings import Settings
 from pretrain_operator.coordinator.types import Want
@@ -55,7 +55,7 @@ def choose(agents: Iterable[Agent], want: Want, order: Collection[str]) -> tuple
 
     fit = [agent for agent in agents if agent.hello.slot not in want.remove_slots]
     newcomers_last = sorted(fit, key=lambda agent: (ranks.get(agent.id, len(ranks)), agent.hello.slot))
-    size = down_to_unit(min(len(fit), want.replicas), want.unit)
+    size = round_down(min(len(fit), want.replicas), want.unit)
     return tuple(sorted(newcomers_last[:size], key=place))
 
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from pretrain_api.messages.profile_request import ProfileRequest
 from pretrain_api.spec.job import PretrainJob
-from pretrain_api.spec.replicas import down_to_unit, up_to_unit, worker_unit
+from pretrain_api.spec.replicas import replica_quantum, round_down, round_up
 from pretrain_api.status.job import GoodputState, JobStatus, Obstacle, SlotMemory, Suspect
 from pretrain_operator.cluster import Pod, Snapshot
 from pretrain_operator.coordinator.types import AgentView, CoordinatorView
@@ -165,18 +165,18 @@ class Observed:
 
 def unit(job: PretrainJob) -> int:
     """Generations have multiples of so many members: those that hold whole replicas of the model."""
-    return worker_unit(job.spec.training.parallelism, job.spec.workers.processes_per_worker or 1)
+    return replica_quantum(job.spec.training.parallelism, job.spec.workers.processes_per_worker or 1)
 
 
 def fewest(job: PretrainJob) -> int:
     """Members that a generation has at least."""
-    return up_to_unit(job.spec.workers.elastic.min, unit(job))
+    return round_up(job.spec.workers.elastic.min, unit(job))
 
 
 def wanted_replicas(job: PretrainJob) -> int:
     """Members that a generation should have."""
     workers = job.spec.workers
-    return max(fewest(job), down_to_unit(min(workers.replicas, workers.max), unit(job)))
+    return max(fewest(job), round_down(min(workers.replicas, workers.max), unit(job)))
 
 
 def wanted_slots(job: PretrainJob) -> range:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pretrain_api.messages.profile_request import InvalidRequest, ProfileRequest
 from pretrain_api.status.job import JobStatus
-from pretrain_api.status.records import Appraisal, StepRecord
+from pretrain_api.status.records import EvaluationResult, StepRecord
 from pretrain_operator.cluster import Cluster, Event, Refused, Snapshot
 from pretrain_operator.coordinator.types import CoordinatorView, Fact, Reported, Want
 from pretrain_operator.decide.budget import delay_after_refusals
@@ -61,7 +61,7 @@ class Witness:
     """A service goes on from this status, as last written."""
     step: Callable[[StepRecord], None] = lambda _: None
     """A step was done."""
-    appraisal: Callable[[Appraisal], None] = lambda _: None
+    evaluation: Callable[[EvaluationResult], None] = lambda _: None
     """The model was evaluated, or wrote a text."""
     facts: Callable[[tuple[Fact, ...]], None] = lambda _: None
     """The coordinator said so."""
@@ -239,7 +239,7 @@ class JobService:
             self._sound_since = self._clock()
             if (refused := snapshot.status.bookkeeping.refused) is not None:
                 self._refusal = Refusal(refused.reason, refused.message)
-            self._ledger = Ledger(snapshot.status, self._witness.step, self._witness.appraisal)
+            self._ledger = Ledger(snapshot.status, self._witness.step, self._witness.evaluation)
             self._witness.began(snapshot.status)
             early, self._early = tuple(self._early), []
             self.take(early)

@@ -27,7 +27,7 @@ async def serve(control: socket.socket, agents: socket.socket, epoch: int) -> No
     # Nobody but this machine reaches the socket, and the job's uid in the address is random.
     server = AgentServer(anybody, clock)
     channel = server.open(first.status.job_uid, epoch=epoch, highest_number=first.status.generation)
-    witness = Witness(step=cluster.record_step, appraisal=cluster.record_appraisal)
+    witness = Witness(step=cluster.record_step, evaluation=cluster.record_evaluation)
     service = JobService(cluster, channel, witness, clock)
     runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()

@@ -23,7 +23,7 @@ import psutil
 
 from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import JobStatus
-from pretrain_api.status.records import Appraisal, StepRecord
+from pretrain_api.status.records import EvaluationResult, StepRecord
 from pretrain_operator.cluster import Event, InjectedFault, Pod
 from pretrain_operator.local import parent_death as tether
 from pretrain_operator.local.control_channel import (
@@ -33,7 +33,7 @@ from pretrain_operator.local.control_channel import (
     CreatePod,
     DeletePod,
     Emit,
-    RecordAppraisal,
+    RecordEvaluation,
     RecordStep,
     View,
     WriteStatus,
@@ -58,7 +58,7 @@ class Audience(Protocol):
         """A step was done, each once."""
         ...
 
-    def appraisal(self, record: Appraisal) -> None:
+    def evaluation(self, record: EvaluationResult) -> None:
         """The model was evaluated or wrote a text, each once."""
         ...
 
@@ -194,7 +194,7 @@ class Supervisor:
 
     async def _answer(
         self,
-        message: CreatePod | DeletePod | WriteStatus | Emit | RecordStep | RecordAppraisal,
+        message: CreatePod | DeletePod | WriteStatus | Emit | RecordStep | RecordEvaluation,
         writer: asyncio.StreamWriter,
     ) -> None:
         match message:
@@ -212,9 +212,9 @@ class Supervisor:
             case RecordStep():
                 if self.setting.folder.append_step(message.record):
                     self.setting.audience.step(message.record)
-            case RecordAppraisal():
-                if self.setting.folder.append_appraisal(message.record):
-                    self.setting.audience.appraisal(message.record)
+            case RecordEvaluation():
+                if self.setting.folder.append_evaluation(message.record):
+                    self.setting.audience.evaluation(message.record)
 
     async def _create(self, message: CreatePod) -> str:
         try:

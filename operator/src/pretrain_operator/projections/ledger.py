@@ -29,7 +29,7 @@ from pretrain_api.messages.reports import (
 )
 from pretrain_api.spec.job import Recovery
 from pretrain_api.status.job import GenerationSummary, GoodputState, JobStatus, NodeFailure, Obstacle, Profile, Suspect
-from pretrain_api.status.records import Appraisal, StepRecord
+from pretrain_api.status.records import EvaluationResult, StepRecord
 from pretrain_operator.cluster import Event, InjectedFault
 from pretrain_operator.coordinator.types import Announced, Ended, Fact, Reported
 from pretrain_operator.decide.budget import Spent
@@ -61,11 +61,11 @@ class Ledger:
         self,
         status: JobStatus,
         on_step: Callable[[StepRecord], None],
-        on_appraisal: Callable[[Appraisal], None] = lambda _: None,
+        on_evaluation: Callable[[EvaluationResult], None] = lambda _: None,
     ) -> None:
         self._status = status
         self._on_step = on_step
-        self._on_appraisal = on_appraisal
+        self._on_evaluation = on_evaluation
         books = status.bookkeeping
         seconds = status.goodput.seconds if status.goodput else {}
         self._timeline = Timeline(books.state, books.counted_until, seconds)
@@ -371,7 +371,7 @@ class Ledger:
     def _evaluated(self, body: Evaluated, fact: Reported) -> tuple[Event, ...]:
         self._busy(fact.time, {"evaluating": body.seconds})
         self._set(validation_loss=body.losses, evaluation_metrics=body.metrics)
-        self._on_appraisal(evaluation_record(body, self._number_of(fact), fact.time))
+        self._on_evaluation(evaluation_record(body, self._number_of(fact), fact.time))
         return (events.hook_failed(body),) if body.problem else ()
 
     def _sampled(self, body: Sampled, fact: Reported) -> None:
@@ -380,7 +380,7 @@ class Ledger:
         if body.number:
             written = f"{self._status.sample}\n\n{written}"
         self._set(sample=written if len(written) <= SAMPLE_LENGTH else written[:SAMPLE_LENGTH] + "…")
-        self._on_appraisal(sample_record(body, self._number_of(fact), fact.time))
+        self._on_evaluation(sample_record(body, self._number_of(fact), fact.time))
 
     def answered(self, request: str) -> bool:
         """What became of this request for a profile is known."""

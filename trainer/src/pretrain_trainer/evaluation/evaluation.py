@@ -57,7 +57,7 @@ class Appraisal:
         if not (run.ranks.place.replica == 0 or run.gradients.padded):
             return
         self._begin(progress)
-        for number, prompt in enumerate(sampling.beginnings):
+        for number, prompt in enumerate(sampling.all_prompts):
             with at_rest(run.model):
                 text = sample(run.passes, run.tokenizer, prompt, sampling, run.model.context, run.training.seed)
             if run.ranks.first:

@@ -32,10 +32,10 @@ from pretrain_api.checkpoint.lineage import (
 from pretrain_api.messages.export import (
     PROVENANCE_FILE,
     Advanced,
+    CheckpointSkipped,
     Exported,
     ExportEvent,
     ExportRequest,
-    PassedOver,
     Provenance,
     Staged,
 )
@@ -194,7 +194,7 @@ def _newest(run: Run, step: int | None, say: Say) -> tuple[Decoder, Manifest, st
             found.append(key)
             if step is not None:
                 raise CheckpointRejectedError(key, str(damage)) from damage
-            say(PassedOver(message=f"the checkpoint of step {_step(key)} is damaged ({damage})"))
+            say(CheckpointSkipped(message=f"the checkpoint of step {_step(key)} is damaged ({damage})"))
     raise NoUsableCheckpointError(f"all {len(found)} checkpoints of {run.store.describe()} are damaged: restore one")
 
 

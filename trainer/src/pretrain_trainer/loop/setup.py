@@ -17,7 +17,7 @@ from pretrain_api.messages.protocol import Generation
 from pretrain_api.messages.reports import Restored
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_api.spec.model import resolve
-from pretrain_api.spec.replicas import up_to_unit
+from pretrain_api.spec.replicas import round_up
 from pretrain_api.spec.schedule import LearningRates
 from pretrain_api.spec.support import training_errors
 from pretrain_api.spec.training import Training
@@ -250,7 +250,7 @@ def _rows(corpus: Corpus, training: Training) -> int:
     if rows % tensor:
         raise InvalidInput(
             f"training.parallelism.tensor ({tensor}) does not divide the embedding's rows ({rows}): "
-            f"set training.model.vocabulary to {up_to_unit(rows, tensor)}"
+            f"set training.model.vocabulary to {round_up(rows, tensor)}"
         )
     return rows
 
