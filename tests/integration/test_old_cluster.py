@@ -1,0 +1,162 @@
+"""A job of a cluster that an operator of old code left in mid-run: a new one takes it over as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders_app import STEP_SECONDS, SimAgent, Town, Training, a_town, until
+from builders_old import cluster_job, lost
+
+from pretrain_api.protocol import Generation, Hello
+from pretrain_operator.kubernetes.api import CONFIG_MAPS, JOBS, NETWORK_POLICIES, PODS, Api, Object
+from pretrain_operator.kubernetes.app import running_operator
+from pretrain_operator.kubernetes.names import WorkerPod
+
+SAVED = 12
+"""The step of the job's last checkpoint."""
+MOMENTS = 1_700_000_000
+"""Numbers above it are Unix seconds."""
+
+
+class Survivor(SimAgent):
+    """An agent whose ranks have trained on since the old operator ended, after a rollback of theirs."""
+
+    def __init__(self, *arguments: Any, said: Hello) -> None:
+        super().__init__(*arguments)
+        assert said.generation is not None
+        self.id = said.agent_id
+        self._said = said
+        self._run(said.generation)
+
+    def hello(self) -> Hello:
+        rolled_to = self._said.rolled_to if self._generation == self._said.generation else 0
+        return super().hello().model_copy(update={"rolled_to": rolled_to})
+
+    async def _train(self, generation: Generation, rank: int) -> None:
+        if generation != self._said.generation:
+            await super()._train(generation, rank)
+            return
+        present = self._training.present.setdefault(generation.number, set())
+        present.add(self.id)
+        while True:
+            await asyncio.sleep(STEP_SECONDS)
+            if rank == 0 and len(present) == len(generation.members):
+                self._step(generation.number)
+
+
+@pytest.fixture
+async def town(api: Api, namespace: str, apiserver: Path, tmp_path: Path) -> AsyncIterator[Town]:
+    async with a_town(api, namespace, apiserver, tmp_path) as town:
+        yield town
+
+
+async def test_a_job_in_mid_run_keeps_its_workers_and_its_history(town: Town) -> None:
+    old = await adopt(town)
+
+    async with running_operator(town.options):
+        after = await reaches(town, step=town.kubelet.training["gpt2"].step + 10)
+        pods = await town.pods()
+
+    before = old["job"]["status"]
+    assert [pod["metadata"]["uid"] for pod in pods] == [pod["metadata"]["uid"] for pod in old["created"]]
+    assert after["generation"] == before["generation"]
+    for part in ("jobUid", "generations", "incidents", "suspects", "skipped", "rollbacks", "checkpoints", "parameters",
+                 "latestCheckpoint", "validationLoss", "evaluationMetrics"):  # fmt: skip
+        assert not lost(before[part], after[part]), part
+    for part in ("slots", "restarts", "lastFailure", "checkpointStep", "saveSeconds"):
+        assert not lost(before["bookkeeping"][part], after["bookkeeping"][part]), part
+    for state, seconds in before["goodput"]["seconds"].items():
+        assert after["goodput"]["seconds"][state] >= seconds, state
+    assert after["bookkeeping"]["highestStep"] >= after["step"]
+
+
+async def test_a_worker_lost_later_is_replaced_by_its_next_attempt_in_a_higher_generation(town: Town) -> None:
+    old = await adopt(town)
+
+    async with running_operator(town.options):
+        await reaches(town, step=town.kubelet.training["gpt2"].step + 10)
+        await town.kubelet.kill(old["created"][1]["metadata"]["name"])
+        await until(lambda: replaced(town))
+        after = (await town.job())["status"]
+
+    before = old["job"]["status"]
+    formed, rolled = len(before["generations"]), len(before["incidents"])
+    assert [item["number"] for item in after["generations"]][formed:] == [before["generation"] + 1]
+    assert after["generations"][-1]["startedAtStep"] == SAVED
+    assert not lost(before["generations"], after["generations"][:formed])
+    assert not lost(before["incidents"], after["incidents"][:rolled])
+    assert [incident["cause"] for incident in after["incidents"][rolled:]] == ["WorkerLost"]
+    assert [(slot["slot"], slot["attempt"]) for slot in after["bookkeeping"]["slots"]] == [(0, 1), (1, 2), (2, 1)]
+    assert len(after["bookkeeping"]["restarts"]) == len(before["bookkeeping"]["restarts"]) + 1
+
+
+async def reaches(town: Town, step: int) -> Object:
+    """The status, once the job trains and has done a step."""
+    await town.reaches("Training", step=step)
+    return (await town.job())["status"]
+
+
+async def replaced(town: Town) -> bool:
+    status = await town.status()
+    trains = [(worker.attempt, worker.state) for worker in status.workers]
+    return trains == [(1, "Training"), (2, "Training"), (1, "Training")] and status.step > SAVED
+
+
+async def adopt(town: Town) -> dict[str, Any]:
+    """Have the old job, all that was made for it and its agents in this API server, as if they had always been there.
+
+    The API server gives uids, so names and references follow; times are as if the old operator had ended just now.
+    """
+    old = cluster_job()
+    kept = {part: old["job"][part] for part in ("apiVersion", "kind", "spec")}
+    job = await town.api.create(JOBS, town.namespace, {**kept, "metadata": {"name": old["job"]["metadata"]["name"]}})
+    was, uid = old["job"]["metadata"]["uid"], job["metadata"]["uid"]
+    old = json.loads(json.dumps(old).replace(was, uid).replace(was[:5], uid[:5]))
+    ended = old["job"]["status"]["bookkeeping"]["countedUntil"]
+    old["job"]["status"] = later(old["job"]["status"], time.time() - ended)
+    job["status"] = old["job"]["status"]
+    await town.api.replace(JOBS, town.namespace, job["metadata"]["name"], job, subresource="status")
+    for resource, items in ((CONFIG_MAPS, old["configMaps"]), (NETWORK_POLICIES, old["networkPolicies"])):
+        for item in items:
+            await town.api.create(resource, town.namespace, anew(item))
+    hellos = {(hello["slot"], hello["attempt"]): Hello.from_json(json.dumps(hello)) for hello in old["hellos"]}
+    step = max(hello.step for hello in hellos.values())
+    training = Training(until=100_000, total=10_000_000, step=step, saved=SAVED)
+    town.kubelet.training[job["metadata"]["name"]] = training
+
+    def make_agent(url: str, job_uid: str, worker: WorkerPod, *others: Any) -> SimAgent:
+        said = hellos.pop((worker.slot, worker.attempt), None)
+        if said is None:
+            return SimAgent(url, job_uid, worker, *others)
+        return Survivor(url, job_uid, worker, *others, said=said)
+
+    town.kubelet.make_agent = make_agent
+    old["created"] = [await town.api.create(PODS, town.namespace, anew(pod)) for pod in old["pods"]]
+    await until(lambda: len(training.present.get(4, ())) == 3)
+    return old
+
+
+def anew(item: Object) -> Object:
+    """An object without what the API server adds."""
+    metadata = {part: item["metadata"][part] for part in ("name", "labels", "ownerReferences")}
+    kinds = {part: item[part] for part in ("apiVersion", "kind") if part in item}
+    return {
+        **kinds,
+        "metadata": metadata,
+        **{part: item[part] for part in ("spec", "data", "immutable") if part in item},
+    }
+
+
+def later(value: Any, seconds: float) -> Any:
+    """A JSON value with all its moments moved."""
+    if isinstance(value, dict):
+        return {key: later(item, seconds) for key, item in value.items()}
+    if isinstance(value, list):
+        return [later(item, seconds) for item in value]
+    return value + seconds if isinstance(value, int | float) and value > MOMENTS else value
