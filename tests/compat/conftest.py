@@ -3,8 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from builders_local import Finished, run
-from builders_old import continued_losses, old_code, old_run
+
+from support.worlds.local import Finished, run
+from support.worlds.old import continued_losses, old_code, old_run
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from builders_old import filled, lost, messages, old_python
 from pydantic import BaseModel, TypeAdapter
 
+from pretrain_api.checkpoint.lineage import JobIdentity, LineageRecord, Manifest, Origin
 from pretrain_api.dataset import Dataset
-from pretrain_api.lineage import JobIdentity, LineageRecord, Manifest, Origin
-from pretrain_api.protocol import AGENT_MESSAGE, COORDINATOR_MESSAGE, CoordinatorMessage
-from pretrain_api.runreport import EvaluationRecord, JobStatus, RunReport, SampleRecord, StepRecord
+from pretrain_api.messages.protocol import AGENT_MESSAGE, COORDINATOR_MESSAGE, CoordinatorMessage
+from pretrain_api.status.job import JobStatus
+from pretrain_api.status.records import EvaluationRecord, SampleRecord, StepRecord
+from pretrain_api.status.report import RunReport
+from support.worlds.old import filled, lost, messages, old_python
 
 FORMATS: dict[str, TypeAdapter[Any]] = {
     "AgentMessage": AGENT_MESSAGE,

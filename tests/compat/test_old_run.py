@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_local import PRETRAIN, TOLERANCE, Finished, run
-from builders_moto import Bucket, moto
-from builders_old import FIXTURES, continued_losses, lost, old_agents
+
+from support.store.moto import Bucket, moto
+from support.worlds.local import PRETRAIN, TOLERANCE, Finished, run
+from support.worlds.old import FIXTURES, continued_losses, lost, old_agents
 
 CONTINUED = continued_losses()
 STEPS = ("--set", f"training.steps={max(CONTINUED)}")
@@ -93,6 +94,7 @@ def test_old_agents_train_the_same_losses_under_a_new_operator_though_one_is_kil
     history = {record.step: record.loss for record in finished.metrics}
     assert {step: history[step] for step in CONTINUED} == continued(resumed)
     assert [incident.cause for incident in finished.report.incidents][2:] == ["WorkerLost"]
+    assert "could not preload" not in finished.explain(), "the old code has what the new operator has it preload"
     ran = [path.read_text() for path in (tmp_path / "shim").glob("agent-*")]
     assert ran == [f"{code / 'pretrain_agent' / '__init__.py'} {code}"] * 3, "two, and one in the killed one's place"
 

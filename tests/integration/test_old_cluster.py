@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_app import STEP_SECONDS, SimAgent, Town, Training, a_town, until
-from builders_old import cluster_job, lost
 
-from pretrain_api.protocol import Generation, Hello
-from pretrain_operator.kubernetes.api import CONFIG_MAPS, JOBS, NETWORK_POLICIES, PODS, Api, Object
-from pretrain_operator.kubernetes.app import running_operator
-from pretrain_operator.kubernetes.names import WorkerPod
+from pretrain_api.messages.protocol import Generation, Hello
+from pretrain_api.status.job import JobStatus
+from pretrain_operator.kubernetes.client.api import CONFIG_MAPS, JOBS, NETWORK_POLICIES, PODS, Api, Object
+from pretrain_operator.kubernetes.server.app import running_operator
+from pretrain_operator.kubernetes.server.options import Options
+from pretrain_operator.kubernetes.workload.names import WorkerPod
+from support.kubernetes.app import STEP_SECONDS, SimAgent, Town, Training, a_town, until
+from support.worlds.old import OldAgent, cluster_job, lost, old_code
 
 SAVED = 12
 """The step of the job's last checkpoint."""
+SECONDS = 120.0
+"""Processes of agents take some time to start where the machine is busy with other tests."""
 MOMENTS = 1_700_000_000
 """Numbers above it are Unix seconds."""
 
@@ -94,6 +101,77 @@ async def test_a_worker_lost_later_is_replaced_by_its_next_attempt_in_a_higher_g
     assert [incident["cause"] for incident in after["incidents"][rolled:]] == ["WorkerLost"]
     assert [(slot["slot"], slot["attempt"]) for slot in after["bookkeeping"]["slots"]] == [(0, 1), (1, 2), (2, 1)]
     assert len(after["bookkeeping"]["restarts"]) == len(before["bookkeeping"]["restarts"]) + 1
+
+
+async def test_old_agents_train_on_while_a_new_operator_takes_their_old_one_s_place(town: Town, tmp_path: Path) -> None:
+    code = old_code(tmp_path / "code")
+    agents: list[OldAgent] = []
+
+    def make_agent(*arguments: Any) -> Any:
+        agents.append(OldAgent(code, tmp_path, *arguments))
+        return agents[-1]
+
+    town.kubelet.make_agent = make_agent
+    await town.submit(total=1_000_000, workers={"replicas": 2, "elastic": {"min": 2, "max": 2}})
+    async with an_old_operator(code, town.options, tmp_path / "operator.log"):
+        before = await until(lambda: trains(town, step=3), SECONDS)
+
+    async with running_operator(town.options):
+        after = await until(lambda: trains(town, step=before.step + 100), SECONDS)
+        name = (await town.pods())[1]["metadata"]["name"]
+        await town.kubelet.kill(name)
+        recovered = await until(lambda: trains(town, attempts=[0, 1]), SECONDS)
+        await town.change({"suspend": True})
+        await town.reaches("Suspended")
+        await until(lambda: all(agent.exited.is_set() for agent in agents))
+
+    assert (after.generation, after.incidents) == (before.generation, ())
+    assert [(worker.slot, worker.rank) for worker in after.workers] == [
+        (worker.slot, worker.rank) for worker in before.workers
+    ]
+    assert recovered.generation > after.generation
+    assert [incident.cause for incident in recovered.incidents] == ["WorkerLost"]
+    assert len(agents) == 3
+    assert [agent.process.returncode for agent in agents if agent.worker != agents[1].worker] == [0, 0]
+
+
+async def trains(town: Town, step: int = 1, attempts: Sequence[int] = (0, 0)) -> JobStatus | None:
+    """The status, if these attempts of the workers train and have done a step."""
+    status = await town.status()
+    workers = [(worker.attempt, worker.state) for worker in status.workers]
+    return status if status.step >= step and workers == [(attempt, "Training") for attempt in attempts] else None
+
+
+@contextlib.asynccontextmanager
+async def an_old_operator(code: Path, options: Options, log: Path) -> AsyncIterator[None]:
+    """An operator process of the old code, which is told to end after a while."""
+    flags = {
+        "--coordinator-host": options.coordinator_host,
+        "--namespace": options.namespace,
+        "--listen": options.listen,
+        "--agents-port": options.agents_port,
+        "--metrics-port": options.metrics_port,
+        "--probe-port": options.probe_port,
+        "--audience": options.audience,
+        "--pod-namespace": options.pod_namespace,
+        "--kubeconfig": options.kubeconfig,
+        "--progress-seconds": options.progress_seconds,
+        "--lease-seconds": options.lease_seconds,
+    }
+    arguments = [str(part) for option in flags.items() for part in option]
+    environ = {**os.environ, "PYTHONPATH": str(code)}
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "pretrain_operator.kubernetes", *arguments, stdout=output, stderr=output, env=environ
+        )
+    try:
+        yield
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 30) == 0, log.read_text()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def reaches(town: Town, step: int) -> Object:

@@ -1,13 +1,16 @@
-"""Code, runs and jobs of commit 79a43e8, which `fixtures/make_79a43e8.py` made: newer code must resume them.
+"""Code, runs and jobs of commit 79a43e8, which `tests/fixtures/make_79a43e8.py` made: newer code must resume them.
 
 Imports nothing of this project: the fixtures are made by running it under the old code.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -18,7 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-FIXTURES = Path(__file__).parent / "fixtures" / "79a43e8"
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "79a43e8"
 PLACE = "@PLACE@"
 """In texts of the run: the folder that the run and its data were in."""
 CODE_VARIABLE = "TEST_OLD_CODE"
@@ -104,6 +107,75 @@ def lost(old: Any, new: Any, place: str = "") -> list[str]:
 def cluster_job() -> dict[str, Any]:
     """A job in mid-run: `job`, `pods` and the `hellos` of the agents in them."""
     return json.loads((FIXTURES / "cluster.json").read_text())
+
+
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+import torch, torch.distributed as dist
+from pretrain_agent.client import connect
+from pretrain_api import reports
+from pretrain_api.lineage import manifest_key
+
+saved = Path(sys.argv[1])
+rank = int(os.environ["RANK"])
+link = connect(rank, int(os.environ["LOCAL_RANK"]), os.environ)
+number = link.generation.number
+dist.init_process_group("gloo")
+step = int(saved.read_text()) if saved.exists() else 0
+if rank == 0:
+    link.report(reports.Restored(step=step, checkpoint=manifest_key(1, step) if step else None, parameters=1))
+while True:
+    asked = torch.tensor([float(len(commands := link.commands()))])
+    try:
+        dist.all_reduce(asked)
+    except RuntimeError:
+        time.sleep(600)  # another rank is gone: the agent ends this one
+    step += 1
+    done = {"step": step, "loss": 1.0, "grad_norm": 1.0, "learning_rate": 0.1, "tokens": step, "tokens_per_second": 1}
+    link.report(reports.Progress(step=step) if rank else reports.StepDone(**done, seconds=0.02))
+    if asked[0]:
+        command = (commands or link.wait_command(60.0))[0]
+        if rank == 0:
+            saved.write_text(str(step))
+        link.report(reports.Held(command_id=command.id, step=step, checkpoint=manifest_key(number, step)))
+        link.wait_command(60.0)
+        link.report(reports.Resumed(command_id=command.id, step=step))
+    time.sleep(0.02)
+"""
+"""For agents of the old code: counts steps, which all ranks do together, and takes checkpoints on command."""
+
+
+class OldAgent:
+    """An agent of the old code as a process, with a rank that counts; a Kubelet can make it."""
+
+    def __init__(self, code: Path, folder: Path, url: str, job_uid: str, worker: Any, token: Path, *_: object) -> None:
+        self.worker = worker
+        self.exited = asyncio.Event()
+        program = folder / "program.py"
+        program.write_text(PROGRAM)
+        self.log = folder / f"agent-{worker.slot}.{worker.attempt}.log"
+        command = [
+            sys.executable, "-m", "pretrain_agent", "--coordinator", url, "--job-uid", job_uid,
+            "--slot", str(worker.slot), "--attempt", str(worker.attempt), "--token-file", str(token),
+            "--", str(program), str(folder / "saved"),
+        ]  # fmt: skip
+        environ = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, start_new_session=True
+            )
+        self._waiting = asyncio.create_task(self._wait())
+
+    async def kill(self) -> None:
+        """SIGKILL, to its ranks as well."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        await self._waiting
+
+    async def _wait(self) -> None:
+        await asyncio.to_thread(self.process.wait)
+        self.exited.set()
 
 
 TEXTS = ("text", "00000.bin", "0" * 64)
