@@ -67,9 +67,9 @@ class KubernetesCluster:
     def job_changed(self, body: Object) -> None:
         """The API server told of the job: take it in, wake the service if anything matters to it."""
         if self._record.learn(body):
-            self.poke()
+            self.enqueue()
 
-    def poke(self) -> None:
+    def enqueue(self) -> None:
         """Wake the service: its pods or their nodes may have changed, or it is time to look again."""
         for changed in self._subscribers:
             changed()
@@ -124,7 +124,7 @@ class KubernetesCluster:
     async def write_status(self, status: JobStatus) -> None:
         """Replace the job's status. Raises Gone when there is no such job any more."""
         if await self._record.write_status(status):
-            self.poke()
+            self.enqueue()
 
     async def emit(self, event: Event) -> None:
         """Tell people what happened, as far as that can be done: never raises."""
@@ -174,7 +174,7 @@ class KubernetesCluster:
     def _expect(self, pod: Object) -> None:
         """The pod exists; if the informer does not show it in time there will be a look to find out."""
         self._expectations.created(pod)
-        asyncio.get_running_loop().call_later(OVERDUE_SECONDS, self.poke)
+        asyncio.get_running_loop().call_later(OVERDUE_SECONDS, self.enqueue)
 
     async def _ask_about(self, pod: Object) -> None:
         """Ask for a pod that the informer does not show; without an answer what was known stays."""

@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Desk:
+class Deps:
     """What the services of all jobs work with."""
 
     api: Api
@@ -49,17 +49,17 @@ class Desk:
     """Between two writes of a status for nothing but progress."""
 
 
-class ServedJob:
+class JobController:
     """Runs the service of one job, in a task of its own, until the job's work is over: then neither task nor channel
     is left, and agents that come late are told to go. A bug in serving this job is kept from all others."""
 
-    def __init__(self, body: Object, desk: Desk) -> None:
+    def __init__(self, body: Object, deps: Deps) -> None:
         metadata = body["metadata"]
         self.uid: str = metadata["uid"]
         self.namespace: str = metadata["namespace"]
         self.name: str = metadata["name"]
         self._body = body
-        self._desk = desk
+        self._deps = deps
         self._stale = False
         """The service before this one may have written a later status than is known here."""
         self._cluster: KubernetesCluster | None = None
@@ -89,10 +89,10 @@ class ServedJob:
         if self.at_rest:
             self._remember_little()
 
-    def poke(self) -> None:
+    def enqueue(self) -> None:
         """Its pods or their nodes changed, or it is time to look again."""
         if self._cluster is not None:
-            self._cluster.poke()
+            self._cluster.enqueue()
 
     async def close(self) -> None:
         """Stop serving it; its agents go on."""
@@ -101,20 +101,20 @@ class ServedJob:
 
     def _woken(self) -> None:
         if self._woken_at is None:
-            self._woken_at = self._desk.clock()
+            self._woken_at = self._deps.clock()
 
     async def _care(self) -> None:
         """Serve the job until its work is over, whatever goes wrong on the way."""
         failures = 0
         while True:
-            began = self._desk.clock()
+            began = self._deps.clock()
             try:
                 await self._until_served()
                 return
             except Exception as bug:
                 self._stale = True
                 log.exception("serving a job failed", namespace=self.namespace, job=self.name)
-                failures = 1 if self._desk.clock() - began > HEALED_SECONDS else failures + 1
+                failures = 1 if self._deps.clock() - began > HEALED_SECONDS else failures + 1
                 pause = min(LAST_RESTART_SECONDS, FIRST_RESTART_SECONDS * 2.0 ** min(failures - 1, 16))
                 await self._tell_of(bug, pause)
                 await asyncio.sleep(pause)
@@ -123,7 +123,7 @@ class ServedJob:
         await self._until_valid()
         status = await self._serve()
         reason: Literal["succeeded", "failed"] = "succeeded" if status.phase == "Succeeded" else "failed"
-        self._desk.server.dismiss(self.uid, Shutdown(epoch=self._desk.epoch, reason=reason, message=status.message))
+        self._deps.server.dismiss(self.uid, Shutdown(epoch=self._deps.epoch, reason=reason, message=status.message))
         self._remember_little()
 
     def _remember_little(self) -> None:
@@ -131,20 +131,20 @@ class ServedJob:
         self._body = {"metadata": self._body["metadata"]}
 
     async def _serve(self) -> JobStatus:
-        desk = self._desk
-        cluster = KubernetesCluster(desk.api, self._body, desk.pods, desk.nodes, desk.settings, desk.clock)
+        deps = self._deps
+        cluster = KubernetesCluster(deps.api, self._body, deps.pods, deps.nodes, deps.settings, deps.clock)
         highest = parse_status(self._body).generation
-        channel = desk.server.open(self.uid, epoch=desk.epoch, highest_number=highest)
+        channel = deps.server.open(self.uid, epoch=deps.epoch, highest_number=highest)
         self._cluster = cluster
         cluster.subscribe(self._woken)
         try:
-            return await JobService(cluster, channel, self._witness(), desk.clock, desk.progress_seconds).run()
+            return await JobService(cluster, channel, self._witness(), deps.clock, deps.progress_seconds).run()
         finally:
             self._cluster = self._woken_at = None
             channel.close()
 
     def _witness(self) -> Witness:
-        witness = self._desk.metrics.job(self.namespace, self.name)
+        witness = self._deps.metrics.job(self.namespace, self.name)
 
         def looked(status: JobStatus, seconds: float) -> None:
             self._woken_at = None
@@ -159,7 +159,7 @@ class ServedJob:
             self._changed.clear()
             try:
                 if self._stale:
-                    self._body, self._stale = await notices.newest(self._desk.api, self._body), False
+                    self._body, self._stale = await notices.newest(self._deps.api, self._body), False
                 wrong = self._what_is_wrong()
                 await self._note(partial(self._judged, wrong))
                 if not wrong:
@@ -173,27 +173,27 @@ class ServedJob:
 
     def _what_is_wrong(self) -> str:
         try:
-            parse_job(self._body, self._desk.settings)
+            parse_job(self._body, self._deps.settings)
         except InvalidSpec as error:
             return str(error)
         return ""
 
     def _judged(self, wrong: str, status: JobStatus, body: Object) -> JobStatus:
-        now = self._desk.clock()
+        now = self._deps.clock()
         return notices.invalid(status, body, wrong, now) if wrong else notices.lifted(status, body, now)
 
     async def _note(self, change: Callable[[JobStatus, Object], JobStatus]) -> None:
         """Change the status, if that changes it."""
         if change(before := parse_status(self._body), self._body) != before:
-            self._body = await notices.write_notice(self._desk.api, self._body, change)
+            self._body = await notices.write_notice(self._deps.api, self._body, change)
 
     async def _tell_of(self, bug: Exception, pause: float) -> None:
         message = f"the operator met a bug in serving this job and tries again: {type(bug).__name__}: {bug}"
-        now = self._desk.clock()
+        now = self._deps.clock()
         try:
             await self._note(lambda status, body: notices.broken(status, body, message, now))
-            desk = self._desk
-            cluster = KubernetesCluster(desk.api, self._body, desk.pods, desk.nodes, desk.settings, desk.clock)
+            deps = self._deps
+            cluster = KubernetesCluster(deps.api, self._body, deps.pods, deps.nodes, deps.settings, deps.clock)
             await cluster.emit(Event("Warning", "InternalError", message))
         except Exception as error:  # it may be the same bug; the log has it
             log.warning("a job's status cannot be written", job=self.name, pause=pause, error=str(error))

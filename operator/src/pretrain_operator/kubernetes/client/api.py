@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode
 
 import aiohttp
 
+from pretrain_api.backoff import Backoff
 from pretrain_operator.kubernetes.client.transport import Transport
 
 PAGE = 500
@@ -28,6 +29,8 @@ BUSY_TRIES = 4
 """How often a call is made that is answered `429 Too Many Requests`."""
 LONGEST_PAUSE_SECONDS = 10.0
 URGENT_CALLS = 4
+BACKOFF = Backoff(first=0.2, factor=2.0, most=5.0, jitter=1.0)
+"""Of loops that depend on the API server. Full jitter: thousands of clients meet the same outage."""
 
 Object = dict[str, Any]
 """One object as the API server sends it."""
@@ -131,19 +134,6 @@ class Api:
         """Make an object; `AlreadyExists` if one has its name."""
         path = _with_query(resource.path(namespace), fieldManager="pretrain-operator")
         return await self._call("create", "POST", path, body, lane=self._lane(resource))
-
-    async def apply(
-        self,
-        resource: Resource,
-        namespace: str | None,
-        name: str,
-        body: Object,
-        *,
-        field_manager: str = "pretrain-operator",
-    ) -> Object:
-        """Server-side apply: the fields of the body are ours from now on, whoever had them."""
-        path = _with_query(resource.path(namespace, name), fieldManager=field_manager, force="true")
-        return await self._call("apply", "PATCH", path, body, kind="application/apply-patch+yaml")
 
     async def merge_patch(self, resource: Resource, namespace: str | None, name: str, body: Object) -> Object:
         """JSON merge patch: null removes a field."""

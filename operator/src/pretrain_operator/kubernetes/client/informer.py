@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from pretrain_operator.kubernetes.client.api import Api, ApiError, Object, Resource
-from pretrain_operator.kubernetes.client.backoff import Backoff
+from pretrain_api.backoff import Retries
+from pretrain_operator.kubernetes.client.api import BACKOFF, Api, ApiError, Object, Resource
 
 WATCH_SECONDS = 30
 """After which the API server ends a watch and the next one begins: one that has died unnoticed is found out soon."""
@@ -26,8 +26,20 @@ Key = tuple[str, str]
 
 
 def no_values(_: Object) -> Iterable[str]:
-    """Objects are in no index."""
+    """Index no object."""
     return ()
+
+
+def without_bulk(object_: Object) -> Object:
+    """Drop field ownership and a node's images, which nobody reads and which are most of the memory."""
+    object_["metadata"].pop("managedFields", None)
+    object_.get("status", {}).pop("images", None)
+    return object_
+
+
+def metadata_only(object_: Object) -> Object:
+    """Keep the metadata alone, for handlers that hold on to the object themselves."""
+    return {"metadata": {key: value for key, value in object_["metadata"].items() if key != "managedFields"}}
 
 
 class Informer:
@@ -47,6 +59,7 @@ class Informer:
         *,
         label_selector: str = "",
         index: Callable[[Object], Iterable[str]] = no_values,
+        keep: Callable[[Object], Object] = without_bulk,
         watch_seconds: int = WATCH_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = randomness.random,
@@ -55,9 +68,10 @@ class Informer:
         self._resource = resource
         self._namespace = namespace
         self._label_selector = label_selector
+        self._keep = keep
         self._watch_seconds = watch_seconds
         self._clock = clock
-        self._backoff = Backoff(random)
+        self._retries = Retries(BACKOFF, random)
         self._store = Store(index)
         self._handlers: list[Handler] = []
         self._version = ""
@@ -78,8 +92,8 @@ class Informer:
                     await self._list()
                 await self._watch()
             except ApiError as error:
-                pause = self._backoff.delay(at_least=error.retry_after)
-                if error.status not in BUSY or self._backoff.errors >= WATCH_TRIES:
+                pause = self._retries.delay(at_least=error.retry_after)
+                if error.status not in BUSY or self._retries.errors >= WATCH_TRIES:
                     self._version = ""
                 self._complain(error)
                 await asyncio.sleep(pause)
@@ -147,7 +161,6 @@ class Informer:
 
     def _present(self, object_: Object) -> None:
         """The object exists as it is here."""
-        _shed(object_)
         key = _key(object_)
         before = self._store.get(key)
         if before is not None and _uid(before) != _uid(object_):
@@ -155,16 +168,16 @@ class Informer:
             before = None
         if before is not None and _version(before) == _version(object_):
             return
-        self._store.put(key, object_)
-        self._tell("MODIFIED" if before is not None else "ADDED", object_)
+        self._store.put(key, self._keep(object_))
+        self._notify("MODIFIED" if before is not None else "ADDED", object_)
 
     def _removed(self, key: Key) -> None:
         """There is no object of this name."""
         before = self._store.pop(key)
         if before is not None:
-            self._tell("DELETED", before)
+            self._notify("DELETED", before)
 
-    def _tell(self, type_: str, object_: Object) -> None:
+    def _notify(self, type_: str, object_: Object) -> None:
         for handler in self._handlers:
             handler(type_, object_)
 
@@ -173,7 +186,7 @@ class Informer:
         self._heard = self._clock()
 
     def _recovered(self) -> None:
-        self._backoff.succeeded()
+        self._retries.succeeded()
         self._complaint = ""
 
     def _complain(self, error: ApiError) -> None:
@@ -228,12 +241,6 @@ class Store:
     def keys(self) -> set[Key]:
         """All names."""
         return set(self._objects)
-
-
-def _shed(object_: Object) -> None:
-    """Drop what would be most of the memory."""
-    object_["metadata"].pop("managedFields", None)
-    object_.get("status", {}).pop("images", None)
 
 
 def _key(object_: Object) -> Key:
