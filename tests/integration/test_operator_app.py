@@ -28,8 +28,7 @@ from pretrain_operator.kubernetes.client.api import (
     ApiError,
     Object,
 )
-from pretrain_operator.kubernetes.client.fenced_transport import FencedTransport
-from pretrain_operator.kubernetes.client.transport import Transport
+from pretrain_operator.kubernetes.client.transport import FencedTransport, Transport
 from pretrain_operator.kubernetes.leader.active import claim
 from pretrain_operator.kubernetes.leader.lease import LeaseLost
 from pretrain_operator.kubernetes.server.app import RunningOperator, running_operator

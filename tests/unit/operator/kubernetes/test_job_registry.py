@@ -65,9 +65,10 @@ class World:
                 forget=lambda namespace, name: self.log.append(f"no metrics of {namespace}/{name}")
             ),
             clock=lambda: 100.0,
+            random=lambda: 0.0,
         )
         self.services: list[FakeService] = []
-        self.jobs = JobRegistry(cast(Deps, deps), lambda: 0.0, self._serve)
+        self.jobs = JobRegistry(cast(Deps, deps), self._serve)
 
     def _serve(self, body: Object, _: Deps) -> JobController:
         self.services.append(FakeService(body, self.log))

@@ -21,11 +21,9 @@ class JobRegistry:
     def __init__(
         self,
         deps: Deps,
-        random: Callable[[], float],
         serve: Callable[[Object, Deps], JobController] = JobController,
     ) -> None:
         self._deps = deps
-        self._random = random
         self._serve = serve
         self._controllers: dict[str, JobController] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -37,7 +35,7 @@ class JobRegistry:
         while True:
             for controller in self._controllers.values():
                 if not controller.at_rest:
-                    loop.call_later(self._random() * RESYNC_SECONDS, controller.enqueue)
+                    loop.call_later(self._deps.random() * RESYNC_SECONDS, controller.enqueue)
             await asyncio.sleep(RESYNC_SECONDS)
 
     async def close(self) -> None:
@@ -117,7 +115,7 @@ def index_of_pod(pod: Object) -> tuple[str, ...]:
 
 
 def _state_of(node: Object) -> object:
-    """The part of a node that matters to workers; the rest changes every few seconds."""
+    """Return the part of a node that matters to workers; the rest changes every few seconds."""
     spec, status = cast(Object, node.get("spec") or {}), cast(Object, node.get("status") or {})
     conditions = cast(list[Object], status.get("conditions") or [])
     ready = next((condition["status"] for condition in conditions if condition["type"] == "Ready"), "Unknown")

@@ -52,7 +52,7 @@ class ActiveReplica:
     """The leader at work: `run` until cancelled, `close` to stop acting, `hang_up` to stop listening."""
 
     def __init__(self, shared: SharedState, api: Api, epoch: int) -> None:
-        """`api` must refuse writes once the Lease may be lost."""
+        """Set up the servers. `api` must refuse writes once the Lease may be lost. Raises BadOptions."""
         options = shared.options
         review = TokenReview(
             api, shared.pods, options.audience, lambda uid: self.jobs.namespace_of(uid), shared.metrics.agent_refused
@@ -60,9 +60,9 @@ class ActiveReplica:
         server = AgentServer(review, shared.clock)
         deps = Deps(
             api, shared.pods, shared.nodes, shared.settings, server, epoch, shared.metrics, shared.clock,
-            options.progress_seconds,
+            options.progress_seconds, random.random,
         )  # fmt: skip
-        self.jobs = JobRegistry(deps, random.random)
+        self.jobs = JobRegistry(deps)
         self._job_informer = Informer(api, JOBS, options.namespace, keep=metadata_only)
         self._job_informer.subscribe(self.jobs.job_event)
         self._shared = shared
@@ -155,7 +155,7 @@ class Certificate:
     """TLS certificate of the server, reloaded when the mounted files change."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises BadOptions."""
+        """Load the certificate. Raises BadOptions."""
         self._folder = folder
         self._read_at: tuple[float, float] | None = None
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -16,9 +16,8 @@ from aiohttp import web
 from pretrain_operator.coordinator.server import steady_clock
 from pretrain_operator.kubernetes.adapter.job_registry import index_of_pod
 from pretrain_operator.kubernetes.client.api import NODES, PODS, Api, Object
-from pretrain_operator.kubernetes.client.fenced_transport import FencedTransport
 from pretrain_operator.kubernetes.client.informer import Informer
-from pretrain_operator.kubernetes.client.transport import Transport
+from pretrain_operator.kubernetes.client.transport import FencedTransport, Transport
 from pretrain_operator.kubernetes.leader.active import ActiveReplica, SharedState
 from pretrain_operator.kubernetes.leader.lease import Lease
 from pretrain_operator.kubernetes.server.health import LoopLag, Vitals, check
@@ -38,7 +37,7 @@ class Operator:
     process."""
 
     def __init__(self, options: Options, transport: Transport) -> None:
-        """Raises BadOptions."""
+        """Set up caches and leader election. Raises BadOptions."""
         metrics = OperatorMetrics()
         self._transport = transport
         self._api = api = Api(transport, metrics.api_call, CONCURRENCY)

@@ -14,7 +14,7 @@ MAX_WAIT_SECONDS = 60.0
 """Of a job that is enqueued and not reconciled."""
 LAG_PERIOD_SECONDS = 0.5
 LAG_MEMORY_SECONDS = 15.0
-"""How long a lag counts: probes come every 10 s, and none is answered while the loop hangs."""
+"""Time for which a lag counts: probes come every 10 s, and none is answered while the loop hangs."""
 
 
 class Unhealthy(Exception):
