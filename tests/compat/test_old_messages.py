@@ -12,10 +12,11 @@ from pydantic import BaseModel, TypeAdapter
 from pretrain_api.checkpoint.lineage import JobIdentity, LineageRecord, Manifest, Origin
 from pretrain_api.dataset import Dataset
 from pretrain_api.messages.protocol import AGENT_MESSAGE, COORDINATOR_MESSAGE, CoordinatorMessage
+from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_api.status.job import JobStatus
 from pretrain_api.status.records import EvaluationRecord, SampleRecord, StepRecord
 from pretrain_api.status.report import RunReport
-from support.worlds.old import filled, lost, messages, old_python
+from support.worlds.old import cluster_job, filled, lost, messages, old_python
 
 FORMATS: dict[str, TypeAdapter[Any]] = {
     "AgentMessage": AGENT_MESSAGE,
@@ -44,6 +45,15 @@ def test_what_old_code_wrote_is_read_and_nothing_of_it_is_lost(format: str) -> N
     for old in written:
         new = json.loads(FORMATS[format].validate_json(json.dumps(old)).to_json())
         assert not lost(old, new)
+
+
+def test_pods_made_from_an_old_job_s_config_map_have_the_same_configuration() -> None:
+    """It is immutable: pods that a new operator adds to the job are made from it too."""
+    old = json.loads(cluster_job()["configMaps"][0]["data"]["trainer.json"])
+
+    new = json.loads(TrainerConfig.from_json(json.dumps(old)).to_json())
+
+    assert not lost(old, new)
 
 
 def test_old_agents_read_what_a_new_coordinator_says(code: Path) -> None:
