@@ -183,7 +183,7 @@ def test_what_is_no_store_is_refused_with_the_remedy(service: dict[str, str], tm
         tmp_path / "absent": f"there is no {tmp_path}/absent: give a run's folder, a job file, or",
         tmp_path / "empty": f"{tmp_path}/empty is neither the folder of a run, since it has no job.yaml, nor",
         unstarted: f"there is no {tmp_path}/nowhere, the checkpoint folder of {unstarted}: start the run",
-        "s3://bare/run": "s3://bare/run holds no run: name what a run's checkpoint.storage names",
+        "s3://bare/run": "s3://bare/run holds no run: give the checkpoint.storage of a run",
         "s3://absent-bucket/run": "NoSuchBucket",
         "s3://A_B": "s3://A_B is not s3://BUCKET/PREFIX",
     }

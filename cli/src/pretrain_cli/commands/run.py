@@ -31,7 +31,7 @@ from pretrain_cli.targets.previous_run import check_same_job, is_complete, next_
 from pretrain_cli.targets.worker_command import THREADS, worker_command
 from pretrain_operator.cluster import Event
 from pretrain_operator.local.run_folder import FolderInUse, RunFolder, UnreadableStatus
-from pretrain_operator.local.supervisor import OperatorCrashed, Setting, Supervisor
+from pretrain_operator.local.supervisor import OperatorCrashed, Supervisor, SupervisorConfig
 
 REFRESH_SECONDS = 0.25
 SAME_SECONDS = 0.3
@@ -124,8 +124,8 @@ async def _supervise(
 ) -> RunOutcome:
     """Run the job under a supervisor until it ends or the user stops it."""
     events = _RunEvents(audience, board)
-    setting = Setting(folder, events, partial(worker_command, folder, prepared.job, status.job_uid))
-    supervisor = Supervisor(setting, prepared.job, status)
+    config = SupervisorConfig(folder, events, partial(worker_command, folder, prepared.job, status.job_uid))
+    supervisor = Supervisor(config, prepared.job, status)
     events.begin(supervisor, prepared.faults, status.step)
     running = asyncio.ensure_future(supervisor.run())
     interrupts = _Interrupts(supervisor, running, audience)
@@ -159,7 +159,7 @@ async def _redraw(audience: TerminalView | LineLog) -> None:
 async def _take_requests(supervisor: Supervisor) -> None:
     """Poll the folder for requests of `pretrain profile`."""
     while True:
-        supervisor.look_for_requests()
+        supervisor.poll_requests()
         await asyncio.sleep(REFRESH_SECONDS)
 
 
