@@ -161,7 +161,7 @@ def test_data_in_s3_that_is_missing_is_said_with_the_field(in_s3: InS3, data: Pa
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"short", "has 5 bytes, and"), (None, "there is no shard s3://corpus/web/00000.bin")]
+    ("content", "message"), [(b"short", "has 5 bytes, expected"), (None, "there is no shard s3://corpus/web/00000.bin")]
 )
 def test_a_shard_in_s3_of_another_size_is_refused(in_s3: InS3, data: Path, content: bytes | None, message: str) -> None:
     in_s3.bucket.delete("web/00000.bin")
@@ -192,13 +192,13 @@ def test_everything_missing_is_said_at_once(tmp_path: Path) -> None:
 def test_a_file_that_is_no_tokeniser_is_refused(data: Path, content: bytes) -> None:
     (data / "tokenizer.json").write_bytes(content)
 
-    assert "is no tokenizer.json" in refused(data)["spec.training.data.tokenizer"]
+    assert "is not a tokenizer.json" in refused(data)["spec.training.data.tokenizer"]
 
 
 def test_another_tokeniser_than_the_datas_is_refused(data: Path) -> None:
     train_tokenizer(TEXTS, 290, data / "tokenizer.json")
 
-    assert "was made with another tokeniser" in refused(data)[URI]
+    assert "was built with another tokeniser" in refused(data)[URI]
 
 
 def test_a_folder_without_a_description_is_refused(data: Path) -> None:
@@ -211,13 +211,13 @@ def test_a_folder_without_a_description_is_refused(data: Path) -> None:
 def test_a_description_that_is_none_is_refused(data: Path, content: str) -> None:
     (data / "web" / DATASET_FILE).write_text(content)
 
-    assert "is no dataset description" in refused(data)[URI]
+    assert "is not a dataset description" in refused(data)[URI]
 
 
 def test_an_empty_source_is_refused(data: Path) -> None:
     describe(data, replace_in_description(shards=[]))
 
-    assert "is empty: give it data" in refused(data)[URI]
+    assert "is empty: add data" in refused(data)[URI]
 
 
 def test_a_truncated_shard_is_refused(data: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_changed_byte_is_found(data: Path) -> None:
     shard = data / "web" / "00000.bin"
     shard.write_bytes(b"\x01" + shard.read_bytes()[1:])
 
-    assert "another sha256" in refused(data)[URI]
+    assert "different sha256" in refused(data)[URI]
 
 
 def test_big_data_is_not_hashed(data: Path) -> None:
