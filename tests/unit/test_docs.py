@@ -38,7 +38,7 @@ def test_every_reason_for_waiting_is_documented_and_no_other() -> None:
     reasons = {*REMEDIES, *refused, *obstacles(), "InvalidSpec"}
 
     assert len(refused) == 3
-    assert named("Reasons of `Blocked`:", "Any other reason") == reasons
+    assert named("### Reasons of `Blocked`", "Any other reason") == reasons
 
 
 def obstacles() -> set[str]:
@@ -50,4 +50,4 @@ def obstacles() -> set[str]:
 def test_every_condition_is_documented_and_no_other() -> None:
     types = {"Training", "Degraded", "Blocked", "Suspended", "Complete", "Failed", *KINDS}
 
-    assert named("## Conditions and their remedies", "Reasons of `Blocked`:") == types
+    assert named("## Conditions and their remedies", "### Reasons of `Blocked`") == types
