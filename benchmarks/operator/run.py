@@ -33,12 +33,12 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-from builders_apiserver import ABSENT, ApiServer, can_start, connected, started_api_server
 from figures import Line, samples
 from harness import ROOT, machine
 from process import Figures, Operator, Start, until_still
 
-from pretrain_operator.kubernetes.api import JOBS, PODS, Object, Resource
+from pretrain_operator.kubernetes.client.api import JOBS, PODS, Object, Resource
+from support.kubernetes.api_server import ABSENT, ApiServer, can_start, connected, started_api_server
 
 EXAMPLE = ROOT / "examples" / "pretrainjob.yaml"
 NAMESPACE = "benchmark"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pretrain_cli import generated
-from tools.docs import cli, diagrams, protocol
+from tools import generated
+from tools.docs import cli, decisions, diagrams, protocol
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path("docs")
@@ -15,6 +15,7 @@ FOLDER = Path("docs")
 def rendered() -> dict[Path, str]:
     """Return the text of each generated file by its path below the repository's root."""
     pages = {"reference/cli.md": cli.text(), "reference/protocol.md": protocol.text()}
+    pages["decisions/README.md"] = decisions.text(ROOT / FOLDER / "decisions")
     pictures = {f"images/{name}.svg": picture for name, picture in diagrams.rendered().items()}
     return {FOLDER / name: text for name, text in (pages | pictures).items()}
 

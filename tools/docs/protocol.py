@@ -11,7 +11,8 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pretrain_api import lineage, protocol, reports
+from pretrain_api.checkpoint import lineage
+from pretrain_api.messages import protocol, reports
 from tools.docs.prose import wrapped
 
 _HEAD = f"""# Wire protocol
