@@ -94,11 +94,11 @@ def _generation() -> Drawing:
             label = (
                 "lost" if not here else "replacement" if slot == 1 and x == 540 else f"rank {members.index(str(slot))}"
             )
-            it.box(x, 45 + slot * 55, 170, 42, f"slot {slot}: {label}", fill)
-    it.arrow(195, 120, 275, 120)
-    it.arrow(455, 120, 535, 120)
-    it.text(235, 108, "WorkerLost", "middle")
-    it.text(495, 108, "WorkerJoined", "middle")
+            it.box(x, 45 + slot * 55, 150, 42, f"slot {slot}: {label}", fill)
+    it.arrow(175, 121, 275, 121)
+    it.arrow(435, 121, 535, 121)
+    it.text(225, 111, "WorkerLost", "middle")
+    it.text(485, 111, "WorkerJoined", "middle")
     it.text(20, 240, "The global batch and the data order are the same in every generation.")
     it.text(20, 264, "Numbers only rise. The store decides who owns a number.")
     return it
@@ -110,7 +110,8 @@ def _lineage() -> Drawing:
     it.box(130, 18, 120, 36, "step 50", "green")
     it.box(280, 18, 120, 36, "step 100", "green")
     it.box(430, 18, 120, 36, "step 150", "red")
-    it.text(560, 40, "late commit: not in the lineage")
+    it.text(560, 32, "late commit,")
+    it.text(560, 50, "not in the lineage")
     it.text(20, 130, "generation 2")
     it.box(430, 108, 120, 36, "step 150", "green")
     it.text(20, 220, "generation 3")

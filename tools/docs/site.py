@@ -12,8 +12,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "charts/pretrain-operator/README.md")
-"""Shown as pages, under the same path."""
+PAGES = {
+    "CONTRIBUTING.md": "CONTRIBUTING.md",
+    "SECURITY.md": "SECURITY.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+    "charts/pretrain-operator/README.md": "chart.md",
+}
+"""Pages of the site that are outside docs/, with their paths in the site."""
 FILES = (
     "LICENSE",
     "charts/pretrain-operator/values.yaml",
@@ -22,7 +27,7 @@ FILES = (
     "examples/pretrainjob.yaml",
     "examples/quickstart.yaml",
 )
-"""Copied as they are, under the same path."""
+"""Files that are copied to the same path of the site."""
 FOLDERS = {"Runbooks": "runbooks", "Decisions": "decisions"}
 """Sections of the navigation that list every page of a folder."""
 _LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)(?=[)#])")
@@ -40,8 +45,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files outside docs/."""
-    for name in (*PAGES, *FILES):
-        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    for name, path in {**PAGES, **{name: name for name in FILES}}.items():
+        files.append(File.generated(config, path, abs_src_path=str(ROOT / name)))
     return files
 
 
@@ -49,11 +54,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Turn links between files of the repository into links between files of the site."""
     source = page.file.src_uri
     here = posixpath.dirname(source)
-    folder = posixpath.dirname(source if source in PAGES else f"docs/{source}")
+    origins = {path: name for name, path in PAGES.items()}
+    folder = posixpath.dirname(origins.get(source, f"docs/{source}"))
 
     def moved(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, found[1]))
-        return posixpath.relpath(target.removeprefix("docs/"), here or ".")
+        return posixpath.relpath(PAGES.get(target, target.removeprefix("docs/")), here or ".")
 
     return _LINK.sub(moved, markdown)
 
