@@ -1,4 +1,4 @@
-"""docs/pretrainjob.md: tables of all fields of the resource, for readers without `kubectl explain`."""
+"""docs/pretrainjob.md: every field of the resource in tables, for whom `kubectl explain` is not at hand."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tools.crd.definition import custom_resource_definition
+from tools.docs.prose import wrapped
 
 _HEAD = """# The PretrainJob, field by field
 
-Generated from the models in `api/` by `python -m tools.crd`: do not edit. On a cluster
-`kubectl explain pretrainjob.spec --recursive` shows the same. `pretrain validate JOB.yaml` checks
-a file; `pretrain run --set` overrides any of these fields.
+Generated from the models in `api/` by `python -m tools.crd`: change those, not this page. On a cluster
+`kubectl explain pretrainjob.spec --recursive` prints the same. `pretrain validate JOB.yaml` checks a file. `--set` of
+`pretrain run` overrides any of these fields.
 """
 Schema = Mapping[str, Any]
 
 
 def text() -> str:
-    """Render the document: a section for each object, in the order of the job file."""
+    """The whole document: a section for each object, in the order of the job file."""
     version = custom_resource_definition()["spec"]["versions"][0]
     spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
-    return _HEAD + "".join(_sections("spec", spec))
+    return wrapped(_HEAD + "".join(_sections("spec", spec)))
 
 
 def _sections(path: str, schema: Schema) -> Iterator[str]:
