@@ -242,4 +242,4 @@ def test_a_folder_that_is_no_runs_is_named(tmp_path: Path) -> None:
     ended = pretrain_export(tmp_path, "--out", tmp_path / "out")
 
     assert (ended.exit_code, ended.stderr.count("\n")) == (2, 1)
-    assert "is no run's folder, for it has no job.yaml" in ended.stderr
+    assert "is not the folder of a run, since it has no job.yaml" in ended.stderr
