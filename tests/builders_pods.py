@@ -30,19 +30,6 @@ _CLONE_NEWNET = 0x40000000
 _UNSHARE = ("unshare", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc")
 
 
-def why_no_pods() -> str:
-    """Why pods cannot be had here; empty: they can."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "namespaces take root on Linux"
-    try:
-        tried = subprocess.run(
-            [*_UNSHARE, "--net", "ip", "link", "add", "pods0", "type", "bridge"], capture_output=True
-        )
-    except FileNotFoundError as error:
-        return str(error)
-    return tried.stderr.decode().strip() if tried.returncode else ""
-
-
 @dataclass
 class Pod:
     """A process in namespaces of its own, and what it started."""

@@ -1,6 +1,6 @@
 """The cluster, the operator and a namespace for each test; at the end `runs/e2e-report.json`.
 
-Without a cluster every test is skipped with the reason. A failed test shows the stories of its jobs.
+Without a cluster every test is skipped. A failed test shows the stories of its jobs.
 """
 
 from __future__ import annotations
@@ -13,21 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_kind import OPERATOR_IMAGE, ROOT, TRAINER_IMAGE, Cluster, NoCluster, Refused, connect
+from builders_kind import OPERATOR_IMAGE, ROOT, TRAINER_IMAGE, Cluster, Refused, connect
 from builders_kind_jobs import CORPUS, Place
 from builders_local import write_job
+from support.tools import Programs
 
 REPORT = Path(os.environ.get("PRETRAIN_E2E_REPORT") or ROOT / "runs" / "e2e-report.json")
 ROWS = pytest.StashKey[list[dict[str, Any]]]()
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Cluster:
+def cluster(cluster_programs: Programs) -> Cluster:
     """A cluster whose nodes have the images."""
-    try:
-        found = connect()
-    except NoCluster as reason:
-        pytest.skip(str(reason))
+    found = connect()
     found.run("examples/kind/load", OPERATOR_IMAGE, TRAINER_IMAGE, timeout=600)
     return found
 

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from builders_apiproxy import ApiProxy, api_proxy
-from builders_apiserver import ABSENT, ApiServer, can_start, connected, started_api_server
+from builders_apiserver import ApiServer, connected, started_api_server
 
 from pretrain_operator.kubernetes.api import Api, Resource
 
@@ -17,9 +16,7 @@ NAMESPACES = Resource("", "v1", "namespaces")
 @pytest.fixture(scope="session")
 def server() -> Iterator[ApiServer]:
     """An API server with our CustomResourceDefinition; everybody's, so stay in a namespace of your own."""
-    if not can_start():
-        pytest.skip(ABSENT)
-    with started_api_server(f"tests-{os.getpid()}") as server:
+    with started_api_server() as server:
         yield server
 
 

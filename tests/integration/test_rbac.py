@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -14,9 +13,9 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 from builders_apiproxy import Answer, ApiProxy, Call, Cut, Matches, api_proxy
-from builders_apiserver import ABSENT, ApiServer, can_start, connected, started_api_server
+from builders_apiserver import ApiServer, connected, started_api_server
 from builders_app import Town, a_town, token_signer, until
-from builders_chart import Object, helm, objects
+from builders_chart import Object, objects
 
 from pretrain_api.runreport import JobStatus
 from pretrain_operator.kubernetes import janitor
@@ -85,12 +84,9 @@ def needed(call: Call) -> Right | None:
 
 
 @pytest.fixture(scope="module")
-def own_server() -> Iterator[ApiServer]:
+def own_server(helm: Path) -> Iterator[ApiServer]:
     """An API server of this module's own: an operator for all namespaces would serve the jobs of other tests, too."""
-    helm()
-    if not can_start():
-        pytest.skip(ABSENT)
-    with started_api_server(f"rbac-{os.getpid()}") as server:
+    with started_api_server() as server:
         yield server
 
 

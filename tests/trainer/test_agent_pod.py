@@ -11,13 +11,12 @@ import psutil
 import pytest
 import pytest_asyncio
 from builders_agent import JOB_UID, STEPPING_PROGRAM, ScriptedCoordinator, until
-from builders_pods import GATEWAY, PLACE, Network, Pod, a_network, why_no_pods
+from builders_pods import GATEWAY, PLACE, Network, Pod, a_network
 
 from pretrain_api.protocol import Leaving
 from pretrain_api.reports import Held
 
-NO_PODS = why_no_pods()
-pytestmark = pytest.mark.skipif(bool(NO_PODS), reason=f"no namespaces for pods: {NO_PODS}")
+pytestmark = pytest.mark.usefixtures("namespaces")
 
 HEALTH = "import urllib.request as r, sys; print(r.urlopen(sys.argv[1], timeout=10).read().decode())"
 LISTENER = """

@@ -12,13 +12,11 @@ from typing import TypeVar
 
 import psutil
 import pytest
-from builders_pods import why_no_pods
 
 from pretrain_agent.init import leave_init_behind
 
 T = TypeVar("T")
-NO_PODS = why_no_pods()
-needs_namespaces = pytest.mark.skipif(bool(NO_PODS), reason=f"no process namespace: {NO_PODS}")
+needs_namespaces = pytest.mark.usefixtures("namespaces")
 PROLOGUE = "import os, signal, sys, time\nfrom pretrain_agent.init import leave_init_behind\nleave_init_behind()\n"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from builders_prometheus import binary
+from support.tools import Programs
 
 from pretrain_agent import exposition
 from pretrain_operator import metrics_families
@@ -248,12 +248,15 @@ def test_every_metric_of_a_rule_is_one_that_the_code_shows(rule: dict[str, Any])
     assert set(re.findall(r"\bpretrain:[\w:]+", rule["expr"])) <= RECORDED
 
 
-def test_alerts_fire_when_they_should_and_not_otherwise(tmp_path: Path) -> None:
+def test_alerts_fire_when_they_should_and_not_otherwise(prometheus_programs: Programs, tmp_path: Path) -> None:
     cases = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [_promtool_test(case) for case in CASES]}
     (tmp_path / "test.yaml").write_text(json.dumps(cases))
 
     ran = subprocess.run(
-        [binary("promtool"), "test", "rules", tmp_path / "test.yaml"], capture_output=True, text=True, timeout=120
+        [prometheus_programs["promtool"], "test", "rules", tmp_path / "test.yaml"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from pretrain_cli.figure import CURVE
 from pretrain_cli.outputs import read_metrics, write_outputs
 from pretrain_cli.summary import summarise
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 JOB = PretrainJob.model_validate(
     {
         "apiVersion": "pretrain.dev/v1alpha1",
@@ -129,8 +127,7 @@ def test_a_run_without_a_step_still_gets_its_files(tmp_path: Path) -> None:
     assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
-def test_a_browser_shows_the_curve(run: Path, tmp_path: Path) -> None:
+def test_a_browser_shows_the_curve(chromium: Path, run: Path, tmp_path: Path) -> None:
     picture = tmp_path / "page.png"
     options = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
@@ -139,7 +136,7 @@ def test_a_browser_shows_the_curve(run: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
     subprocess.run(
-        [str(CHROMIUM), *options, f"--screenshot={picture}", (run / "report.html").as_uri()],
+        [str(chromium), *options, f"--screenshot={picture}", (run / "report.html").as_uri()],
         check=True, capture_output=True, timeout=120,
     )  # fmt: skip
 
