@@ -1,15 +1,17 @@
-# Everything a fresh machine with git, make and Python 3.11 or later needs to run and test this project.
+# Everything a fresh machine with git, make and Python 3.11 or later (Debian: git make python3 python3-venv) needs to
+# run and test this project.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 # A folder of wheels that pip is configured with (a CPU build of torch, say) serves uv as well; most machines have none.
-FIND_LINKS := $(firstword $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+FIND_LINKS := $(firstword $(PIP_FIND_LINKS) $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
 PACKAGES := api store agent trainer operator cli
 OUT ?= runs/quickstart
+TESTS ?= -m "not slow"
 FAULT ?= kill:worker=1,step=130
 
-.PHONY: help install quickstart test test-parallel lint format generate lock clean bench-recovery bench-overhead bench-operator bench-exact \
+.PHONY: help install quickstart tools check test test-parallel lint format generate lock clean bench-recovery bench-overhead bench-operator bench-exact \
   bench-throughput bench-buckets bench-checkpoint
 
 help: ## These lines
@@ -35,10 +37,17 @@ compile: install
 quickstart: compile ## Train a small GPT on real text with three workers, one of which is killed on the way
 	$(BIN)/python -m pretrain_cli.corpus examples/data
 	rm -rf "$(OUT)"
-	$(BIN)/pretrain run examples/quickstart.yaml --out "$(OUT)" --fault $(FAULT)
+	$(BIN)/pretrain run examples/quickstart.yaml --out "$(OUT)" --fault $(FAULT) $(if $(STEPS),--set training.steps=$(STEPS))
 
-test: compile ## Unit, trainer, local-process and API-server tests
-	$(BIN)/pytest -m "not slow"
+tools: ## External programs of the tests, fetched by digest into a cache (TOOLS_MIRROR: from another address)
+	@$(PYTHON) tools/fetch_tools.py
+
+check: compile ## In under a minute: style, types, import rules, unit tests of the packages that changed
+	@$(BIN)/python tools/check_changed.py
+
+test: compile ## Unit, trainer, local-process and API-server tests; those whose tools are absent are skipped
+	@$(PYTHON) tools/fetch_tools.py --for-tests
+	$(BIN)/pytest $(TESTS)
 
 test-parallel: compile ## Every parallelism and their combinations, at several sizes, beside one process
 	$(BIN)/pytest tests/parallel --timeout 900

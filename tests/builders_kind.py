@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tools.fetch_tools import cache_folder, prebuilt_cluster
+from tools.fetch_tools import prebuilt_cluster
 
 ROOT = Path(__file__).parents[1]
 PREBUILT = prebuilt_cluster(os.environ)
@@ -228,12 +228,11 @@ class Cluster:
 
 def connect() -> Cluster:
     """The cluster of this machine, started if it is not up."""
-    fetched = {**os.environ, "PATH": f"{os.environ['PATH']}{os.pathsep}{cache_folder(os.environ) / 'bin'}"}
     started = subprocess.run(
-        [ROOT / "examples/kind/up"], check=True, stdout=subprocess.PIPE, text=True, timeout=900, env=fetched
+        [ROOT / "examples/kind/up"], check=True, stdout=subprocess.PIPE, text=True, timeout=900
     ).stdout
     exports = dict(
         part.split("=", 1) for line in started.splitlines() for part in shlex.split(line.removeprefix("export "))
     )
-    path = exports.pop("PATH", "$PATH").replace("$PATH", fetched["PATH"])
-    return Cluster({**fetched, **exports, "PATH": path})
+    path = exports.pop("PATH", "$PATH").replace("$PATH", os.environ["PATH"])
+    return Cluster({**os.environ, **exports, "PATH": path})

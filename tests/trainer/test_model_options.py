@@ -176,6 +176,7 @@ def test_activations_computed_again_give_the_same_bits(how: Any, products: int, 
     assert calls.count["gelu"] == activations * plain.count["gelu"]
 
 
+@pytest.mark.bare
 @pytest.mark.usefixtures("cpp_compiler")
 def test_compiled_blocks_keep_names_and_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, "replaced")

@@ -49,6 +49,7 @@ def eventually(look: Callable[[], T | None]) -> T:
     return seen
 
 
+@pytest.mark.bare
 @needs_namespaces
 def test_the_program_runs_below_process_1_which_ends_as_it_does() -> None:
     assert ends(container("print(os.getpid() != 1, os.getppid()); sys.exit(7)")) == (7, "True 1")

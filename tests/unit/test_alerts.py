@@ -248,6 +248,7 @@ def test_every_metric_of_a_rule_is_one_that_the_code_shows(rule: dict[str, Any])
     assert set(re.findall(r"\bpretrain:[\w:]+", rule["expr"])) <= RECORDED
 
 
+@pytest.mark.bare
 def test_alerts_fire_when_they_should_and_not_otherwise(prometheus_programs: Programs, tmp_path: Path) -> None:
     cases = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [_promtool_test(case) for case in CASES]}
     (tmp_path / "test.yaml").write_text(json.dumps(cases))

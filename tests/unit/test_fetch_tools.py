@@ -101,6 +101,7 @@ def script(says: str) -> bytes:
     return f"#!/bin/sh\necho {says}\n".encode()
 
 
+@pytest.mark.bare
 def test_programs_are_fetched_verified_and_can_be_run(mirror: Mirror) -> None:
     mirror.add("plain", script("plain"))
     mirror.add("packed", archive(some__packed=script("packed"), evil=b"not wanted"), ".tar.gz", "some/packed")

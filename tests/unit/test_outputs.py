@@ -127,6 +127,7 @@ def test_a_run_without_a_step_still_gets_its_files(tmp_path: Path) -> None:
     assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
+@pytest.mark.bare
 def test_a_browser_shows_the_curve(chromium: Path, run: Path, tmp_path: Path) -> None:
     picture = tmp_path / "page.png"
     options = [
