@@ -72,9 +72,11 @@ RUN pip --python /opt/venv/bin/python install --quiet --no-compile --require-has
 FROM build AS trainer-code
 COPY api api
 COPY store store
+COPY sdk sdk
+COPY data data
 COPY agent agent
 COPY trainer trainer
-RUN /opt/build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist ./api ./store ./agent ./trainer \
+RUN /opt/build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist ./api ./store ./sdk ./data ./agent ./trainer \
  && pip --python /opt/venv/bin/python install --quiet --no-deps --no-compile --target /opt/app dist/*.whl \
  && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/app
 

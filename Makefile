@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 # A folder of wheels that pip is configured with (a CPU build of torch, say) serves uv as well; most machines have none.
 FIND_LINKS := $(firstword $(PIP_FIND_LINKS) $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
-PACKAGES := api store agent trainer operator cli
+PACKAGES := api store sdk data agent trainer operator cli
 OUT ?= runs/quickstart
 TESTS ?= -m "not slow"
 FAULT ?= kill:worker=1,step=130
@@ -35,7 +35,7 @@ compile: install
 .PHONY: compile
 
 quickstart: compile ## Train a small GPT on real text with three workers, one of which is killed on the way
-	$(BIN)/python -m pretrain_cli.corpus examples/data
+	$(BIN)/python -m tools.corpus examples/data
 	rm -rf "$(OUT)"
 	$(BIN)/pretrain run examples/quickstart.yaml --out "$(OUT)" --fault $(FAULT) $(if $(STEPS),--set training.steps=$(STEPS))
 
@@ -57,7 +57,7 @@ lint: install ## Style, types, import rules, drift of generated files
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pretrain_cli.crd --check
+	$(BIN)/python -m tools.crd --check
 	$(BIN)/python -m dashboards --check
 
 format: install ## Mend the style
@@ -65,7 +65,7 @@ format: install ## Mend the style
 	$(BIN)/ruff check --fix .
 
 generate: install ## Write the generated files: CRD, table of its fields, dashboards, table of metrics
-	$(BIN)/python -m pretrain_cli.crd
+	$(BIN)/python -m tools.crd
 	$(BIN)/python -m dashboards
 
 bench-recovery: compile ## Kill-to-next-step beside plain torchrun

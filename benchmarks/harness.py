@@ -16,8 +16,6 @@ from pathlib import Path
 
 import psutil
 
-from pretrain_cli import corpus
-
 ROOT = Path(__file__).resolve().parent.parent
 JOB = ROOT / "examples" / "quickstart.yaml"
 
@@ -42,7 +40,7 @@ def _cpu() -> str:
 
 def prepare_corpus() -> None:
     """The quickstart's corpus, built if it is not there."""
-    corpus.main(ROOT / "examples" / "data")
+    subprocess.run([sys.executable, "-m", "tools.corpus", "examples/data"], cwd=ROOT, check=True)
 
 
 def pretrain_run(out: Path, *options: str) -> tuple[dict, list[dict]]:

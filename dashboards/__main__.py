@@ -8,7 +8,7 @@ from pathlib import Path
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from dashboards import fleet, job, operating, recovery, reference
-from pretrain_cli import generated
+from tools import generated
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("charts/pretrain-operator/dashboards")

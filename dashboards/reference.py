@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pretrain_agent import exposition
-from pretrain_api.metrics import Family
-from pretrain_operator import metrics_families
+from pretrain_agent.network import metrics_server as exposition
+from pretrain_api.status.metrics import Family
+from pretrain_operator.metrics import families as metrics_families
 
 _HEAD = """# Metrics
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pretrain_trainer.trained import Trained
+from pretrain_trainer.eval_api import Trained
 
 PAIRS = (
     ("import ", "os", "xq"),

@@ -25,9 +25,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain_api.model import Model, resolve
-from pretrain_trainer.models.model import Decoder, build, initialise
-from pretrain_trainer.models.objective import Objective
+from pretrain_api.spec.model import Model, resolve
+from pretrain_trainer.models.decoder import Decoder, build, initialise
+from pretrain_trainer.models.loss import Objective
 from pretrain_trainer.parallelism.gradients import BUCKET_BYTES, FlatGradients, Signals
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

@@ -22,9 +22,9 @@ import torch
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from work import Ours, Work
 
-from pretrain_api.job import S3Storage, Storage
-from pretrain_trainer.checkpoint.state import tensors_of
-from pretrain_trainer.ranks import Ranks, process_group
+from pretrain_api.spec.job import S3Storage, Storage
+from pretrain_trainer.checkpoint.dcp.state import tensors_of
+from pretrain_trainer.core.ranks import Ranks, process_group
 
 QUIET = 0.9
 """Share of the cores' time: what is left for others is a system's own work."""

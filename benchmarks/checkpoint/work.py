@@ -12,20 +12,20 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from harness import JOB
 
-from pretrain_api.job import Checkpoint, Interval, Retain, Storage
-from pretrain_api.lineage import JobIdentity
-from pretrain_api.model import resolve
-from pretrain_api.protocol import Generation
-from pretrain_api.trainer import TrainerConfig, trainer_config
-from pretrain_api.training import Model
-from pretrain_cli.jobfile import load_job
+from pretrain_api.checkpoint.lineage import JobIdentity
+from pretrain_api.messages.protocol import Generation
+from pretrain_api.messages.trainer_config import TrainerConfig, trainer_config
+from pretrain_api.spec.job import Checkpoint, Interval, Retain, Storage
+from pretrain_api.spec.model import resolve
+from pretrain_api.spec.training import Model
+from pretrain_cli.inputs.job_file import load_job
 from pretrain_trainer.checkpoint import Checkpointer
-from pretrain_trainer.checkpoint.state import tensors_of
-from pretrain_trainer.models.model import build, initialise
-from pretrain_trainer.models.objective import Objective
+from pretrain_trainer.checkpoint.dcp.state import tensors_of
+from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.ranks import Ranks
+from pretrain_trainer.models.decoder import build, initialise
+from pretrain_trainer.models.loss import Objective
 from pretrain_trainer.models.optimizer import build_optimizer
-from pretrain_trainer.progress import Progress
-from pretrain_trainer.ranks import Ranks
 
 WIDTH, ROWS, CONTEXT = 768, 8192, 64
 _IDENTITY = JobIdentity(

@@ -27,15 +27,15 @@ from torch.distributed.device_mesh import init_device_mesh
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from harness import machine
 
-from pretrain_api.model import Model, resolve
-from pretrain_api.training import Optimizer
-from pretrain_trainer.models.model import build, initialise
-from pretrain_trainer.models.objective import Objective
+from pretrain_api.spec.model import Model, resolve
+from pretrain_api.spec.training import Optimizer
+from pretrain_trainer.core.ranks import Ranks
+from pretrain_trainer.models.decoder import build, initialise
+from pretrain_trainer.models.loss import Objective
 from pretrain_trainer.models.optimizer import build_optimizer
 from pretrain_trainer.parallelism.exact import ExactGradients, ExactShardedGradients
+from pretrain_trainer.parallelism.fsdp import shard_over
 from pretrain_trainer.parallelism.gradients import FlatGradients, ShardedGradients, Signals
-from pretrain_trainer.parallelism.sharding import shard_over
-from pretrain_trainer.ranks import Ranks
 
 ROWS = 1024
 

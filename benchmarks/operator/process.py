@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 from figures import Histogram, samples
 
-from pretrain_operator.metrics_families import API_CALLS, RECONCILE
+from pretrain_operator.metrics.families import API_CALLS, RECONCILE
 
 QUIET_SECONDS = 0.5
 QUIET_SHARE = 0.2

@@ -34,13 +34,13 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-from builders_apiserver import ApiServer, connected, started_api_server
 from figures import Line, samples
 from harness import ROOT, machine
 from process import Figures, Operator, Start, until_still
-from support.tools import API_SERVER, find
 
-from pretrain_operator.kubernetes.api import JOBS, PODS, Object, Resource
+from pretrain_operator.kubernetes.client.api import JOBS, PODS, Object, Resource
+from support.kubernetes.api_server import ApiServer, connected, started_api_server
+from support.tools import API_SERVER, find
 
 EXAMPLE = ROOT / "examples" / "pretrainjob.yaml"
 NAMESPACE = "benchmark"

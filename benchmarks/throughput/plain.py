@@ -17,7 +17,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from harness import ROOT
 
-from pretrain_api.model import ResolvedModel
+from pretrain_api.spec.model import ResolvedModel
 
 SOURCE = ROOT / "examples/data/code"
 LOG_EVERY = 10

@@ -32,13 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import plain
 from harness import ROOT, machine, prepare_corpus
 
-from pretrain_agent.client import UnattendedLink
-from pretrain_api.flops import flops_per_token
-from pretrain_api.model import ResolvedModel, resolve
-from pretrain_api.reports import ReportBody, StepDone
-from pretrain_api.trainer import TrainerConfig
+from pretrain_api.estimate.flops import flops_per_token
+from pretrain_api.messages.reports import ReportBody, StepDone
+from pretrain_api.messages.trainer_config import TrainerConfig
+from pretrain_api.spec.model import ResolvedModel, resolve
+from pretrain_sdk.rank_link import UnattendedLink
 from pretrain_trainer.checkpoint import Checkpointer
-from pretrain_trainer.train import train
+from pretrain_trainer.loop.train import train
 
 WARM_STEPS = 5
 TITAN_SECONDS = 1800

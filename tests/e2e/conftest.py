@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_kind import OPERATOR_IMAGE, ROOT, TRAINER_IMAGE, Cluster, Refused, connect
-from builders_kind_jobs import CORPUS, Place
-from builders_local import write_job
+
+from support.kubernetes.kind import OPERATOR_IMAGE, ROOT, TRAINER_IMAGE, Cluster, Refused, connect
+from support.kubernetes.kind_jobs import CORPUS, Place
 from support.tools import Programs
+from support.worlds.local import write_job
 
 REPORT = Path(os.environ.get("PRETRAIN_E2E_REPORT") or ROOT / "runs" / "e2e-report.json")
 ROWS = pytest.StashKey[list[dict[str, Any]]]()

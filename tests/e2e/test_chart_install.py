@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable
 
 import pytest
-from builders_kind import CHART, RELEASE, SYSTEM, Cluster, wait_until
-from builders_kind_jobs import STEPS, Place
+
+from support.kubernetes.kind import CHART, RELEASE, SYSTEM, Cluster, wait_until
+from support.kubernetes.kind_jobs import STEPS, Place
 
 LONG = 3 * STEPS
 """So that the operator is back before the end."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
-from builders_kind_jobs import STEPS, Job, Place
+
+from support.kubernetes.kind_jobs import STEPS, Job, Place
 
 Losses = Callable[[], dict[int, float]]
 LONG = {"spec.training.steps": 2 * STEPS}

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from builders_kind_jobs import STEPS, Place
+
+from support.kubernetes.kind_jobs import STEPS, Place
 
 Losses = Callable[[], dict[int, float]]
 OUTAGE_SECONDS = 60.0

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders_kind import Refused
-from builders_kind_jobs import Place
+
+from support.kubernetes.kind import Refused
+from support.kubernetes.kind_jobs import Place
 
 WITHIN = 20.0
 """Seconds: ten of them are promised from the first agent's start; a pod has to be scheduled first."""

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from builders_kind import Refused, wait_until
-from builders_kind_jobs import STEPS, Job, Place
+
+from support.kubernetes.kind import Refused, wait_until
+from support.kubernetes.kind_jobs import STEPS, Job, Place
 
 Losses = Callable[[], dict[int, float]]
 

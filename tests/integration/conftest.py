@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from builders_apiproxy import ApiProxy, api_proxy
-from builders_apiserver import ApiServer, connected, started_api_server
 
-from pretrain_operator.kubernetes.api import Api, Resource
+from pretrain_operator.kubernetes.client.api import Api, Resource
+from support.kubernetes.api_proxy import ApiProxy, api_proxy
+from support.kubernetes.api_server import ApiServer, connected, started_api_server
 
 NAMESPACES = Resource("", "v1", "namespaces")
 

@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_apiproxy import Answer, ApiProxy, Call, Cut, Hang, write_kubeconfig
-from builders_apiserver import ApiServer, connected
 from kubernetes.aio.config import incluster_config
 
-from pretrain_operator.kubernetes import api as api_module
-from pretrain_operator.kubernetes.api import CONFIG_MAPS, EVENTS, LEASES, NODES, PODS, Api, ApiError, Object, Resource
+from pretrain_operator.kubernetes.client import api as api_module
+from pretrain_operator.kubernetes.client.api import (
+    CONFIG_MAPS,
+    EVENTS,
+    LEASES,
+    NODES,
+    PODS,
+    Api,
+    ApiError,
+    Object,
+    Resource,
+)
+from support.kubernetes.api_proxy import Answer, ApiProxy, Call, Cut, Hang, write_kubeconfig
+from support.kubernetes.api_server import ApiServer, connected
 
 SELF_REVIEWS = Resource("authentication.k8s.io", "v1", "selfsubjectreviews")
 

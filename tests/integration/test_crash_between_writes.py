@@ -12,13 +12,13 @@ from typing import Any, Literal, get_args
 
 import aiohttp
 import pytest
-from builders_app import NAMESPACES, Town, a_town
 
-from pretrain_operator.kubernetes import janitor
-from pretrain_operator.kubernetes.api import CONFIG_MAPS, NETWORK_POLICIES, PODS, Api, ApiError, Object
-from pretrain_operator.kubernetes.app import running_operator
-from pretrain_operator.kubernetes.names import UID_LABEL, owner_uid, worker_pod
-from pretrain_operator.kubernetes.transport import Transport
+from pretrain_operator.kubernetes.adapter import janitor
+from pretrain_operator.kubernetes.client.api import CONFIG_MAPS, NETWORK_POLICIES, PODS, Api, ApiError, Object
+from pretrain_operator.kubernetes.client.transport import Transport
+from pretrain_operator.kubernetes.server.app import running_operator
+from pretrain_operator.kubernetes.workload.names import UID_LABEL, owner_uid, worker_pod
+from support.kubernetes.app import NAMESPACES, Town, a_town
 
 Where = Literal["before", "after", "answer lost"]
 AT_A_TIME = 3

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from bad_jobs import BAD_JOBS, GOOD, BadJob, with_changes
-from builders_apiserver import RESOURCE, ApiServer, Refused
 
-from pretrain_api.job import PretrainJob
-from pretrain_api.runreport import Condition, Goodput, Incident, JobStatus, WorkerStatus
+from pretrain_api.spec.job import PretrainJob
+from pretrain_api.status.job import Condition, Goodput, Incident, JobStatus, WorkerStatus
+from support.kubernetes.api_server import RESOURCE, ApiServer, Refused
+from support.worlds.bad_jobs import BAD_JOBS, GOOD, BadJob, with_changes
 
 
 @pytest.fixture

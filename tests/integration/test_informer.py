@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from builders_apiproxy import Answer, ApiProxy, Call, Cut
-from builders_apiserver import ApiServer, connected
 
-from pretrain_operator.kubernetes import api as api_module
-from pretrain_operator.kubernetes.api import CONFIG_MAPS, EVENTS, Api, Object, Resource
-from pretrain_operator.kubernetes.informer import Informer
+from pretrain_operator.kubernetes.client import api as api_module
+from pretrain_operator.kubernetes.client.api import CONFIG_MAPS, EVENTS, Api, Object, Resource
+from pretrain_operator.kubernetes.client.informer import Informer
+from support.kubernetes.api_proxy import Answer, ApiProxy, Call, Cut
+from support.kubernetes.api_server import ApiServer, connected
 
 ROLES = Resource("rbac.authorization.k8s.io", "v1", "roles")
 ROLE_BINDINGS = Resource("rbac.authorization.k8s.io", "v1", "rolebindings")

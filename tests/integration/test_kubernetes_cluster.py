@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from builders_kubernetes import NOON, SETTINGS, a_job_body
 
-from pretrain_api.runreport import Bookkeeping, JobStatus, SlotMemory
+from pretrain_api.status.job import Bookkeeping, JobStatus, SlotMemory
 from pretrain_operator.cluster import Event, Placement, Pod, Refused
-from pretrain_operator.kubernetes.api import (
+from pretrain_operator.kubernetes.adapter.cluster import KubernetesCluster
+from pretrain_operator.kubernetes.adapter.expectations import OVERDUE_SECONDS
+from pretrain_operator.kubernetes.client.api import (
     CONFIG_MAPS,
     EVENTS,
     JOBS,
@@ -24,12 +25,11 @@ from pretrain_operator.kubernetes.api import (
     Object,
     Resource,
 )
-from pretrain_operator.kubernetes.cluster import KubernetesCluster
-from pretrain_operator.kubernetes.expectations import OVERDUE_SECONDS
-from pretrain_operator.kubernetes.informer import Informer
-from pretrain_operator.kubernetes.names import WORKER_SELECTOR, index_by_job
-from pretrain_operator.kubernetes.refusals import Gone
-from pretrain_operator.kubernetes.validation import InvalidSpec
+from pretrain_operator.kubernetes.client.informer import Informer
+from pretrain_operator.kubernetes.client.refusals import Gone
+from pretrain_operator.kubernetes.workload.names import WORKER_SELECTOR, index_by_job
+from pretrain_operator.kubernetes.workload.validation import InvalidSpec
+from support.kubernetes.jobs import NOON, SETTINGS, a_job_body
 
 NAMESPACES = Resource("", "v1", "namespaces")
 QUOTAS = Resource("", "v1", "resourcequotas")

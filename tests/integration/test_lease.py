@@ -7,11 +7,11 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from builders_apiproxy import Answer, ApiProxy, Call, Cut, Hang
-from builders_apiserver import ApiServer, connected
 
-from pretrain_operator.kubernetes.api import CONFIG_MAPS, LEASES, Api, ApiError
-from pretrain_operator.kubernetes.lease import DURATION_SECONDS, UNANSWERED, Lease, LeaseLost
+from pretrain_operator.kubernetes.client.api import CONFIG_MAPS, LEASES, Api, ApiError
+from pretrain_operator.kubernetes.leader.lease import DURATION_SECONDS, UNANSWERED, Lease, LeaseLost
+from support.kubernetes.api_proxy import Answer, ApiProxy, Call, Cut, Hang
+from support.kubernetes.api_server import ApiServer, connected
 
 
 def a_write(call: Call) -> bool:

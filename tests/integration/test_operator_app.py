@@ -12,17 +12,13 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from builders_apiproxy import Answer, ApiProxy, Call, Cut, Matches
-from builders_apiserver import ApiServer
-from builders_app import Town, a_town, until
-from builders_ports import free_port
-from builders_tls import Authority
 
-from pretrain_api.runreport import JobStatus
-from pretrain_operator.conditions import condition_of
-from pretrain_operator.kubernetes import janitor, jobs
-from pretrain_operator.kubernetes.active import claim
-from pretrain_operator.kubernetes.api import (
+from pretrain_api.status.job import JobStatus
+from pretrain_operator.decide.conditions import condition_of
+from pretrain_operator.job.service import JobService, Round
+from pretrain_operator.kubernetes.adapter import janitor
+from pretrain_operator.kubernetes.adapter import job_registry as jobs
+from pretrain_operator.kubernetes.client.api import (
     CONFIG_MAPS,
     EVENTS,
     JOBS,
@@ -33,13 +29,18 @@ from pretrain_operator.kubernetes.api import (
     ApiError,
     Object,
 )
-from pretrain_operator.kubernetes.app import running_operator
-from pretrain_operator.kubernetes.fence import FencedTransport
-from pretrain_operator.kubernetes.lease import LeaseLost
-from pretrain_operator.kubernetes.names import UID_LABEL, owner_uid, worker_pod
-from pretrain_operator.kubernetes.transport import Transport
-from pretrain_operator.kubernetes.watch import WatchEnded
-from pretrain_operator.service import JobService, Round
+from pretrain_operator.kubernetes.client.fenced_transport import FencedTransport
+from pretrain_operator.kubernetes.client.transport import Transport
+from pretrain_operator.kubernetes.leader.active import claim
+from pretrain_operator.kubernetes.leader.lease import LeaseLost
+from pretrain_operator.kubernetes.server.app import running_operator
+from pretrain_operator.kubernetes.server.watch import WatchEnded
+from pretrain_operator.kubernetes.workload.names import UID_LABEL, owner_uid, worker_pod
+from support.kubernetes.api_proxy import Answer, ApiProxy, Call, Cut, Matches
+from support.kubernetes.api_server import ApiServer
+from support.kubernetes.app import Town, a_town, until
+from support.kubernetes.tls import Authority
+from support.ports import free_port
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_metrics import ScrapedRun, a_scraped_run
-from builders_prometheus import Prometheus, prometheus
+
+from support.operator.metrics import ScrapedRun, a_scraped_run
+from support.prometheus import Prometheus, prometheus
 from support.tools import Programs
 
 ROOT = Path(__file__).parents[2]

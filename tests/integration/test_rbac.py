@@ -12,16 +12,16 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
-from builders_apiproxy import Answer, ApiProxy, Call, Cut, Matches, api_proxy
-from builders_apiserver import ApiServer, connected, started_api_server
-from builders_app import Town, a_town, token_signer, until
-from builders_chart import Object, objects
 
-from pretrain_api.runreport import JobStatus
-from pretrain_operator.kubernetes import janitor
-from pretrain_operator.kubernetes.api import JOBS, PODS, Api, ApiError, Resource
-from pretrain_operator.kubernetes.app import running_operator
-from pretrain_operator.kubernetes.options import Options, parse_options
+from pretrain_api.status.job import JobStatus
+from pretrain_operator.kubernetes.adapter import janitor
+from pretrain_operator.kubernetes.client.api import JOBS, PODS, Api, ApiError, Resource
+from pretrain_operator.kubernetes.server.app import running_operator
+from pretrain_operator.kubernetes.server.options import Options, parse_options
+from support.kubernetes.api_proxy import Answer, ApiProxy, Call, Cut, Matches, api_proxy
+from support.kubernetes.api_server import ApiServer, connected, started_api_server
+from support.kubernetes.app import Town, a_town, token_signer, until
+from support.kubernetes.chart import Object, objects
 
 SECRETS = Resource("", "v1", "secrets")
 NAMESPACES = Resource("", "v1", "namespaces")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_s3 import Server, s3_server
-from store_contract import LARGE, StoreContract
 
-from pretrain_api.job import S3Storage, Storage
+from pretrain_api.spec.job import S3Storage, Storage
 from pretrain_store.errors import AccessDenied, BucketMissing, Missing, Unavailable
 from pretrain_store.open import Service, look, open_store, probe
 from pretrain_store.port import LOOKING, ObjectStore
+from support.store.contract import LARGE, StoreContract
+from support.store.s3 import Server, s3_server
 
 PREFIXES = itertools.count()
 

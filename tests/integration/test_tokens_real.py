@@ -15,22 +15,28 @@ from typing import Any
 import jwt
 import pytest_asyncio
 from aiohttp import ClientSession, WSServerHandshakeError, web
-from builders_agent import a_step, until
-from builders_apiserver import ApiServer
-from builders_coordinator import a_want
-from builders_tls import Authority
-from builders_tokens import OTHER_KEY
 from cryptography.hazmat.primitives import serialization
 
-from pretrain_agent.connection import Connection
-from pretrain_agent.outbox import Outbox
-from pretrain_api.job import API_VERSION, KIND
-from pretrain_api.protocol import CoordinatorMessage, Heartbeat, Hello, HostStore
+from pretrain_agent.worker.connection import Connection
+from pretrain_agent.worker.outbox import Outbox
+from pretrain_api.messages.protocol import CoordinatorMessage, Heartbeat, Hello, HostStore
+from pretrain_api.spec.job import API_VERSION, KIND
 from pretrain_operator.coordinator.server import AgentServer
-from pretrain_operator.kubernetes.api import PODS, Api, Object, Resource
-from pretrain_operator.kubernetes.informer import Informer
-from pretrain_operator.kubernetes.names import ATTEMPT_LABEL, SLOT_LABEL, UID_LABEL, WORKER_SELECTOR, index_by_job
-from pretrain_operator.kubernetes.tokens import TokenReview
+from pretrain_operator.kubernetes.client.api import PODS, Api, Object, Resource
+from pretrain_operator.kubernetes.client.informer import Informer
+from pretrain_operator.kubernetes.server.tokens import TokenReview
+from pretrain_operator.kubernetes.workload.names import (
+    ATTEMPT_LABEL,
+    SLOT_LABEL,
+    UID_LABEL,
+    WORKER_SELECTOR,
+    index_by_job,
+)
+from support.coordinator import a_want
+from support.kubernetes.api_server import ApiServer
+from support.kubernetes.tls import Authority
+from support.kubernetes.tokens import OTHER_KEY
+from support.worker.agent import a_step, until
 
 ACCOUNTS = Resource("", "v1", "serviceaccounts")
 AUDIENCE, JOB = "pretrain.dev/agents", "5c8d0f1e-0000-4000-8000-000000000001"

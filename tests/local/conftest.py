@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from builders_local import Baseline, write_job
+
+from support.worlds.local import Baseline, write_job
 
 
 @pytest.fixture(scope="session")

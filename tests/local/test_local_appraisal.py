@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from builders_local import run, write_job
-
-from pretrain_api.runreport import EvaluationRecord, SampleRecord
-from pretrain_cli.outputs import read_lines
+from pretrain_api.status.records import EvaluationRecord, SampleRecord
+from pretrain_cli.render.report import read_lines
+from support.worlds.local import run, write_job
 
 HOOK = """
 def endings(trained):

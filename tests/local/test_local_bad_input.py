@@ -9,7 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from pretrain_cli.app import main
-from pretrain_operator.local.folder import RunFolder
+from pretrain_operator.local.run_folder import RunFolder
 
 
 def run(job: Path, out: Path, *arguments: str) -> Result:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import boto3
 import pytest
-from builders_local import TOLERANCE, Baseline, run
 from moto.server import ThreadedMotoServer
+
+from support.worlds.local import TOLERANCE, Baseline, run
 
 SHORT = ("--set", "training.steps=50")
 LONGER = ("--set", "training.steps=70")

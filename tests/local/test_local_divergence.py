@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 
 import pytest
-from builders_local import run
-from builders_poison import STEPS, a_poisoned_corpus
 
-from pretrain_api.lineage import StepRange
+from pretrain_api.checkpoint.lineage import StepRange
+from support.trainer.poison import STEPS, a_poisoned_corpus
+from support.worlds.local import run
 
 SKIPPED = StepRange(first=36, last=51)
 NAN_AT = 33

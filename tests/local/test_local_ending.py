@@ -6,7 +6,8 @@ import signal
 from pathlib import Path
 
 import psutil
-from builders_local import STEPS, TOLERANCE, Baseline, Run, run
+
+from support.worlds.local import STEPS, TOLERANCE, Baseline, Run, run
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from builders_local import STEPS, TOLERANCE, Baseline, Finished, Run, run
+
+from support.worlds.local import STEPS, TOLERANCE, Baseline, Finished, Run, run
 
 ENDLESS = ("--set", "training.steps=100000")
 

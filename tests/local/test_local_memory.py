@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from builders_local import TOLERANCE, Baseline, run
-
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.history import read_listing
+from support.worlds.local import TOLERANCE, Baseline, run
 
 EVERY = 5
 MEMORY = ("--set", f"checkpoint.memory={{everySteps: {EVERY}}}", "--set", "checkpoint.interval={steps: 1000}")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from builders_local import PRETRAIN, Run
+from support.worlds.local import PRETRAIN, Run
 
 
 def test_a_profile_is_taken_of_a_run_without_a_restart(job: Path, tmp_path: Path) -> None:

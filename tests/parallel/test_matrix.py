@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_parallel import GPT2, LLAMA, STEADY, Case, Laid, assert_same_training, run_cases
-from builders_trainer import RankEnd, a_corpus
 
-from pretrain_api.reports import Restored, Sampled
+from pretrain_api.messages.reports import Restored, Sampled
+from support.trainer.parallel import GPT2, LLAMA, STEADY, Case, Laid, assert_same_training, run_cases
+from support.trainer.world import RankEnd, a_corpus
 
 COMPILING_SECONDS = 600
 END = 5

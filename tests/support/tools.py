@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from support.debian import unpacked_package
 
+from support.debian import unpacked_package
 from tools.fetch_tools import cache_folder, prebuilt_cluster
 
 ALLOWED_IN_CI: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ def _first_of(*names: str) -> Programs | None:
 
 
 def _compiler() -> Programs | None:
-    from pretrain_trainer.models.compiling import COMPILERS  # imports torch
+    from pretrain_trainer.models.compile import COMPILERS  # imports torch
 
     return _first_of(*COMPILERS)
 

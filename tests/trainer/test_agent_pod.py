@@ -10,20 +10,20 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 import pytest_asyncio
-from builders_agent import JOB_UID, STEPPING_PROGRAM, ScriptedCoordinator, until
-from builders_pods import GATEWAY, PLACE, Network, Pod, a_network
 
-from pretrain_api.protocol import Leaving
-from pretrain_api.reports import Held
+from pretrain_api.messages.protocol import Leaving
+from pretrain_api.messages.reports import Held
+from support.worker.agent import JOB_UID, STEPPING_PROGRAM, ScriptedCoordinator, until
+from support.worker.pods import GATEWAY, PLACE, Network, Pod, a_network
 
 pytestmark = pytest.mark.usefixtures("namespaces")
 
 HEALTH = "import urllib.request as r, sys; print(r.urlopen(sys.argv[1], timeout=10).read().decode())"
 LISTENER = """
 import asyncio, sys
-from pretrain_agent import connection
-from pretrain_agent.outbox import Outbox
-from pretrain_api.protocol import Heartbeat, Hello
+from pretrain_agent.worker.worker import connection
+from pretrain_agent.worker.outbox import Outbox
+from pretrain_api.messages.protocol import Heartbeat, Hello
 
 connection.UNANSWERED = 1e6  # It alone would find out, too late.
 

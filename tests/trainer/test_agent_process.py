@@ -14,10 +14,10 @@ import aiohttp
 import psutil
 import pytest
 import pytest_asyncio
-from builders_agent import PLAIN_PROGRAM, STEPPING_PROGRAM, Field, a_field, until
 
-from pretrain_api.protocol import Command, Dissolved, Formed, Leaving, Shutdown
-from pretrain_api.reports import Failed, Finished, Held, Started, StepDone
+from pretrain_api.messages.protocol import Command, Dissolved, Formed, Leaving, Shutdown
+from pretrain_api.messages.reports import Failed, Finished, Held, Started, StepDone
+from support.worker.agent import PLAIN_PROGRAM, STEPPING_PROGRAM, Field, a_field, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_export import FAMILIES, refused, trained
-from builders_moto import Bucket, moto
-from builders_trainer import a_config, a_corpus
 
-from pretrain_api.export import ExportRequest
-from pretrain_api.lineage import IDENTITY_KEY, ORIGIN_KEY, JobIdentity, Origin, manifest_key
-from pretrain_api.reports import Evaluated, ReportBody, Restored, StepDone
-from pretrain_api.trainer import ExitCode, TrainerConfig
-from pretrain_api.training import From
+from pretrain_api.checkpoint.lineage import IDENTITY_KEY, ORIGIN_KEY, JobIdentity, Origin, manifest_key
+from pretrain_api.messages.export import ExportRequest
+from pretrain_api.messages.reports import Evaluated, ReportBody, Restored, StepDone
+from pretrain_api.messages.trainer_config import ExitCode, TrainerConfig
+from pretrain_api.spec.training import From
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.errors import UnfitOrigin
 from pretrain_store.open import Service
 from pretrain_store.origin import choose_checkpoint, weight_files
-from pretrain_trainer.export import export
+from pretrain_trainer.hf.export import export
+from support.store.moto import Bucket, moto
+from support.trainer.export import FAMILIES, refused, trained
+from support.trainer.world import a_config, a_corpus
 
 
 @dataclass(frozen=True)

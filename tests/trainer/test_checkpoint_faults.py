@@ -9,7 +9,24 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from builders_checkpoint import (
+from moto.server import ThreadedMotoServer
+
+from pretrain_api.checkpoint.lineage import Manifest, manifest_key
+from pretrain_api.messages.reports import Saved, SaveFailed
+from pretrain_store.directory import DirectoryStore
+from pretrain_store.history import read_listing
+from pretrain_store.lineage import line
+from pretrain_trainer.core.errors import (
+    CheckpointRejectedError,
+    InvalidInput,
+    NoUsableCheckpointError,
+    NumberTakenError,
+    SupersededError,
+)
+from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.ranks import Ranks, process_group
+from support.store.values import an_identity, stored
+from support.trainer.checkpoint import (
     Trained,
     a_flaky_store,
     a_job,
@@ -19,24 +36,7 @@ from builders_checkpoint import (
     restored,
     saved,
 )
-from builders_store import an_identity, stored
-from builders_trainer import run_ranks
-from moto.server import ThreadedMotoServer
-
-from pretrain_api.lineage import Manifest, manifest_key
-from pretrain_api.reports import Saved, SaveFailed
-from pretrain_store.directory import DirectoryStore
-from pretrain_store.history import read_listing
-from pretrain_store.lineage import line
-from pretrain_trainer.errors import (
-    CheckpointRejectedError,
-    InvalidInput,
-    NoUsableCheckpointError,
-    NumberTakenError,
-    SupersededError,
-)
-from pretrain_trainer.progress import Progress
-from pretrain_trainer.ranks import Ranks, process_group
+from support.trainer.world import run_ranks
 
 FILES = (".metadata", "__0_0.distcp")
 
@@ -184,7 +184,7 @@ def test_an_unattended_run_takes_the_next_number_and_passes_over_damage_by_itsel
 def test_a_kill_in_mid_save_leaves_the_checkpoint_before_in_force(tmp_path: Path, files_put: int) -> None:
     trained = Trained(steps=1)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pretrain_trainer.train", "torch._dynamo", "builders_trainer"])
+    context.set_forkserver_preload(["pretrain_trainer.loop.train", "torch._dynamo", "support.trainer.world"])
     mine, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_stall_in_a_save, args=(tmp_path, files_put, theirs))
     process.start()

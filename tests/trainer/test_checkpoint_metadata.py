@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from pretrain_trainer.checkpoint.loading import Unusable, read_metadata
+from pretrain_trainer.checkpoint.dcp.load import Unusable, read_metadata
 
 
 class EarlyPickler(pickle.Pickler):

@@ -8,7 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders_checkpoint import (
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from pretrain_agent.network.metrics_server import SAVE_STAGES
+from pretrain_api.checkpoint.lineage import StepRange, checkpoint_folder, manifest_key, parse_manifest_key
+from pretrain_api.messages.reports import Saved
+from pretrain_store.directory import DirectoryStore
+from pretrain_trainer.core.errors import InvalidInput
+from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.ranks import Ranks, process_group
+from support.trainer.checkpoint import (
     Trained,
     a_job,
     arrays,
@@ -18,17 +28,7 @@ from builders_checkpoint import (
     restored,
     saved,
 )
-from builders_trainer import run_ranks
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load
-
-from pretrain_agent.exposition import SAVE_STAGES
-from pretrain_api.lineage import StepRange, checkpoint_folder, manifest_key, parse_manifest_key
-from pretrain_api.reports import Saved
-from pretrain_store.directory import DirectoryStore
-from pretrain_trainer.errors import InvalidInput
-from pretrain_trainer.progress import Progress
-from pretrain_trainer.ranks import Ranks, process_group
+from support.trainer.world import run_ranks
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders_trainer import VOCABULARY, a_config, a_corpus, a_source, a_tokenizer
 
 from pretrain_api.dataset import DATASET_FILE, Dataset
-from pretrain_api.model import resolve
-from pretrain_api.training import Source
-from pretrain_trainer.datasets.data import Batches, Corpus, open_corpus, open_source, read_windows
+from pretrain_api.spec.model import resolve
+from pretrain_api.spec.training import Source
+from pretrain_trainer.core.errors import InvalidInput
+from pretrain_trainer.datasets.corpus import Batches, Corpus, open_corpus, open_source, read_windows
 from pretrain_trainer.datasets.unigram import unigram_loss
-from pretrain_trainer.errors import InvalidInput
+from support.trainer.world import VOCABULARY, a_config, a_corpus, a_source, a_tokenizer
 
 
 @pytest.fixture

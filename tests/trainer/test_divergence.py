@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pretrain_api.lineage import LossMemory
-from pretrain_trainer.stability.divergence import Verdict, anew, look
+from pretrain_api.checkpoint.lineage import LossMemory
+from pretrain_trainer.stability.detector import Verdict, anew, look
 
 Curve = Callable[[np.random.Generator, np.ndarray], tuple[np.ndarray, np.ndarray]]
 STEPS = 400

@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 
 import pytest
-from builders_trainer import VOCABULARY, a_config, a_corpus, run_training
 
-from pretrain_api.reports import Evaluated, Evaluating, Restored, Sampled
+from pretrain_api.messages.reports import Evaluated, Evaluating, Restored, Sampled
+from support.trainer.world import VOCABULARY, a_config, a_corpus, run_training
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from builders_trainer import RankEnd, Script, a_config, a_corpus, reducing_exactly, run_ranks, run_training
 
-from pretrain_api.lineage import StepRange
-from pretrain_api.reports import Evaluated
+from pretrain_api.checkpoint.lineage import StepRange
+from pretrain_api.messages.reports import Evaluated
 from pretrain_trainer.parallelism.exact import norm_of, square_scale, squares
+from support.trainer.world import RankEnd, Script, a_config, a_corpus, reducing_exactly, run_ranks, run_training
 
 FULL, HYBRID = ({"parallelism": {"shard": shard}} for shard in ("full", "hybrid"))
 PASSED_OVER = Script(skipped=(StepRange(first=3, last=4), StepRange(first=9, last=9)))

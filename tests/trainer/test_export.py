@@ -11,25 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from builders_export import FAMILIES, a_job_file, held_out_loss, trained
-from builders_moto import Bucket, moto
-from builders_trainer import VOCABULARY, a_config, a_corpus, a_tokenizer
 from click.testing import Result
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from typer.testing import CliRunner
 
-from pretrain_api.export import PROVENANCE_FILE, Advanced, ExportEvent, ExportRequest, PassedOver, Provenance
-from pretrain_api.job import Checkpoint
-from pretrain_api.lineage import manifest_key
-from pretrain_api.model import resolve
-from pretrain_api.reports import Evaluated
-from pretrain_api.trainer import TrainerConfig
+from pretrain_api.checkpoint.lineage import manifest_key
+from pretrain_api.messages.export import PROVENANCE_FILE, Advanced, ExportEvent, ExportRequest, PassedOver, Provenance
+from pretrain_api.messages.reports import Evaluated
+from pretrain_api.messages.trainer_config import TrainerConfig
+from pretrain_api.spec.job import Checkpoint
+from pretrain_api.spec.model import resolve
 from pretrain_cli.app import main
-from pretrain_cli.export import Wanted, prepare
-from pretrain_trainer.errors import CheckpointRejectedError, InvalidInput, NoUsableCheckpointError
-from pretrain_trainer.exchange.hugging_face import import_state
-from pretrain_trainer.exchange.hugging_face_folder import ModelFolder, digests
-from pretrain_trainer.export import export
+from pretrain_cli.commands.export import Wanted, prepare
+from pretrain_trainer.core.errors import CheckpointRejectedError, InvalidInput, NoUsableCheckpointError
+from pretrain_trainer.hf.export import export
+from pretrain_trainer.hf.folder import ModelFolder, digests
+from pretrain_trainer.hf.mapping import import_state
+from support.store.moto import Bucket, moto
+from support.trainer.export import FAMILIES, a_job_file, held_out_loss, trained
+from support.trainer.world import VOCABULARY, a_config, a_corpus, a_tokenizer
 
 SEQUENCES, CONTEXT = 10, 16
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import pytest
 import torch
 import torch.distributed as dist
-from builders_trainer import run_ranks
 from torch import Tensor, nn
 
+from pretrain_trainer.core.ranks import process_group
 from pretrain_trainer.parallelism.gradients import FlatGradients, Signals
-from pretrain_trainer.ranks import process_group
+from support.trainer.world import run_ranks
 
 RANKS = 3
 

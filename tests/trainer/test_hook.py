@@ -6,16 +6,16 @@ import random
 from pathlib import Path
 from typing import Any
 
-import hooks
 import numpy as np
 import pytest
 import torch
-from builders_parallel import GPT2, Laid, run_cases
-from builders_trainer import RankEnd, a_config, a_corpus, run_training
 
-from pretrain_api.reports import Evaluated, Failed
-from pretrain_api.trainer import ExitCode
-from pretrain_trainer.evaluations.hook import undisturbed
+from pretrain_api.messages.reports import Evaluated, Failed
+from pretrain_api.messages.trainer_config import ExitCode
+from pretrain_trainer.evaluation.hook import undisturbed
+from support.trainer import hooks
+from support.trainer.parallel import GPT2, Laid, run_cases
+from support.trainer.world import RankEnd, a_config, a_corpus, run_training
 
 DROPOUT = {"family": "gpt2", "layers": 2, "heads": 2, "width": 32, "context": 16, "dropout": 0.1}
 FILE = Path(hooks.__file__)
@@ -41,9 +41,9 @@ def test_it_gets_the_same_at_any_world_size_and_disturbs_nothing(corpus: Path) -
     plain = trained(corpus, 2, None)
 
     by_module, alone, by_file = (
-        trained(corpus, *of) for of in ((2, "hooks:looks"), (1, f"{FILE}:looks"), (3, f"{FILE}:looks"))
+        trained(corpus, *of) for of in ((2, "support.trainer.hooks:looks"), (1, f"{FILE}:looks"), (3, f"{FILE}:looks"))
     )
-    sharded = trained(corpus, 2, "hooks:looks", parallelism={"shard": "full"})
+    sharded = trained(corpus, 2, "support.trainer.hooks:looks", parallelism={"shard": "full"})
 
     said = [[item.metrics for item in end.of(Evaluated)] for end in (by_module, alone, by_file, sharded)]
     assert said[1:] == said[:1] * 3
@@ -71,7 +71,12 @@ def test_tensor_ranks_and_stages_come_to_what_one_process_does(corpus: Path, tmp
         Laid("full", pipeline=2, world_size=4),
     )
     cases = [
-        one.case(corpus, GPT2, tmp_path / str(number), evaluation=evaluation(corpus, "hooks:laid_out", every=3))
+        one.case(
+            corpus,
+            GPT2,
+            tmp_path / str(number),
+            evaluation=evaluation(corpus, "support.trainer.hooks:laid_out", every=3),
+        )
         for number, one in enumerate(laid)
     ]
 
@@ -86,7 +91,7 @@ def test_its_mistakes_are_said_and_training_goes_on(corpus: Path) -> None:
     steps = 13
     plain = trained(corpus, 2, None, steps=steps)
 
-    end = trained(corpus, 2, "hooks:errs", steps=steps)
+    end = trained(corpus, 2, "support.trainer.hooks:errs", steps=steps)
 
     assert (end.exit_code, end.losses) == (0, plain.losses)
     said = [item.problem for item in end.of(Evaluated)]
@@ -139,8 +144,8 @@ def set_state(state: tuple[Any, Any, Any]) -> None:
     [
         ("no_such_module:evaluate", "no_such_module cannot be imported (ModuleNotFoundError"),
         ("/no/such/file.py:evaluate", "/no/such/file.py cannot be imported (FileNotFoundError"),
-        ("hooks:evaluate", "hooks has no function evaluate"),
-        ("hooks:SEQUENCES", "hooks has no function SEQUENCES"),
+        ("support.trainer.hooks:evaluate", "support.trainer.hooks has no function evaluate"),
+        ("support.trainer.hooks:SEQUENCES", "support.trainer.hooks has no function SEQUENCES"),
         ("BROKEN:evaluate", "cannot be imported (ZeroDivisionError: division by zero)"),
     ],
 )

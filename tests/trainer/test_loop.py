@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_trainer import Script, a_config, a_corpus, run_training, saving_run
 
-from pretrain_api.reports import Finished, Progress, Restored
-from pretrain_api.trainer import TrainerConfig
+from pretrain_api.messages.reports import Finished, Progress, Restored
+from pretrain_api.messages.trainer_config import TrainerConfig
+from support.trainer.world import Script, a_config, a_corpus, run_training, saving_run
 
 
 @pytest.fixture(scope="module")

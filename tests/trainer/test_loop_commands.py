@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from builders_trainer import Script, a_corpus, run_training, saving_run
 
-from pretrain_api.protocol import Command
-from pretrain_api.reports import Held, Resumed, Saved, SaveFailed
+from pretrain_api.messages.protocol import Command
+from pretrain_api.messages.reports import Held, Resumed, Saved, SaveFailed
+from support.trainer.world import Script, a_corpus, run_training, saving_run
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_trainer import a_config, a_corpus, losing_a_peer, run_ranks, run_training
 
-from pretrain_api.reports import Failed
-from pretrain_api.trainer import ExitCode
+from pretrain_api.messages.reports import Failed
+from pretrain_api.messages.trainer_config import ExitCode
+from support.trainer.world import a_config, a_corpus, losing_a_peer, run_ranks, run_training
 
 
 @pytest.fixture(scope="module")

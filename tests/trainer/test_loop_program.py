@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders_trainer import a_config, a_corpus, run_program, saving_run
 
-from pretrain_api.reports import REPORT_BODY, CheckpointRejected, Failed, NumberTaken, ReportBody
-from pretrain_api.trainer import ExitCode
-from pretrain_trainer.errors import (
+from pretrain_api.messages.reports import REPORT_BODY, CheckpointRejected, Failed, NumberTaken, ReportBody
+from pretrain_api.messages.trainer_config import ExitCode
+from pretrain_trainer.core.errors import (
     CheckpointRejectedError,
     CollectiveFailed,
     InvalidInput,
@@ -17,8 +16,9 @@ from pretrain_trainer.errors import (
     NumberTakenError,
     SupersededError,
 )
-from pretrain_trainer.failures import ending
-from pretrain_trainer.observability.fitting import Held, advice
+from pretrain_trainer.loop.failures import ending
+from pretrain_trainer.observability.memory_advice import Held, advice
+from support.trainer.world import a_config, a_corpus, run_program, saving_run
 
 
 def printed(output: str) -> list[ReportBody]:

@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import pytest
-from builders_trainer import Script, a_corpus, run_training, saving_run
 from torch import nn
 from torch.optim import SGD
 
-import pretrain_trainer.progress
-from pretrain_api.job import Interval
-from pretrain_api.lineage import Manifest
-from pretrain_api.reports import Failed, Finished, Saved, SaveFailed
-from pretrain_api.trainer import ExitCode
-from pretrain_trainer.saving import Saves
+import pretrain_trainer.core.progress
+from pretrain_api.checkpoint.lineage import Manifest
+from pretrain_api.messages.reports import Failed, Finished, Saved, SaveFailed
+from pretrain_api.messages.trainer_config import ExitCode
+from pretrain_api.spec.job import Interval
+from pretrain_trainer.loop.save_policy import Saves
+from support.trainer.world import Script, a_corpus, run_training, saving_run
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ class Timed:
         self.seconds = 0.0
         self.saved: list[int] = []
 
-    def save(self, progress: pretrain_trainer.progress.Progress, model: nn.Module, optimizer: SGD) -> float:
+    def save(self, progress: pretrain_trainer.core.progress.Progress, model: nn.Module, optimizer: SGD) -> float:
         self.saved.append(progress.step)
         return self.stall
 
@@ -76,7 +76,7 @@ def saved_steps(interval: Interval | None, count: int, stall: float = 0.0, secon
     for step in range(1, count + 1):
         checkpointer.now += 1.0
         if saves.wanted(step):
-            saves.begin(pretrain_trainer.progress.Progress(step))
+            saves.begin(pretrain_trainer.core.progress.Progress(step))
             saves.outcomes()
     return checkpointer.saved
 

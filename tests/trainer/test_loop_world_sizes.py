@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_trainer import RankEnd, a_config, a_corpus, run_training
+
+from support.trainer.world import RankEnd, a_config, a_corpus, run_training
 
 SHARDED = {"parallelism": {"shard": "full"}}
 

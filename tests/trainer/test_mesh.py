@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain_api.layout import worker_unit
-from pretrain_api.training import Parallelism
-from pretrain_trainer.errors import InvalidInput
-from pretrain_trainer.parallelism.mesh import Mesh
+from pretrain_api.spec.replicas import worker_unit
+from pretrain_api.spec.training import Parallelism
+from pretrain_trainer.core.errors import InvalidInput
+from pretrain_trainer.core.mesh import Mesh
 
 SMALL = st.integers(1, 4)
 

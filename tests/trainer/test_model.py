@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain_api.model import Model, ResolvedModel, resolve
-from pretrain_trainer.models.model import Decoder, build, initialise
-from pretrain_trainer.models.objective import Objective
+from pretrain_api.spec.model import Model, ResolvedModel, resolve
+from pretrain_trainer.models.decoder import Decoder, build, initialise
+from pretrain_trainer.models.loss import Objective
 
 ROWS = 64
 

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from builders_trainer import FakeLink, NoCheckpointer, a_config, a_corpus, run_ranks, run_training
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
@@ -20,16 +19,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 from transformers.models.openai import OpenAIGPTConfig
 
-from pretrain_api.model import Model, resolve
-from pretrain_api.reports import StepDone
-from pretrain_api.trainer import TrainerConfig
-from pretrain_trainer.errors import InvalidInput
-from pretrain_trainer.models.compiling import CACHE_VARIABLE, compile_blocks
-from pretrain_trainer.models.documents import end_of_document
-from pretrain_trainer.models.model import Decoder, build, initialise
-from pretrain_trainer.models.objective import Objective
-from pretrain_trainer.models.recompute import recompute_activations
-from pretrain_trainer.train import train
+from pretrain_api.messages.reports import StepDone
+from pretrain_api.messages.trainer_config import TrainerConfig
+from pretrain_api.spec.model import Model, resolve
+from pretrain_trainer.core.errors import InvalidInput
+from pretrain_trainer.loop.train import train
+from pretrain_trainer.models.activation_checkpointing import recompute_activations
+from pretrain_trainer.models.compile import CACHE_VARIABLE, compile_blocks
+from pretrain_trainer.models.decoder import Decoder, build, initialise
+from pretrain_trainer.models.document_mask import end_of_document
+from pretrain_trainer.models.loss import Objective
+from support.trainer.world import FakeLink, NoCheckpointer, a_config, a_corpus, run_ranks, run_training
 
 ROWS, WIDTH = 112, 32
 END = 5

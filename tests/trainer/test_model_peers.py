@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 from transformers.models.gpt2 import GPT2Config
 from transformers.models.llama import LlamaConfig
 
-from pretrain_api.model import Model, ResolvedModel, resolve
-from pretrain_trainer.exchange import hugging_face
-from pretrain_trainer.models.model import Decoder, build, initialise
+from pretrain_api.spec.model import Model, ResolvedModel, resolve
+from pretrain_trainer.hf import mapping as hugging_face
+from pretrain_trainer.models.decoder import Decoder, build, initialise
 
 ROWS = 96
 SCALING = {"factor": 8.0, "lowFrequencyFactor": 1.0, "highFrequencyFactor": 4.0, "originalContext": 16}

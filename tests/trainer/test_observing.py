@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from builders_operator import a_step
-from builders_trainer import a_config, a_corpus, a_generation, run_training
 
-from pretrain_api.reports import MemoryUse, Progress, StepDone
-from pretrain_api.stepparts import STEP_PARTS, parts_of
-from pretrain_trainer.observability import cpupeak
-from pretrain_trainer.observability.cpupeak import MEASURED_AFTER, CpuPeak
+from pretrain_api.messages.reports import MemoryUse, Progress, StepDone
+from pretrain_api.status.step_parts import STEP_PARTS, parts_of
+from pretrain_trainer.observability import cpu_peak as cpupeak
+from pretrain_trainer.observability.cpu_peak import MEASURED_AFTER, CpuPeak
+from pretrain_trainer.observability.gpu_peaks import GPUS, gpu_peak
 from pretrain_trainer.observability.memory import from_counters, process_memory
-from pretrain_trainer.observability.peaks import GPUS, gpu_peak
-from pretrain_trainer.observability.stepreport import LATELY_STEPS, lately
-from pretrain_trainer.observability.timing import COMPUTED, DATA, REDUCED, UPDATED, EventMarks, HostMarks, Pace
-from pretrain_trainer.observability.utilization import Utilization, arithmetic, ranks_of_a_machine
+from pretrain_trainer.observability.mfu import Utilization, arithmetic, ranks_of_a_machine
+from pretrain_trainer.observability.step_report import LATELY_STEPS, lately
+from pretrain_trainer.observability.step_timing import COMPUTED, DATA, REDUCED, UPDATED, EventMarks, HostMarks, Pace
+from support.operator.world import a_step
+from support.trainer.world import a_config, a_corpus, a_generation, run_training
 
 # --- steps ------------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain_api.training import Optimizer
+from pretrain_api.spec.training import Optimizer
 from pretrain_trainer.models.optimizer import build_optimizer, set_learning_rate
 
 

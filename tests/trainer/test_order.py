@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain_api.lineage import StepRange, data_step
+from pretrain_api.checkpoint.lineage import StepRange, data_step
+from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.datasets.order import MIX_BLOCK, MixSource, Order, apportion, permute
-from pretrain_trainer.errors import InvalidInput
-from pretrain_trainer.parallelism.shares import largest_share, share
+from pretrain_trainer.parallelism.work_division import largest_share, share
 
 WEB, BOOKS = MixSource("web", 0.7, 113), MixSource("books", 0.3, 40)
 ranges = st.lists(

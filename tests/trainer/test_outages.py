@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_moto import CORPUS
-from builders_remote import RUNS, MendingLink, a_remote_config
-from builders_s3 import SECRET, Server, s3_server
-from builders_trainer import NoCheckpointer, a_config, a_corpus, run_ranks
 
-from pretrain_api import reports
-from pretrain_api.reports import ReportBody
-from pretrain_api.trainer import TrainerConfig
+from pretrain_api.messages import reports
+from pretrain_api.messages.reports import ReportBody
+from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_trainer.checkpoint import Checkpointer
-from pretrain_trainer.train import train
+from pretrain_trainer.loop.train import train
+from support.store.moto import CORPUS
+from support.store.s3 import SECRET, Server, s3_server
+from support.trainer.remote import RUNS, MendingLink, a_remote_config
+from support.trainer.world import NoCheckpointer, a_config, a_corpus, run_ranks
 
 
 @pytest.fixture

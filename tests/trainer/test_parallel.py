@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_parallel import GPT2, LLAMA, STEADY, Case, Laid, assert_same_training, run_cases, train_case
-from builders_trainer import RankEnd, a_corpus, run_ranks
 from torch._dynamo.utils import counters
 
-from pretrain_api.reports import Restored
-from pretrain_api.trainer import ExitCode
-from pretrain_trainer import setup
+from pretrain_api.messages.reports import Restored
+from pretrain_api.messages.trainer_config import ExitCode
+from pretrain_trainer.loop import setup
+from support.trainer.parallel import GPT2, LLAMA, STEADY, Case, Laid, assert_same_training, run_cases, train_case
+from support.trainer.world import RankEnd, a_corpus, run_ranks
 
 ALONE = Laid()
 TENSOR, PIPELINE = Laid(tensor=2, world_size=2), Laid(pipeline=2, world_size=4)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders_parallel import GPT2, Case, Laid, run_all_ranks
-from builders_trainer import PatientCheckpointer, RankEnd, a_corpus
 
-from pretrain_api.job import Divergence
-from pretrain_api.lineage import StepRange, manifest_key
-from pretrain_api.reports import Diverged, Finished, RolledBack
+from pretrain_api.checkpoint.lineage import StepRange, manifest_key
+from pretrain_api.messages.reports import Diverged, Finished, RolledBack
+from pretrain_api.spec.job import Divergence
+from support.trainer.parallel import GPT2, Case, Laid, run_all_ranks
+from support.trainer.world import PatientCheckpointer, RankEnd, a_corpus
 
 STEPS, EVERY = 8, 2
 """Of a run, and between its checkpoints."""

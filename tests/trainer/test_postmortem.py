@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from builders_trainer import a_config, a_corpus, run_program
 
-from pretrain_agent.logs import LOGS_VARIABLE
-from pretrain_api.job import Storage
-from pretrain_trainer.failures import ending
-from pretrain_trainer.observability.postmortem import describe, write_snapshot
+from pretrain_api.spec.job import Storage
+from pretrain_sdk.rank_logs import LOGS_VARIABLE
+from pretrain_trainer.loop.failures import ending
+from pretrain_trainer.observability.oom_snapshot import describe, write_snapshot
+from support.trainer.world import a_config, a_corpus, run_program
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 

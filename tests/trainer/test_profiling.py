@@ -6,12 +6,11 @@ import gzip
 import json
 from pathlib import Path
 
-from builders_trainer import Script, a_corpus, run_training, saving_run
-
-from pretrain_api.protocol import Command
-from pretrain_api.reports import Held, Profiled, ProfileFailed
+from pretrain_api.messages.protocol import Command
+from pretrain_api.messages.reports import Held, Profiled, ProfileFailed
 from pretrain_store.directory import DirectoryStore
-from pretrain_trainer.observability.profiling import KEPT, prune
+from pretrain_trainer.observability.profiler import KEPT, prune
+from support.trainer.world import Script, a_corpus, run_training, saving_run
 
 
 def a_request(name: str, rank: int, steps: int = 2) -> Command:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from builders_store import MemoryStore, a_record, a_rollback, save
 
-from pretrain_api.job import Divergence
-from pretrain_api.lineage import LossMemory, MemoryState, manifest_key
+from pretrain_api.checkpoint.lineage import LossMemory, MemoryState, manifest_key
+from pretrain_api.spec.job import Divergence
 from pretrain_store.history import put_record
-from pretrain_trainer.checkpoint.opening import Entry
-from pretrain_trainer.checkpoint.recall import Recall
-from pretrain_trainer.checkpoint.returning import Returning
-from pretrain_trainer.progress import Progress
-from pretrain_trainer.stability.divergence import Verdict
+from pretrain_trainer.checkpoint.history.claim import Entry
+from pretrain_trainer.checkpoint.history.rollback import Returning
+from pretrain_trainer.checkpoint.memory.plan import Recall
+from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.stability.detector import Verdict
 from pretrain_trainer.stability.guard import Wish
+from support.store.values import MemoryStore, a_record, a_rollback, save
 
 
 @pytest.mark.parametrize(

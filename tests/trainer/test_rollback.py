@@ -9,19 +9,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders_moto import Bucket, moto
-from builders_poison import CONTEXT, EVERY, POISON, SEQUENCES, STEPS, a_poisoned_corpus
-from builders_trainer import RankEnd, Script, a_config, run_training
 from torch import Tensor
 
-from pretrain_agent.scratch import MEMORY_VARIABLE
-from pretrain_api.job import Checkpoint, Memory
-from pretrain_api.lineage import LineageRecord, Manifest, MemoryState, Rollback, StepRange, manifest_key, record_key
-from pretrain_api.reports import Diverged, Failed, Finished, NumberTaken, Restored, RolledBack
-from pretrain_api.trainer import ExitCode, TrainerConfig
+from pretrain_api.checkpoint.lineage import (
+    LineageRecord,
+    Manifest,
+    MemoryState,
+    Rollback,
+    StepRange,
+    manifest_key,
+    record_key,
+)
+from pretrain_api.messages.reports import Diverged, Failed, Finished, NumberTaken, Restored, RolledBack
+from pretrain_api.messages.trainer_config import ExitCode, TrainerConfig
+from pretrain_api.spec.job import Checkpoint, Memory
+from pretrain_sdk.scratch import MEMORY_VARIABLE
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.history import read_listing
 from pretrain_store.lineage import line
+from support.store.moto import Bucket, moto
+from support.trainer.poison import CONTEXT, EVERY, POISON, SEQUENCES, STEPS, a_poisoned_corpus
+from support.trainer.world import RankEnd, Script, a_config, run_training
 
 SKIP = 16
 SKIPPED = StepRange(first=36, last=51)

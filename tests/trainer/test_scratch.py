@@ -6,7 +6,7 @@ import multiprocessing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pretrain_agent.scratch import Scratch, remove_abandoned
+from pretrain_sdk.scratch import Scratch, remove_abandoned
 
 
 def test_a_folder_is_gone_after_its_use(tmp_path: Path) -> None:

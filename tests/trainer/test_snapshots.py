@@ -10,33 +10,34 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders_checkpoint import Trained, a_job, arrays, assert_equal, on_rank, open_checkpointer, restored, saved
-from builders_operator import a_step
-from builders_store import a_record
-from builders_trainer import run_ranks
 from torch.optim import Optimizer
 
-from pretrain_agent.scratch import MEMORY_VARIABLE
-from pretrain_api.job import Memory
-from pretrain_api.lineage import LineageRecord, MemoryState, manifest_key
-from pretrain_api.model import Model, resolve
-from pretrain_api.reports import SaveFailed
-from pretrain_api.trainer import TrainerConfig
-from pretrain_api.training import Optimizer as OptimizerConfig
-from pretrain_api.training import Parallelism
+from pretrain_api.checkpoint.lineage import LineageRecord, MemoryState, manifest_key
+from pretrain_api.messages.reports import SaveFailed
+from pretrain_api.messages.trainer_config import TrainerConfig
+from pretrain_api.spec.job import Memory
+from pretrain_api.spec.model import Model, resolve
+from pretrain_api.spec.training import Optimizer as OptimizerConfig
+from pretrain_api.spec.training import Parallelism
+from pretrain_sdk.scratch import MEMORY_VARIABLE
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.history import read_listing
-from pretrain_trainer.checkpoint import Checkpointer, snapshots
-from pretrain_trainer.checkpoint.layout import local
-from pretrain_trainer.checkpoint.recall import Account, choose
-from pretrain_trainer.checkpoint.snapshots import Part, Seal, Snapshots, intact, sealed
-from pretrain_trainer.checkpoint.state import tensors_of
-from pretrain_trainer.models.model import Decoder, skeleton
+from pretrain_trainer.checkpoint import Checkpointer
+from pretrain_trainer.checkpoint.dcp.layout import local
+from pretrain_trainer.checkpoint.dcp.state import tensors_of
+from pretrain_trainer.checkpoint.memory import snapshots
+from pretrain_trainer.checkpoint.memory.plan import Account, choose
+from pretrain_trainer.checkpoint.memory.snapshots import Part, Seal, Snapshots, intact, sealed
+from pretrain_trainer.core.mesh import Mesh
+from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.ranks import Ranks, process_group
+from pretrain_trainer.models.decoder import Decoder, skeleton
 from pretrain_trainer.models.optimizer import build_optimizer
-from pretrain_trainer.parallelism.mesh import Mesh
-from pretrain_trainer.parallelism.parallel import Groups, initialise_part, lay_out
-from pretrain_trainer.progress import Progress
-from pretrain_trainer.ranks import Ranks, process_group
+from pretrain_trainer.parallelism.parallelize import Groups, initialise_part, lay_out
+from support.operator.world import a_step
+from support.store.values import a_record
+from support.trainer.checkpoint import Trained, a_job, arrays, assert_equal, on_rank, open_checkpointer, restored, saved
+from support.trainer.world import run_ranks
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import pytest
 
 from pretrain_store.errors import AccessDenied, Missing, StoreError, Unavailable
 from pretrain_store.port import ObjectInfo
-from pretrain_trainer import errors
-from pretrain_trainer.datasets.sources_cache import CONDEMNED_SECONDS, RemoteShard, ShardCache
+from pretrain_trainer.core import errors
+from pretrain_trainer.datasets.shard_cache import CONDEMNED_SECONDS, RemoteShard, ShardCache
 
 UINT16 = np.dtype("<u2")
 SIZE = 2000
@@ -180,7 +180,7 @@ def test_a_later_process_finds_what_was_fetched_and_checks_no_digest_twice(
     bucket = Bucket()
     shard = a_shard(bucket, 7)
     ShardCache(tmp_path, 10 * SIZE).tokens(shard)
-    monkeypatch.setattr("pretrain_trainer.datasets.sources_cache.digested", lambda _: pytest.fail("checked again"))
+    monkeypatch.setattr("pretrain_trainer.datasets.shard_cache.digested", lambda _: pytest.fail("checked again"))
 
     assert ShardCache(tmp_path, 10 * SIZE).tokens(shard).tolist() == tokens(7).tolist()
     assert len(bucket.fetched) == 1

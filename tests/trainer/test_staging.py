@@ -11,7 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders_checkpoint import (
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from pretrain_api.checkpoint.lineage import checkpoint_folder
+from pretrain_store.digest import Digest
+from pretrain_store.directory import DirectoryStore
+from pretrain_store.history import read_manifest
+from pretrain_trainer.checkpoint import checkpointer
+from pretrain_trainer.checkpoint import restore as restoring
+from pretrain_trainer.checkpoint import saver as saving
+from pretrain_trainer.checkpoint.dcp import layout, target
+from pretrain_trainer.checkpoint.dcp.layout import copy, lay_out, staged
+from pretrain_trainer.checkpoint.dcp.load import Received
+from pretrain_trainer.checkpoint.dcp.pinned_memory import Pinned, gpus
+from pretrain_trainer.checkpoint.dcp.state import tensors_of
+from pretrain_trainer.checkpoint.dcp.transfer import broadcast
+from pretrain_trainer.core.errors import CheckpointRejectedError
+from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.ranks import Ranks, process_group
+from support.trainer.checkpoint import (
     Trained,
     a_job,
     arrays,
@@ -21,23 +40,7 @@ from builders_checkpoint import (
     restored,
     saved,
 )
-from builders_trainer import run_ranks
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load
-
-from pretrain_api.lineage import checkpoint_folder
-from pretrain_store.digest import Digest
-from pretrain_store.directory import DirectoryStore
-from pretrain_store.history import read_manifest
-from pretrain_trainer.checkpoint import checkpointer, layout, restoring, saving, target
-from pretrain_trainer.checkpoint.layout import copy, lay_out, staged
-from pretrain_trainer.checkpoint.loading import Received
-from pretrain_trainer.checkpoint.passing import broadcast
-from pretrain_trainer.checkpoint.pinning import Pinned, gpus
-from pretrain_trainer.checkpoint.state import tensors_of
-from pretrain_trainer.errors import CheckpointRejectedError
-from pretrain_trainer.progress import Progress
-from pretrain_trainer.ranks import Ranks, process_group
+from support.trainer.world import run_ranks
 
 FEW_BYTES = 600
 """So that the state of `Trained`, 1.5 kB, takes several files."""

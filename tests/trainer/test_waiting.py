@@ -9,18 +9,14 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from builders_checkpoint import on_rank
-from builders_moto import CORPUS, Bucket, moto
-from builders_remote import RUNS, MendingLink, a_remote_config
-from builders_trainer import FakeLink, NoCheckpointer, a_config, a_corpus, run_ranks, run_training
 
-from pretrain_api import reports
 from pretrain_api.dataset import DATASET_FILE
-from pretrain_api.trainer import TrainerConfig
+from pretrain_api.messages import reports
+from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_store import errors as store
 from pretrain_trainer.checkpoint import Checkpointer
-from pretrain_trainer.checkpoint.agreement import Agreement
-from pretrain_trainer.errors import (
+from pretrain_trainer.core.collectives import Agreement
+from pretrain_trainer.core.errors import (
     AccessDenied,
     BucketMissing,
     DataDelayed,
@@ -29,10 +25,14 @@ from pretrain_trainer.errors import (
     Obstacle,
     StorageUnavailable,
 )
-from pretrain_trainer.obstacles import in_the_way
-from pretrain_trainer.ranks import Ranks, process_group
-from pretrain_trainer.train import train
-from pretrain_trainer.waiting import Waiting
+from pretrain_trainer.core.ranks import Ranks, process_group
+from pretrain_trainer.core.retry import Waiting
+from pretrain_trainer.core.waits import in_the_way
+from pretrain_trainer.loop.train import train
+from support.store.moto import CORPUS, Bucket, moto
+from support.trainer.checkpoint import on_rank
+from support.trainer.remote import RUNS, MendingLink, a_remote_config
+from support.trainer.world import FakeLink, NoCheckpointer, a_config, a_corpus, run_ranks, run_training
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 

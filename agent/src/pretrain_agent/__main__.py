@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import sys
 
-from pretrain_agent.init import leave_init_behind
+from pretrain_agent.system.init import leave_init_behind
 
 
 def main() -> None:
     """Run the agent and exit as it says."""
     leave_init_behind()
     # Imported here, because a fork server may import this module in every rank.
-    from pretrain_agent.runner import run_agent
     from pretrain_agent.settings import parse_settings
+    from pretrain_agent.worker.runner import run_agent
 
     code = run_agent(parse_settings(sys.argv[1:]))
     sys.stdout.flush()

@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from pretrain_api.export import ExportDtype
-from pretrain_api.profiling import MAX_STEPS
-from pretrain_cli.checkpoints import View
-from pretrain_cli.checkpoints import checkpoints as show_checkpoints
-from pretrain_cli.export import Wanted
-from pretrain_cli.export import export as export_checkpoint
-from pretrain_cli.prepare import Order
-from pretrain_cli.profile import profile as profile_job
-from pretrain_cli.run import run as run_job
-from pretrain_cli.schedule import schedule as draw_schedule
-from pretrain_cli.validate import validate as validate_job
+from pretrain_api.messages.export import ExportDtype
+from pretrain_api.messages.profile_request import MAX_STEPS
+from pretrain_cli.commands.checkpoints import View
+from pretrain_cli.commands.checkpoints import checkpoints as show_checkpoints
+from pretrain_cli.commands.export import Wanted
+from pretrain_cli.commands.export import export as export_checkpoint
+from pretrain_cli.commands.profile import profile as profile_job
+from pretrain_cli.commands.run import run as run_job
+from pretrain_cli.commands.schedule import schedule as draw_schedule
+from pretrain_cli.commands.validate import validate as validate_job
+from pretrain_cli.inputs.prepare import Order
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pretrain_api.job import PretrainJob
-from pretrain_api.profiling import InvalidRequest, ProfileRequest
-from pretrain_api.runreport import JobStatus
+from pretrain_api.messages.profile_request import InvalidRequest, ProfileRequest
+from pretrain_api.spec.job import PretrainJob
+from pretrain_api.status.job import JobStatus
 
 PodPhase = Literal["Pending", "Running", "Succeeded", "Failed"]
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from pretrain_api.lineage import StoredObject
+from pretrain_api.checkpoint.lineage import StoredObject
 from pretrain_store.digest import Digest, digested, read_into
 from pretrain_store.errors import Exists, Missing, Refused, StoreError, Unavailable, Unsupported
 from pretrain_store.port import ObjectInfo, Unfinished

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from pretrain_api.lineage import (
+from pretrain_api.checkpoint.lineage import (
     IDENTITY_KEY,
     JobIdentity,
     LineageRecord,

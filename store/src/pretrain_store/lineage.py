@@ -18,8 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from pretrain_api.job import Retain
-from pretrain_api.lineage import (
+from pretrain_api.checkpoint.lineage import (
     LineageRecord,
     Manifest,
     MemoryState,
@@ -30,6 +29,7 @@ from pretrain_api.lineage import (
     merged,
     parse_manifest_key,
 )
+from pretrain_api.spec.job import Retain
 from pretrain_store.errors import NoUsableCheckpoint, Superseded
 
 KEEP_AT_LEAST = 2

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from pretrain_api.job import S3Storage, Storage
-from pretrain_api.lineage import IDENTITY_KEY
+from pretrain_api.checkpoint.lineage import IDENTITY_KEY
+from pretrain_api.spec.job import S3Storage, Storage
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.errors import BucketMissing, Exists, Missing, Refused, Unsupported
 from pretrain_store.port import ENDURING, LOOKING, ObjectReader, ObjectStore, Patience

@@ -13,11 +13,11 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from pretrain_api.architecture import from_hugging_face, unfit
-from pretrain_api.export import PROVENANCE_FILE, Provenance
-from pretrain_api.job import Storage
-from pretrain_api.lineage import IDENTITY_KEY, ORIGIN_KEY, JobIdentity, Manifest, Origin, parse_manifest_key
-from pretrain_api.training import From
+from pretrain_api.checkpoint.lineage import IDENTITY_KEY, ORIGIN_KEY, JobIdentity, Manifest, Origin, parse_manifest_key
+from pretrain_api.messages.export import PROVENANCE_FILE, Provenance
+from pretrain_api.spec.architecture import from_hugging_face, unfit
+from pretrain_api.spec.job import Storage
+from pretrain_api.spec.training import From
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.errors import Corrupt, Missing, UnfitOrigin
 from pretrain_store.history import read_listing, read_manifest

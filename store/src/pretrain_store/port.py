@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pretrain_api.lineage import StoredObject
+from pretrain_api.checkpoint.lineage import StoredObject
 from pretrain_store.digest import Digest
 
 

@@ -26,8 +26,8 @@ from botocore.exceptions import ConnectionError as NoConnection
 from botocore.loaders import Loader
 from botocore.session import Session as CoreSession
 
-from pretrain_api.job import S3Storage
-from pretrain_api.lineage import StoredObject
+from pretrain_api.checkpoint.lineage import StoredObject
+from pretrain_api.spec.job import S3Storage
 from pretrain_store.digest import Digest
 from pretrain_store.errors import (
     AccessDenied,

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pretrain_agent.client import AgentLink, UnattendedLink, connect
-from pretrain_api.trainer import ExitCode, TrainerConfig
+from pretrain_api.messages.trainer_config import ExitCode, TrainerConfig
+from pretrain_sdk.rank_link import AgentLink, UnattendedLink, connect
 from pretrain_trainer.checkpoint import Checkpointer
-from pretrain_trainer.errors import InvalidInput
-from pretrain_trainer.failures import ending
-from pretrain_trainer.observability.postmortem import write_snapshot
-from pretrain_trainer.printed import PrintedLink
-from pretrain_trainer.train import train
+from pretrain_trainer.core.errors import InvalidInput
+from pretrain_trainer.loop.console_link import PrintedLink
+from pretrain_trainer.loop.failures import ending
+from pretrain_trainer.loop.train import train
+from pretrain_trainer.observability.oom_snapshot import write_snapshot
 
 INTERRUPTED = 130
 HELP = """usage: pretrain-trainer CONFIG.json

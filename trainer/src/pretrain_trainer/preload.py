@@ -14,6 +14,6 @@ import torch.distributed.tensor
 import torch.optim  # noqa: F401
 
 import pretrain_trainer.checkpoint
-import pretrain_trainer.failures
-import pretrain_trainer.printed
-import pretrain_trainer.train  # noqa: F401
+import pretrain_trainer.loop.console_link
+import pretrain_trainer.loop.failures
+import pretrain_trainer.loop.train  # noqa: F401

@@ -10,19 +10,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from pretrain_api import protocol, reports
-from pretrain_api.protocol import Generation, Hello
-from pretrain_operator.coordinator.boundary import Boundary
-from pretrain_operator.coordinator.claims import weigh
-from pretrain_operator.coordinator.evidence import Attention
-from pretrain_operator.coordinator.forming import Forming, Interval, choose, ready
-from pretrain_operator.coordinator.liveness import Verdict, judge
+from pretrain_api.messages import protocol, reports
+from pretrain_api.messages.protocol import Generation, Hello
+from pretrain_operator.coordinator.formation import Forming, Interval, choose, ready
+from pretrain_operator.coordinator.generation_claims import weigh
 from pretrain_operator.coordinator.members import Agent, ConnectionId, Roster
-from pretrain_operator.coordinator.memory import Memory
-from pretrain_operator.coordinator.outbox import Outbox, Output
-from pretrain_operator.coordinator.progress import Running
+from pretrain_operator.coordinator.output import Outbox, Output
+from pretrain_operator.coordinator.rank_memory import Memory
+from pretrain_operator.coordinator.running_generation import Running
 from pretrain_operator.coordinator.settings import Settings
+from pretrain_operator.coordinator.step_boundary import Boundary
 from pretrain_operator.coordinator.types import Announced, CoordinatorView, Ended, Reported, Want, is_step
+from pretrain_operator.liveness.evidence import Attention
+from pretrain_operator.liveness.rules import Verdict, judge
 
 ShutdownReason = Literal["succeeded", "failed", "suspended", "superseded", "removed"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pretrain_api.protocol import Generation, Hello, Member
+from pretrain_api.messages.protocol import Generation, Hello, Member
 from pretrain_operator.coordinator.settings import Settings
 from pretrain_operator.coordinator.types import AgentView
 

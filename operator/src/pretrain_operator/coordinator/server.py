@@ -16,7 +16,7 @@ from collections.abc import Callable
 from aiohttp import WSMsgType, web
 from pydantic import ValidationError
 
-from pretrain_api.protocol import (
+from pretrain_api.messages.protocol import (
     AGENT_MESSAGE,
     Acked,
     AgentMessage,
@@ -27,10 +27,10 @@ from pretrain_api.protocol import (
     Report,
     Shutdown,
 )
-from pretrain_operator.coordinator.callers import Authenticate, Caller, Refusal
+from pretrain_operator.coordinator.authentication import Authenticate, Caller, Refusal
 from pretrain_operator.coordinator.machine import Coordinator, ShutdownReason
 from pretrain_operator.coordinator.members import ConnectionId
-from pretrain_operator.coordinator.outbox import Output
+from pretrain_operator.coordinator.output import Output
 from pretrain_operator.coordinator.settings import Settings
 from pretrain_operator.coordinator.types import CoordinatorView, Fact, Reported, Want, is_step
 

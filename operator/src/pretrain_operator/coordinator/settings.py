@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pretrain_api.protocol import HEARTBEAT_SECONDS
+from pretrain_api.messages.protocol import HEARTBEAT_SECONDS
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pretrain_api.profiling import ProfileRequest
-from pretrain_api.protocol import Generation
-from pretrain_api.reports import Failed, Finished, Progress, ReportBody, StepDone
+from pretrain_api.messages.profile_request import ProfileRequest
+from pretrain_api.messages.protocol import Generation
+from pretrain_api.messages.reports import Failed, Finished, Progress, ReportBody, StepDone
 
 
 @dataclass(frozen=True)

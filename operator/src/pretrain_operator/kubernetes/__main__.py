@@ -10,8 +10,8 @@ import sys
 
 import structlog
 
-from pretrain_operator.kubernetes.app import running_operator
-from pretrain_operator.kubernetes.options import BadOptions, Options, parse_options
+from pretrain_operator.kubernetes.server.app import running_operator
+from pretrain_operator.kubernetes.server.options import BadOptions, Options, parse_options
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 log = structlog.get_logger()

@@ -13,10 +13,10 @@ import sys
 
 from aiohttp import web
 
-from pretrain_operator.coordinator.callers import anybody
+from pretrain_operator.coordinator.authentication import anybody
 from pretrain_operator.coordinator.server import AgentServer, steady_clock
+from pretrain_operator.job.service import JobService, Witness
 from pretrain_operator.local.cluster import LocalCluster
-from pretrain_operator.service import JobService, Witness
 
 
 async def serve(control: socket.socket, agents: socket.socket, epoch: int) -> None:

@@ -8,10 +8,11 @@ import socket
 from collections.abc import Callable
 
 from pretrain_api.base import Wire
-from pretrain_api.profiling import read_request
-from pretrain_api.runreport import Appraisal, JobStatus, StepRecord
+from pretrain_api.messages.profile_request import read_request
+from pretrain_api.status.job import JobStatus
+from pretrain_api.status.records import Appraisal, StepRecord
 from pretrain_operator.cluster import Event, Placement, Pod, Snapshot
-from pretrain_operator.local.control import (
+from pretrain_operator.local.control_channel import (
     LINE_LIMIT,
     SUPERVISOR_MESSAGE,
     Answer,

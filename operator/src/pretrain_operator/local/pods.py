@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 from pretrain_operator.cluster import Pod
-from pretrain_operator.local import tether
-from pretrain_operator.local.tree import signal_all, tree_of
+from pretrain_operator.local import parent_death as tether
+from pretrain_operator.local.process_tree import signal_all, tree_of
 
 Identity = tuple[int, int]
 """(slot, attempt)"""

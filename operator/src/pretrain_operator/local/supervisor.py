@@ -21,11 +21,12 @@ from typing import Protocol
 
 import psutil
 
-from pretrain_api.job import PretrainJob
-from pretrain_api.runreport import Appraisal, JobStatus, StepRecord
+from pretrain_api.spec.job import PretrainJob
+from pretrain_api.status.job import JobStatus
+from pretrain_api.status.records import Appraisal, StepRecord
 from pretrain_operator.cluster import Event, InjectedFault, Pod
-from pretrain_operator.local import tether
-from pretrain_operator.local.control import (
+from pretrain_operator.local import parent_death as tether
+from pretrain_operator.local.control_channel import (
     LINE_LIMIT,
     OPERATOR_MESSAGE,
     Answer,
@@ -39,9 +40,9 @@ from pretrain_operator.local.control import (
     read_message,
     write_message,
 )
-from pretrain_operator.local.folder import RunFolder
 from pretrain_operator.local.pods import KILL_SECONDS, LocalPods, WorkerCommand, last_line
-from pretrain_operator.local.tree import signal_all
+from pretrain_operator.local.process_tree import signal_all
+from pretrain_operator.local.run_folder import RunFolder
 
 FINAL_PHASES = ("Succeeded", "Failed")
 

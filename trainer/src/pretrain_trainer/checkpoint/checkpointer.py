@@ -12,31 +12,31 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from pretrain_api.lineage import JobIdentity, Manifest, Rollback, manifest_key
-from pretrain_api.protocol import Generation
-from pretrain_api.reports import Saved, SaveFailed
-from pretrain_api.trainer import TrainerConfig
-from pretrain_api.training import Parallelism
+from pretrain_api.checkpoint.lineage import JobIdentity, Manifest, Rollback, manifest_key
+from pretrain_api.messages.protocol import Generation
+from pretrain_api.messages.reports import Saved, SaveFailed
+from pretrain_api.messages.trainer_config import TrainerConfig
+from pretrain_api.spec.training import Parallelism
 from pretrain_store.errors import StoreError
 from pretrain_store.open import links_of, look, open_store, probe
 from pretrain_store.port import ObjectStore
-from pretrain_trainer.checkpoint.agreement import Agreement
-from pretrain_trainer.checkpoint.committing import Committer
-from pretrain_trainer.checkpoint.entering import enter_remembering, own_state_before
-from pretrain_trainer.checkpoint.opening import Applicant, Entry, Refusal, enter, refusal
-from pretrain_trainer.checkpoint.recall import Recall, Worker
-from pretrain_trainer.checkpoint.recalling import recall_state
-from pretrain_trainer.checkpoint.restoring import restore
-from pretrain_trainer.checkpoint.returning import Returning
-from pretrain_trainer.checkpoint.saving import Saver
-from pretrain_trainer.checkpoint.snapshots import NoRoom, Part, Snapshots, prune
-from pretrain_trainer.checkpoint.state import tensors_of
-from pretrain_trainer.checkpoint.target import Target
-from pretrain_trainer.checkpoint.together import Together
-from pretrain_trainer.errors import CheckpointRejectedError, SupersededError
-from pretrain_trainer.parallelism.mesh import Mesh
-from pretrain_trainer.progress import Progress
-from pretrain_trainer.ranks import Ranks
+from pretrain_trainer.checkpoint.collective import Together
+from pretrain_trainer.checkpoint.dcp.state import tensors_of
+from pretrain_trainer.checkpoint.dcp.target import Target
+from pretrain_trainer.checkpoint.history.claim import Applicant, Entry, Refusal, enter, refusal
+from pretrain_trainer.checkpoint.history.commit import Committer
+from pretrain_trainer.checkpoint.history.join import enter_remembering, own_state_before
+from pretrain_trainer.checkpoint.history.rollback import Returning
+from pretrain_trainer.checkpoint.memory.load import recall_state
+from pretrain_trainer.checkpoint.memory.plan import Recall, Worker
+from pretrain_trainer.checkpoint.memory.snapshots import NoRoom, Part, Snapshots, prune
+from pretrain_trainer.checkpoint.restore import restore
+from pretrain_trainer.checkpoint.saver import Saver
+from pretrain_trainer.core.collectives import Agreement
+from pretrain_trainer.core.errors import CheckpointRejectedError, SupersededError
+from pretrain_trainer.core.mesh import Mesh
+from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.stability.guard import Wish
 
 _log = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain_api.lineage import StepRange, data_step
-from pretrain_trainer.errors import InvalidInput
+from pretrain_api.checkpoint.lineage import StepRange, data_step
+from pretrain_trainer.core.errors import InvalidInput
 
 MIX_BLOCK = 4096
 """Positions in a mix block: the resolution of weights is one in so many."""

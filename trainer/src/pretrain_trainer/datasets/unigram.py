@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pretrain_trainer.datasets.data import TokenSource
+from pretrain_trainer.datasets.corpus import TokenSource
 
 SAMPLE_TOKENS = 2_000_000
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretrain_api.training import Optimizer as OptimizerConfig
+from pretrain_api.spec.training import Optimizer as OptimizerConfig
 
 VECTOR = 16
 """Numbers in the widest vector of a CPU (AVX-512, fp32)."""

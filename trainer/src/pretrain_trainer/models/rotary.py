@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pretrain_api.model import ResolvedModel, RopeScaling
+from pretrain_api.spec.model import ResolvedModel, RopeScaling
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines, each (time, head size)."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pretrain_api.reports import MemoryUse
+from pretrain_api.messages.reports import MemoryUse
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 

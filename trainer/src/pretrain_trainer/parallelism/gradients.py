@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from pretrain_trainer.errors import CollectiveFailed
+from pretrain_trainer.core.errors import CollectiveFailed
 
 BUCKET_BYTES = 25 << 20
 """As in DDP: large enough for a network's full speed, small enough that the first is complete early."""

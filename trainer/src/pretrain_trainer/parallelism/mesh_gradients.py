@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from pretrain_trainer.errors import CollectiveFailed
+from pretrain_trainer.core.errors import CollectiveFailed
 from pretrain_trainer.parallelism.gradients import Reduced, Signals
-from pretrain_trainer.parallelism.parallel import REPLICATE, Groups
+from pretrain_trainer.parallelism.parallelize import REPLICATE, Groups
 
 
 class MeshGradients:

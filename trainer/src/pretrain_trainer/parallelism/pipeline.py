@@ -16,11 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pretrain_trainer.errors import CollectiveFailed
-from pretrain_trainer.models.model import Decoder
+from pretrain_trainer.core.errors import CollectiveFailed
+from pretrain_trainer.core.mesh import Place
+from pretrain_trainer.models.decoder import Decoder
+from pretrain_trainer.parallelism.forward_backward import Loss, MicroBatch, padded
 from pretrain_trainer.parallelism.gradients import Gradients
-from pretrain_trainer.parallelism.mesh import Place
-from pretrain_trainer.parallelism.passes import Loss, MicroBatch, padded
 
 
 class StageGradients(Gradients, Protocol):

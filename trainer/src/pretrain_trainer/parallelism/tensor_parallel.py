@@ -21,8 +21,8 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from pretrain_trainer.models.decoder import Attention, Decoder
 from pretrain_trainer.models.dropout import Dropout, Portion
-from pretrain_trainer.models.model import Attention, Decoder
 
 SEQUENCE = Shard(1)
 

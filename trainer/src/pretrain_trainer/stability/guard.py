@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pretrain_agent.client import AgentLink
-from pretrain_api import reports
-from pretrain_api.job import Divergence
-from pretrain_api.lineage import Rollback, SlowedRange, StepRange, data_step, merged
-from pretrain_trainer.errors import Diverged
+from pretrain_api.checkpoint.lineage import Rollback, SlowedRange, StepRange, data_step, merged
+from pretrain_api.messages import reports
+from pretrain_api.spec.job import Divergence
+from pretrain_sdk.rank_link import AgentLink
+from pretrain_trainer.core.errors import Diverged
+from pretrain_trainer.core.progress import Progress
 from pretrain_trainer.parallelism.gradients import Reduced
-from pretrain_trainer.progress import Progress
-from pretrain_trainer.stability.divergence import Verdict, anew, look
+from pretrain_trainer.stability.detector import Verdict, anew, look
 
 REMEDY = (
     "lower training.optimizer.learningRate, lengthen training.schedule.warmupSteps, or look at the data of these steps"

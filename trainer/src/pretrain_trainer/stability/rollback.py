@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from pretrain_api.lineage import manifest_key
-from pretrain_api.reports import RolledBack
-from pretrain_trainer.progress import Progress
-from pretrain_trainer.setup import Run
-from pretrain_trainer.stability.divergence import Verdict
+from pretrain_api.checkpoint.lineage import manifest_key
+from pretrain_api.messages.reports import RolledBack
+from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.loop.setup import Run
+from pretrain_trainer.stability.detector import Verdict
 
 
 def roll_back(run: Run, progress: Progress, verdict: Verdict) -> Progress:

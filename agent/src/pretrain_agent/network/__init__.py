@@ -1,0 +1,1 @@
+"""Addresses of ranks and coordinator, and the endpoint for metrics and health."""

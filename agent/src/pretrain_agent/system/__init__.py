@@ -1,0 +1,1 @@
+"""Linux processes: init duties, parent-death signals, handles."""

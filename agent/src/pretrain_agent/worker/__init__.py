@@ -1,0 +1,1 @@
+"""The worker's event loop: coordinator connection, rank sockets, reports."""

@@ -1,0 +1,1 @@
+"""Lineage records, manifests and run identity, as stored beside the checkpoints."""

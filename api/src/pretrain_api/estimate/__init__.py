@@ -1,0 +1,1 @@
+"""Arithmetic on a spec: FLOPs and the size of the state."""

@@ -1,0 +1,1 @@
+"""Messages between operator, agents, ranks and the trainer."""

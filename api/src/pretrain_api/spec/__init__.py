@@ -1,0 +1,1 @@
+"""The PretrainJob resource: fields with units, defaults and bounds, and rules over them."""

@@ -1,0 +1,1 @@
+"""Status, records and reports of a run."""

@@ -1,0 +1,1 @@
+"""Job files, overrides, faults and the checks before a run."""

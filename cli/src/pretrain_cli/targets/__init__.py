@@ -1,0 +1,1 @@
+"""Runs and stores that a command acts on."""

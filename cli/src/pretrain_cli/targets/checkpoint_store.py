@@ -1,0 +1,65 @@
+"""Where a run's checkpoints are: from what a user names to its job and its store. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pretrain_api.spec.job import PretrainJob, Retain, Storage
+from pretrain_cli.errors import BadInput
+from pretrain_cli.inputs.job_file import load_job
+from pretrain_cli.inputs.preflight import resolve_uris
+from pretrain_store.directory import DirectoryStore
+from pretrain_store.open import Service, is_remote, open_store
+from pretrain_store.port import LOOKING, Patience, Readable
+
+JOB_FILE = "job.yaml"
+_ANY_FOLDER = Storage(path=".")
+"""For a URI the environment alone says which service it is of."""
+_OURS = ("job.json", "lineage", "checkpoints")
+
+
+def job_of(run: Path) -> PretrainJob:
+    """The job of a run's folder, or of a job file, whose run is where `pretrain run` puts it without `--out`.
+
+    Raises InvalidJob and BadInput.
+    """
+    if not run.is_dir():
+        job = load_job(run)
+        return resolve_uris(job, run, Path("runs") / job.metadata.name)
+    if not (run / JOB_FILE).is_file():
+        raise BadInput(f"{run} is no run's folder, for it has no {JOB_FILE}: name what `--out` of `pretrain run` named")
+    job = load_job(run / JOB_FILE)
+    path = job.spec.checkpoint.storage.path
+    moved = run.absolute() / Path(path).name if path is not None and not Path(path).exists() else None
+    if moved is None or not moved.is_dir():
+        return job
+    checkpoint = job.spec.checkpoint.model_copy(update={"storage": Storage(path=str(moved))})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"checkpoint": checkpoint})})
+
+
+def open_named(name: str, environ: Mapping[str, str], patience: Patience = LOOKING) -> tuple[Readable, Retain | None]:
+    """The store that a run's folder, a job file, an s3:// URI or the store's own folder names, and what the job keeps
+    of it, where there is a job. Raises InvalidJob, BadInput and StoreError.
+    """
+    if is_remote(name):
+        return Service(_ANY_FOLDER, environ, patience).folder(name), None
+    path = Path(name)
+    if not path.exists():
+        raise BadInput(
+            f"there is no {name}: name a run's folder, a job file, or a checkpoint.storage as s3://… or path"
+        )
+    if path.is_dir() and not (path / JOB_FILE).is_file():
+        if not any((path / part).exists() for part in _OURS):
+            raise BadInput(
+                f"{name} is neither a run's folder, for it has no {JOB_FILE}, nor one of checkpoints: name what "
+                "`--out` of `pretrain run` or checkpoint.storage.path named"
+            )
+        return DirectoryStore(path), None
+    checkpoint = job_of(path).spec.checkpoint
+    if checkpoint.storage.path is None:
+        return open_store(checkpoint.storage, environ, patience), checkpoint.retain
+    folder = Path(checkpoint.storage.path)
+    if not folder.is_dir():
+        raise BadInput(f"there is no {folder}, where {name} has its checkpoints: start the run, or name its folder")
+    return DirectoryStore(folder), checkpoint.retain

@@ -1,0 +1,1 @@
+"""Tokenised datasets: writing and verification."""

@@ -1,0 +1,1 @@
+"""Pure decisions: observation, policies, desired pods, status."""

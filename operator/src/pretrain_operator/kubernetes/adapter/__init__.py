@@ -1,0 +1,1 @@
+"""The Cluster port on Kubernetes, and the controllers around it."""

@@ -1,0 +1,1 @@
+"""Pods and configuration of a job's workers. Pure."""

@@ -1,0 +1,155 @@
+"""The worker's container and the volumes it needs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pretrain_api.estimate.state_size import remembered_bytes, state_bytes
+from pretrain_api.spec.job import PretrainJob, Workers
+from pretrain_operator.agent_command import agent_arguments
+from pretrain_operator.kubernetes.client.api import Object
+from pretrain_operator.kubernetes.workload.names import child_name
+from pretrain_operator.kubernetes.workload.pods import WORKER
+from pretrain_operator.kubernetes.workload.settings import PodSettings
+from pretrain_operator.kubernetes.workload.template import (
+    CONFIG_DIR,
+    METRICS_PORT_NAME,
+    THREADS_VARIABLE,
+    TOKEN_DIR,
+    Template,
+)
+
+METRICS_PORT = 9400
+TRAINER_CONFIG, CA, TOKEN = "trainer.json", "ca.crt", "token"
+TOKEN_SECONDS = 3600
+"""The kubelet renews the token at four fifths of it."""
+CACHE_DIR = "/var/cache/pretrain"
+SHARED_MEMORY_BASE = 256 * 1024**2
+"""Bytes for what is neither saved nor restored: queues between processes, NCCL."""
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+SESSION_TOKEN = "AWS_SESSION_TOKEN"
+_DEFAULT_IMAGE = Workers().image
+
+
+class Identity(NamedTuple):
+    """Which worker, for how long after SIGTERM."""
+
+    slot: int
+    attempt: int
+    grace_seconds: float
+
+
+class _Volume(NamedTuple):
+    path: str
+    source: Object
+    required: bool = False
+    """The worker is nothing without it; others give way to what the template mounts at their path."""
+
+
+def worker_container(job: PretrainJob, worker: Identity, template: Template, settings: PodSettings) -> Object:
+    """The container in which the agent runs."""
+    own, mounts = template.worker, _needed(job, template, settings)
+    image = job.spec.workers.image
+    return {
+        "imagePullPolicy": "IfNotPresent",
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        **own,
+        "name": WORKER,
+        "image": settings.default_image if settings.default_image and image == _DEFAULT_IMAGE else image,
+        "command": _command(job, worker, template, settings),
+        "env": list(_environment(job, template)),
+        "ports": [*own.get("ports", ()), {"name": METRICS_PORT_NAME, "containerPort": METRICS_PORT}],
+        "volumeMounts": [
+            *own.get("volumeMounts", ()),
+            *({"name": name, "mountPath": it.path, "readOnly": it.required} for name, it in mounts.items()),
+        ],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            **own.get("securityContext", {}),
+        },
+    }
+
+
+def volumes(job: PretrainJob, template: Template, settings: PodSettings) -> list[Object]:
+    """What the pod's `volumes` must have beside the user's own."""
+    return [{"name": name, **volume.source} for name, volume in _needed(job, template, settings).items()]
+
+
+def processes(job: PretrainJob, template: Template) -> int:
+    """Training processes of a worker: as written, else one for each GPU, else one."""
+    return job.spec.workers.processes_per_worker or template.gpus or 1
+
+
+def _command(job: PretrainJob, worker: Identity, template: Template, settings: PodSettings) -> list[str]:
+    options: dict[str, object] = {
+        "--coordinator": f"{settings.coordinator_url}/v1/jobs/{job.metadata.uid}/agents",
+        "--job-uid": job.metadata.uid,
+        "--slot": worker.slot,
+        "--attempt": worker.attempt,
+        "--host": "$(POD_IP)",
+        "--node": "$(NODE_NAME)",
+        "--processes": processes(job, template),
+        "--http-port": METRICS_PORT,
+        "--grace": f"{worker.grace_seconds:g}",
+        "--token-file": f"{TOKEN_DIR}/{TOKEN}",
+    }
+    if settings.ca:
+        options["--ca-file"] = f"{CONFIG_DIR}/{CA}"
+    program = ["-m", "pretrain_trainer", f"{CONFIG_DIR}/{TRAINER_CONFIG}"]
+    return ["pretrain-agent", *agent_arguments(options, job.spec), "--", *program]
+
+
+def _environment(job: PretrainJob, template: Template) -> Iterator[Object]:
+    """First what others may refer to, then the credentials, the user's own, and the defaults that these leave open."""
+    yield {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    yield {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+    from_secret = dict(_credentials(job))
+    own = [variable for variable in template.worker.get("env", ()) if variable.get("name") not in from_secret]
+    yield from ({"name": name, "valueFrom": {"secretKeyRef": key}} for name, key in from_secret.items())
+    yield from own
+    defaults = {
+        "HOME": "/tmp",
+        "XDG_CACHE_HOME": "/tmp/.cache",
+        "TORCHINDUCTOR_CACHE_DIR": "/tmp/torchinductor",
+        "TRITON_CACHE_DIR": "/tmp/triton",
+        THREADS_VARIABLE: str(template.threads),
+    }
+    given = {variable.get("name") for variable in own}
+    yield from ({"name": name, "value": value} for name, value in defaults.items() if name not in given)
+
+
+def _credentials(job: PretrainJob) -> Iterator[tuple[str, Object]]:
+    """References into the job's Secret. What is not there keeps the container from starting, which the pod says."""
+    s3 = job.spec.checkpoint.storage.s3
+    if s3 is None or not s3.credentials_secret:
+        return
+    for name in CREDENTIALS:
+        yield name, {"name": s3.credentials_secret, "key": name, "optional": False}
+    yield SESSION_TOKEN, {"name": s3.credentials_secret, "key": SESSION_TOKEN, "optional": True}
+
+
+def _needed(job: PretrainJob, template: Template, settings: PodSettings) -> dict[str, _Volume]:
+    """The operator's volumes by name, less those in whose place the template mounts something."""
+    token = {"audience": settings.audience, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN}
+    shared = shared_memory(job, processes(job, template))
+    every = {
+        "pretrain-config": _Volume(CONFIG_DIR, {"configMap": {"name": child_name(job)}}, required=True),
+        "pretrain-token": _Volume(
+            TOKEN_DIR, {"projected": {"sources": [{"serviceAccountToken": token}]}}, required=True
+        ),
+        "pretrain-tmp": _Volume("/tmp", {"emptyDir": {}}),
+        "pretrain-shm": _Volume("/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": str(shared)}}),
+        "pretrain-cache": _Volume(CACHE_DIR, {"emptyDir": {"sizeLimit": str(settings.cache_bytes)}}),
+    }
+    mounted = {str(mount.get("mountPath", "")).rstrip("/") for mount in template.worker.get("volumeMounts", ())}
+    return {name: volume for name, volume in every.items() if volume.required or volume.path not in mounted}
+
+
+def shared_memory(job: PretrainJob, count: int) -> int:
+    """Bytes: room for a checkpoint on its way to or from the store, which is used where there is twice its size, and
+    for the states that `checkpoint.memory` keeps.
+    """
+    return count * SHARED_MEMORY_BASE + 2 * state_bytes(job.spec) + remembered_bytes(job.spec, processes=count)

@@ -1,0 +1,174 @@
+"""What keeps a job that the API server accepted from running on this cluster: found out before any pod is made."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any, cast
+
+from kubernetes.utils.quantity import parse_quantity  # pyright: ignore[reportUnknownVariableType]
+from pydantic import ValidationError
+
+from pretrain_api.estimate.state_size import remembered_bytes
+from pretrain_api.spec.job import PretrainJob
+from pretrain_api.spec.replicas import misfit
+from pretrain_api.spec.support import unsupported
+from pretrain_api.spec.training import Source
+from pretrain_api.status.job import JobStatus
+from pretrain_operator.kubernetes.client.api import Object
+from pretrain_operator.kubernetes.workload.container import processes
+from pretrain_operator.kubernetes.workload.settings import PodSettings
+from pretrain_operator.kubernetes.workload.template import AT, Template, read_template
+
+_S3_URI = re.compile(r"s3://[a-z0-9][-.a-z0-9]*[a-z0-9](/.*)?")
+_DATA = "spec.training.data"
+
+
+class InvalidSpec(ValueError):
+    """The job's spec cannot be acted on until its user mends it. The text says what is wrong, for the status."""
+
+
+def parse_job(body: Object, settings: PodSettings) -> PretrainJob:
+    """The job in an object from the API server, its workers' processes counted. Raises InvalidSpec with all that is
+    wrong with it."""
+    try:
+        job = PretrainJob.model_validate(
+            {key: body.get(key) for key in ("apiVersion", "kind", "metadata", "spec")}, by_alias=True, by_name=False
+        )
+    except ValidationError as error:
+        raise InvalidSpec("; ".join(_sentences(error))) from error
+    if found := problems(job, settings):
+        raise InvalidSpec("; ".join(found))
+    counted = job.spec.workers.model_copy(update={"processes_per_worker": _processes(job)})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"workers": counted})})
+
+
+def parse_status(body: Object) -> JobStatus:
+    """The job's status as last written. What another version of the operator wrote and this one cannot read is left
+    out: a job must not stand still for it."""
+    written = cast(Object, body.get("status") or {})
+    while True:
+        try:
+            return JobStatus.model_validate(written, by_alias=True, by_name=False)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            written = _without(written, first["loc"], unknown=first["type"] == "extra_forbidden")
+
+
+def problems(job: PretrainJob, settings: PodSettings) -> tuple[str, ...]:
+    """Sentences that name a field, what is wrong with it, and the remedy; none: pods can be made."""
+    template = read_template(job.spec.workers.template)
+    refused = (f"{found.path}: {found.message}" for found in unsupported(job.spec) if found.severity == "error")
+    return (
+        *refused,
+        *_size_problems(job),
+        *_uri_problems(job),
+        *_hook_problems(job),
+        *_storage_problems(job, template),
+        *_memory_problems(job, template),
+        *template.problems,
+        *_account_problems(template, settings),
+    )
+
+
+def _processes(job: PretrainJob) -> int:
+    return processes(job, read_template(job.spec.workers.template))
+
+
+def _size_problems(job: PretrainJob) -> Iterator[str]:
+    misfitting = misfit(job.spec.training.parallelism, job.spec.workers.replicas, _processes(job))
+    if misfitting is not None:
+        yield f"spec.workers.replicas: {misfitting}"
+
+
+def _uri_problems(job: PretrainJob) -> Iterator[str]:
+    training = job.spec.training
+    held_out = training.evaluation.sources if training.evaluation is not None else ()
+    uris = {
+        f"{_DATA}.tokenizer": training.data.tokenizer,
+        **_uris(f"{_DATA}.sources", training.data.sources),
+        **_uris("spec.training.evaluation.sources", held_out),
+        **({f"spec.{training.origin.field}": training.origin.uri} if training.origin is not None else {}),
+    }
+    for field, uri in uris.items():
+        if not uri.startswith("/") and not _S3_URI.fullmatch(uri):
+            yield (
+                f"{field}: {uri!r} is neither s3://BUCKET/… nor an absolute path in the pods: "
+                "copy the data to a bucket, or to a volume that spec.workers.template mounts"
+            )
+
+
+def _hook_problems(job: PretrainJob) -> Iterator[str]:
+    evaluation = job.spec.training.evaluation
+    file = evaluation.hook_file if evaluation is not None else None
+    if file is not None and not file.startswith("/"):
+        yield (
+            f"spec.training.evaluation.hook: {file!r} is not absolute: give package.module:function of the workers' "
+            "image, or the path of a file in the pods"
+        )
+
+
+def _uris(field: str, sources: Sequence[Source]) -> dict[str, str]:
+    return {f"{field}[{place}].uri": source.uri for place, source in enumerate(sources)}
+
+
+def _storage_problems(job: PretrainJob, template: Template) -> Iterator[str]:
+    """A folder must be on a volume, which outlives the pod."""
+    written = job.spec.checkpoint.storage.path
+    if written is None:
+        return
+    field = f"spec.checkpoint.storage.path: {written!r}"
+    path = PurePosixPath(written)
+    if not path.is_absolute():
+        yield f"{field} is not absolute: give the path at which the pods mount a shared volume, or use s3"
+        return
+    mounts = (mount.get("mountPath") for mount in template.worker.get("volumeMounts", ()))
+    if not any(isinstance(mount, str) and path.is_relative_to(mount) for mount in mounts):
+        yield f"{field} is on no volume: mount a shared one there in {AT}.spec.containers, or use s3"
+
+
+def _memory_problems(job: PretrainJob, template: Template) -> Iterator[str]:
+    """What is kept in memory counts against the container's limit. At least so much: the tokeniser may add to it."""
+    written = template.worker.get("resources", {}).get("limits", {}).get("memory")
+    needed = remembered_bytes(job.spec, vocabulary=1, processes=_processes(job))
+    if written is None or not needed:
+        return
+    try:
+        limit = int(parse_quantity(written))
+    except ValueError:
+        return  # the API server says so when the pod is made
+    if limit < needed:
+        yield (
+            f"spec.checkpoint.memory: a worker keeps {needed / 2**30:,.1f} GiB of states in its memory, and its "
+            f"container is limited to {written}: raise resources.limits.memory in {AT}, or leave checkpoint.memory out"
+        )
+
+
+def _account_problems(template: Template, settings: PodSettings) -> Iterator[str]:
+    """A token of the account is in the pod: not any account of the namespace may be had that way."""
+    account = template.pod.get("serviceAccountName")
+    if account is not None and account not in settings.allowed_service_accounts:
+        yield (
+            f"{AT}.spec.serviceAccountName: {account!r} is not allowed: use one of "
+            f"{', '.join(settings.allowed_service_accounts)}, or have the operator's administrator allow it"
+        )
+
+
+def _sentences(error: ValidationError) -> Iterator[str]:
+    for detail in error.errors(include_url=False):
+        path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in detail["loc"]).lstrip(".")
+        said = str(detail["ctx"]["error"]) if detail["type"] == "value_error" and "ctx" in detail else detail["msg"]
+        yield f"{path}: {said}" if path else said
+
+
+def _without(written: Object, location: tuple[int | str, ...], *, unknown: bool) -> Object:
+    """The status less what cannot be read: the field itself if it is unknown, else the part of the status it is in."""
+    result = copy.deepcopy(written)
+    *around, last = location if unknown else location[:1]
+    place: Any = result
+    for key in around:
+        place = place[key]
+    del place[last]
+    return result

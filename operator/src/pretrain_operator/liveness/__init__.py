@@ -1,0 +1,1 @@
+"""Liveness of a generation: evidence and rules."""

@@ -1,0 +1,1 @@
+"""Prometheus metrics of jobs and of the operator."""

@@ -1,0 +1,177 @@
+"""The metrics of one job, from what its service hears and decides."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from pretrain_api.messages.reports import Diverged, RolledBack, Saved, SaveFailed
+from pretrain_api.status.job import Incident, JobStatus
+from pretrain_api.status.metrics import Family
+from pretrain_api.status.records import StepRecord
+from pretrain_api.status.step_parts import STEP_PARTS, parts_of
+from pretrain_operator.coordinator.types import Ended, Fact, Reported
+from pretrain_operator.metrics import families
+from pretrain_operator.metrics.goodput import GoodputCounters
+from pretrain_operator.metrics.recovery import OvercomeIncidents, phase_seconds
+
+COUNTERS = (
+    families.STEPS, families.STEPS_LOST, families.NOT_FINITE, families.SPIKES, families.ROLLBACKS,
+    families.CHECKPOINT_STALL, families.CHECKPOINT_BYTES, families.CHECKPOINT_FAILURES,
+)  # fmt: skip
+
+
+class Distribution:
+    """The counts of a histogram."""
+
+    def __init__(self, family: Family) -> None:
+        self._bounds = family.buckets
+        self._counts = [0] * (len(family.buckets) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    def cumulative(self) -> Iterator[tuple[float, int]]:
+        """(upper bound, values up to it), the infinite one last."""
+        total = 0
+        for bound, count in zip((*self._bounds, math.inf), self._counts, strict=True):
+            total += count
+            yield bound, total
+
+
+Sample = tuple[Family, tuple[str, ...], float | Distribution]
+"""A metric, the values of its labels after namespace and name, and its value."""
+
+
+class JobSeries:
+    """What is known of one job. Counters count from zero, as those of any new process do."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._status = JobStatus()
+        self._last_step: StepRecord | None = None
+        self._goodput = GoodputCounters()
+        self._overcome = OvercomeIncidents()
+        self._counts: dict[Family, float] = dict.fromkeys(COUNTERS, 0.0)
+        self._parts = dict.fromkeys(STEP_PARTS, 0.0)
+        self._restarts: Counter[str] = Counter()
+        self._recovery = {phase: Distribution(families.RECOVERY) for phase in families.RECOVERY_PHASES}
+        self._interruption = Distribution(families.INTERRUPTION)
+        self._checkpoint = Distribution(families.CHECKPOINT)
+        self._saved: str | None = None
+        self._rolled_to = 0
+
+    def began(self, status: JobStatus) -> None:
+        """A service goes on from this status: what it tells of was counted when it happened."""
+        self._overcome.new(status.incidents)
+        self._goodput.began(status, self._clock())
+        self._saved = status.latest_checkpoint
+        self._rolled_to = status.generation
+        self._status = status
+
+    def step(self, record: StepRecord) -> None:
+        """A step was done."""
+        self._last_step = record
+        self._counts[families.STEPS] += 1
+        for part, seconds in parts_of(record).items():
+            self._parts[part] += seconds
+        if not (math.isfinite(record.loss) and math.isfinite(record.grad_norm)):
+            self._counts[families.NOT_FINITE] += 1
+
+    def facts(self, facts: tuple[Fact, ...]) -> None:
+        """The coordinator said so."""
+        for fact in facts:
+            if isinstance(fact, Ended) and not fact.intended:
+                self._restarts[fact.cause] += 1
+            elif isinstance(fact, Reported):
+                self._reported(fact)
+
+    def looked(self, status: JobStatus) -> None:
+        """A look came to this status."""
+        self._status = status
+        self._goodput.looked(status)
+        for incident in self._overcome.new(status.incidents):
+            self._overcame(incident)
+
+    def samples(self) -> Iterator[Sample]:
+        """All metrics of the job, those left out whose value is not known."""
+        yield from self._present()
+        yield from self._counters()
+        if self._status.generation:  # A histogram is many series: not for jobs that have not come so far.
+            yield families.CHECKPOINT, (), self._checkpoint
+            yield families.INTERRUPTION, (), self._interruption
+            for phase, distribution in self._recovery.items():
+                yield families.RECOVERY, (phase,), distribution
+
+    def _present(self) -> Iterator[Sample]:
+        status = self._status
+        for phase in families.PHASES:
+            yield families.PHASE, (phase,), float(phase == status.phase)
+        states = Counter(worker.state for worker in status.workers)
+        for state in families.WORKER_STATES:
+            yield families.WORKERS, (state,), states[state]
+        for source, loss in status.validation_loss.items():
+            yield families.VALIDATION_LOSS, (source,), loss
+        for name, value in status.evaluation_metrics.items():
+            yield families.EVALUATION, (name,), value
+        yield families.STEP, (), status.step
+        yield families.TARGET_STEP, (), status.total_steps
+        yield families.TOKENS, (), status.tokens
+        yield families.GENERATION, (), status.generation
+        yield families.FAILURES, (), len(status.bookkeeping.restarts)
+        trains = status.phase == "Training"
+        record = self._last_step
+        known = {
+            families.SPEED: status.tokens_per_second if trains else 0.0,
+            families.DEVICE_SPEED: status.tokens_per_second_per_device if trains else 0.0,
+            families.MFU: status.mfu if trains or status.mfu is None else 0.0,
+            families.PARAMETERS: status.parameters,
+            families.LOSS: status.loss,
+            families.GRADIENT_NORM: record.grad_norm if record is not None else None,
+            families.LEARNING_RATE: record.learning_rate if record is not None else None,
+            families.GOODPUT_RATIO: status.goodput.ratio if status.goodput is not None else None,
+            families.LAST_CHECKPOINT_STEP: status.checkpoints.latest_step,
+            families.LAST_CHECKPOINT_TIME: status.checkpoints.latest_time,
+        }
+        for family, value in known.items():
+            if value is not None:
+                yield family, (), value
+
+    def _counters(self) -> Iterator[Sample]:
+        goodput = self._goodput.seconds(self._clock())
+        for state in families.GOODPUT_STATES:
+            yield families.GOODPUT, (state,), goodput.get(state, 0.0)
+        for cause in families.RESTART_CAUSES:
+            yield families.RESTARTS, (cause,), self._restarts[cause]
+        for part, seconds in self._parts.items():
+            yield families.STEP_PART, (part,), seconds
+        for family, count in self._counts.items():
+            yield family, (), count
+
+    def _reported(self, fact: Reported) -> None:
+        match fact.body:
+            case Saved() as saved if saved.checkpoint != self._saved:
+                self._saved = saved.checkpoint
+                self._checkpoint.observe(saved.seconds)
+                self._counts[families.CHECKPOINT_BYTES] += saved.bytes
+                self._counts[families.CHECKPOINT_STALL] += saved.stall_seconds
+            case SaveFailed():
+                self._counts[families.CHECKPOINT_FAILURES] += 1
+            case Diverged() as diverged:
+                self._counts[families.NOT_FINITE if diverged.cause == "LossNotFinite" else families.SPIKES] += 1
+            case RolledBack() as rolled if rolled.number > self._rolled_to:
+                self._rolled_to = rolled.number  # All ranks say so.
+                self._counts[families.ROLLBACKS] += 1
+            case _:
+                pass
+
+    def _overcame(self, incident: Incident) -> None:
+        for phase, seconds in phase_seconds(incident).items():
+            self._recovery[phase].observe(seconds)
+        self._interruption.observe(incident.resumed_seconds or 0.0)
+        self._counts[families.STEPS_LOST] += incident.steps_lost or 0

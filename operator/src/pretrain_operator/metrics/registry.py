@@ -1,0 +1,114 @@
+"""What the operator tells Prometheus: of each job and of itself."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from pretrain_api.status.job import JobStatus
+from pretrain_api.status.metrics import Family
+from pretrain_operator.job.service import Witness
+from pretrain_operator.metrics import families
+from pretrain_operator.metrics.job import Distribution, JobSeries
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class OperatorMetrics:
+    """The metrics of one operator process. All but `exposition` is called in the event loop's thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._jobs: dict[tuple[str, str], JobSeries] = {}
+        self.registry = registry = CollectorRegistry()
+        registry.register(_JobCollector(self._jobs))
+        ProcessCollector(namespace="pretrain_operator", registry=registry)
+        self._reconcile = Histogram(
+            *families.RECONCILE.declaration, buckets=families.RECONCILE.buckets, registry=registry
+        )
+        self._api_calls = Counter(*families.API_CALLS.declaration, registry=registry)
+        self._refused = Counter(*families.AGENTS_REFUSED.declaration, registry=registry)
+        self._leader = Gauge(*families.LEADER.declaration, registry=registry)
+        self._agents = Gauge(*families.AGENTS.declaration, registry=registry)
+        self._queue_depth = Gauge(*families.QUEUE_DEPTH.declaration, registry=registry)
+        self._queue_oldest = Gauge(*families.QUEUE_OLDEST.declaration, registry=registry)
+
+    def job(self, namespace: str, name: str) -> Witness:
+        """Who the service of a job tells. Asked for again, its counters go on."""
+        series = self._jobs.setdefault((namespace, name), JobSeries(self._clock))
+
+        def looked(status: JobStatus, seconds: float) -> None:
+            self._reconcile.observe(seconds)
+            series.looked(status)
+
+        return Witness(began=series.began, step=series.step, facts=series.facts, looked=looked)
+
+    def forget(self, namespace: str, name: str) -> None:
+        """The job was deleted: so are its series."""
+        self._jobs.pop((namespace, name), None)
+
+    def api_call(self, verb: str, code: str) -> None:
+        """The API server was called and answered so."""
+        self._api_calls.labels(verb, code).inc()
+
+    def agent_refused(self, reason: str) -> None:
+        """An agent was turned away, for one of the few reasons that the code knows."""
+        self._refused.labels(reason).inc()
+
+    def leading(self, acts: bool) -> None:
+        """This replica acts from now on, or no longer."""
+        self._leader.set(acts)
+
+    def watch_agents(self, connected: Callable[[], float]) -> None:
+        """Ask this function, at each scrape and from any thread, how many agents are connected."""
+        self._agents.set_function(connected)
+
+    def watch_queue(self, depth: Callable[[], float], oldest_seconds: Callable[[], float]) -> None:
+        """Ask these at each scrape, from any thread: how many jobs wait to be looked at, and how long the first has."""
+        self._queue_depth.set_function(depth)
+        self._queue_oldest.set_function(oldest_seconds)
+
+    def exposition(self) -> bytes:
+        """All metrics as text (of `CONTENT_TYPE`). With many jobs this takes a while: for a thread of its own."""
+        return generate_latest(self.registry)
+
+
+class _JobCollector(Collector):
+    def __init__(self, jobs: dict[tuple[str, str], JobSeries]) -> None:
+        self._jobs = jobs
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics of all jobs. Jobs may come and go in the event loop meanwhile."""
+        found = {family: _empty(family) for family in families.JOB_FAMILIES}
+        for job, series in tuple(self._jobs.items()):
+            for family, labels, value in series.samples():
+                metric = found[family]
+                if isinstance(value, Distribution):
+                    assert isinstance(metric, HistogramMetricFamily)
+                    buckets = [
+                        ("+Inf" if math.isinf(le) else str(float(le)), count) for le, count in value.cumulative()
+                    ]
+                    metric.add_metric((*job, *labels), buckets, value.sum)
+                else:
+                    assert not isinstance(metric, HistogramMetricFamily)
+                    metric.add_metric((*job, *labels), value)
+        return found.values()
+
+
+def _empty(family: Family) -> GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily:
+    made = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily, "histogram": HistogramMetricFamily}
+    return made[family.kind](family.name, family.meaning, labels=family.labels)

@@ -1,0 +1,1 @@
+"""Projections of the facts of a run onto its status."""

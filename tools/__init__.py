@@ -1,0 +1,1 @@
+"""Generators of the CRD, reference tables and corpora; not shipped."""

@@ -1,0 +1,1 @@
+"""Files of a checkpoint in the format of torch.distributed.checkpoint (DCP)."""

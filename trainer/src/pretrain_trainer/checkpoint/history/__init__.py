@@ -1,0 +1,1 @@
+"""Lineage of a run's checkpoints: claim, join, commit, rollback."""

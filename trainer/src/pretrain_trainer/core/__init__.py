@@ -1,0 +1,1 @@
+"""Values and primitives that every part of the trainer uses."""

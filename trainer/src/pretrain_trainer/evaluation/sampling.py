@@ -1,0 +1,40 @@
+"""Texts that the model writes."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer
+
+from pretrain_api.spec.training import Sampling
+from pretrain_trainer.core.errors import InvalidInput
+from pretrain_trainer.parallelism.forward_backward import Passes
+
+START_TOKENS = ("<|endoftext|>", "</s>", "<s>")
+"""Tokens that mark the beginning of a text in common tokenisers; the first one found starts an empty prompt."""
+
+
+def parse_tokenizer(tokenizer: bytes) -> Tokenizer:
+    """The tokeniser. Raises InvalidInput when the bytes are none."""
+    try:
+        return Tokenizer.from_str(tokenizer.decode())
+    except Exception as error:  # the library raises plain Exception
+        raise InvalidInput(f"training.data.tokenizer is no tokenizer.json ({error}): name one") from error
+
+
+def sample(passes: Passes, tokenizer: Tokenizer, prompt: str, sampling: Sampling, context: int, seed: int) -> str:
+    """What a model at rest writes after the prompt: `sampling.tokens` tokens, the same for the same seed and weights,
+    on all ranks of a replica. Its random numbers are its own."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = tokenizer.encode(prompt, add_special_tokens=False).ids or [_start(tokenizer)]
+    prompt_length = len(tokens)
+    for _ in range(sampling.tokens):
+        recent = torch.tensor(tokens[-context:])
+        logits = passes.next_logits(recent)[: tokenizer.get_vocab_size()].float().cpu()
+        weights = torch.softmax(logits / sampling.temperature, dim=0)
+        tokens.append(int(torch.multinomial(weights, 1, generator=generator)))
+    return tokenizer.decode(tokens[prompt_length:])
+
+
+def _start(tokenizer: Tokenizer) -> int:
+    found = (tokenizer.token_to_id(token) for token in START_TOKENS)
+    return next((token for token in found if token is not None), 0)

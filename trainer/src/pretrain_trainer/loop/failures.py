@@ -1,0 +1,103 @@
+"""From an exception to how the process ends: what is reported, what is printed, with which code it exits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+
+from pretrain_api.messages.reports import CheckpointRejected, Failed, NumberTaken, ReportBody
+from pretrain_api.messages.trainer_config import ExitCode
+from pretrain_api.spec.training import Training
+from pretrain_trainer.core.errors import (
+    CheckpointRejectedError,
+    CollectiveFailed,
+    NumberTakenError,
+    TrainerError,
+)
+from pretrain_trainer.observability.memory_advice import Held, advice
+
+_COLLECTIVE_SIGNS = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "gloo/",
+    "gloo ",
+    "nccl",
+    "socket timeout",
+    "timed out waiting",
+)
+"""Parts of the messages of the plain RuntimeErrors that torch raises where a peer went away."""
+_MEMORY_SIGNS = ("defaultcpuallocator", "out of memory")
+MESSAGE_LENGTH = 2000
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the process ends. Ranks that raise the same error together each say so: a silent one would look killed."""
+
+    exit_code: ExitCode
+    message: str
+    report: ReportBody
+    expected: bool
+    """Whether the message says all: if not, a traceback helps."""
+
+    def with_snapshot(self, location: str) -> Ending:
+        """The same, saying where the memory's snapshot lies; empty: there is none."""
+        if not location or not isinstance(self.report, Failed):
+            return self
+        added = f"; what the memory held: {location}"
+        report = self.report.model_copy(update={"message": self.report.message + added})
+        return replace(self, message=self.message + added, report=report)
+
+
+def ending(error: BaseException, rank: int, training: Training | None = None) -> Ending:
+    """The ending that this error asks for. `training`: what did not fit, should it be out of memory."""
+    known = known_error(error, training)
+    if known is None:
+        message = str(error)[:MESSAGE_LENGTH]
+        report = Failed(rank=rank, exit_code=ExitCode.FAILED, reason=type(error).__name__, message=message)
+        return Ending(ExitCode.FAILED, f"{type(error).__name__}: {message}", report, expected=False)
+    return Ending(known.exit_code, str(known), _report(known, rank), expected=True)
+
+
+class _OutOfMemory(TrainerError):
+    exit_code = ExitCode.OUT_OF_MEMORY
+
+    @property
+    def reason(self) -> str:
+        return "OutOfMemory"
+
+
+def known_error(error: BaseException, training: Training | None = None) -> TrainerError | None:
+    """The error that this one means, if it is one by which a run ends."""
+    if isinstance(error, TrainerError):
+        return error
+    text = str(error).lower()
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in text for sign in _MEMORY_SIGNS):
+        said = f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"[:MESSAGE_LENGTH]
+        remedy = advice(training, Held.now()) if training is not None else "lower training.batch.microBatch"
+        return _OutOfMemory(f"out of memory: {remedy} {said}")
+    if isinstance(error, dist.DistError | ConnectionError):  # a ConnectionError is the agent's: it is gone
+        return CollectiveFailed(str(error))
+    if isinstance(error, RuntimeError) and any(sign in text for sign in _COLLECTIVE_SIGNS):
+        return CollectiveFailed(str(error))
+    return None
+
+
+def _report(error: TrainerError, rank: int) -> ReportBody:
+    match error:
+        case CheckpointRejectedError():
+            return CheckpointRejected(checkpoint=error.key, message=error.message)
+        case NumberTakenError():
+            return NumberTaken(highest=error.highest)
+        case _:
+            return Failed(
+                rank=rank,
+                exit_code=error.exit_code,
+                reason=error.reason,
+                message=str(error)[:MESSAGE_LENGTH],
+                retryable=error.retryable,
+            )

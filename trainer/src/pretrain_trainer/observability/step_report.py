@@ -1,0 +1,67 @@
+"""What a rank says of a step: rank 0 of the whole job, the others of themselves."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pretrain_api.messages.reports import Progress as ProgressReport
+from pretrain_api.messages.reports import StepDone
+from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.ranks import Ranks
+from pretrain_trainer.observability.memory import accelerator_memory, process_memory
+from pretrain_trainer.observability.step_timing import StepTimes
+from pretrain_trainer.parallelism.gradients import Reduced
+
+DIGITS = 6
+"""Of seconds, to keep reports small."""
+LATELY_SECONDS = 10.0
+"""More than a report takes to the coordinator while that is there."""
+LATELY_STEPS = 100
+
+
+def step_done(
+    ranks: Ranks,
+    progress: Progress,
+    reduced: Reduced,
+    rate: float,
+    times: StepTimes,
+    tokens_per_second: float,
+    mfu: float | None,
+) -> StepDone:
+    """The step that `progress` has come to, with the times and the memory of this rank."""
+    memory = accelerator_memory(ranks.device)
+    return StepDone(
+        step=progress.step,
+        loss=reduced.loss,
+        grad_norm=reduced.norm,
+        learning_rate=rate,
+        tokens=progress.tokens,
+        tokens_per_second=tokens_per_second,
+        seconds=round(times.seconds, DIGITS),
+        data_seconds=round(times.data, DIGITS),
+        compute_seconds=round(times.compute, DIGITS),
+        reduce_seconds=round(times.reduce, DIGITS),
+        optimizer_seconds=round(times.optimizer, DIGITS),
+        stall_seconds=round(times.stall, DIGITS),
+        mfu=None if mfu is None else round(mfu, DIGITS),
+        loss_contribution=reduced.contribution,
+        memory=memory or process_memory() if ranks.first else memory,
+    )
+
+
+def own_part(done: StepDone) -> ProgressReport:
+    """Of a step what is this rank's own."""
+    own: dict[str, Any] = {name: getattr(done, name) for name in ProgressReport.model_fields if name != "kind"}
+    if not math.isfinite(done.loss):
+        own["loss_contribution"] = None
+    return ProgressReport(**own)
+
+
+def lately(before: Sequence[StepDone], done: StepDone) -> tuple[StepDone, ...]:
+    """`done`, and of the steps before it those that a lost worker may not have told: of the last seconds."""
+    newest_first = (done, *reversed(before))[:LATELY_STEPS]
+    ages = itertools.accumulate((step.seconds for step in newest_first), initial=0.0)
+    return tuple(step for step, age in zip(newest_first, ages, strict=False) if age < LATELY_SECONDS)[::-1]
