@@ -9,10 +9,11 @@ FIND_LINKS := $(firstword $(PIP_FIND_LINKS) $(shell $(PYTHON) -m pip config get 
 PACKAGES := api store sdk data agent trainer operator cli
 OUT ?= runs/quickstart
 TESTS ?= -m "not slow"
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 FAULT ?= kill:worker=1,step=130
 
-.PHONY: help install quickstart tools check test test-parallel lint format generate lock clean bench-recovery bench-overhead bench-operator bench-exact \
-  bench-throughput bench-buckets bench-checkpoint
+.PHONY: help install quickstart tools check test test-parallel lint format generate lock clean \
+  bench-recovery bench-overhead bench-operator bench-exact bench-throughput bench-buckets bench-checkpoint
 
 help: ## These lines
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -47,7 +48,8 @@ check: compile ## In under a minute: style, types, import rules, unit tests of t
 
 test: compile ## Unit, trainer, local-process and API-server tests; those whose tools are absent are skipped
 	@$(PYTHON) tools/fetch_tools.py --for-tests
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest tests/unit $(TESTS) --numprocesses $(CORES) --maxprocesses 8; unit=$$?; \
+	  $(BIN)/pytest tests/trainer tests/local tests/compat tests/integration $(TESTS) && exit $$unit
 
 test-parallel: compile ## Every parallelism and their combinations, at several sizes, beside one process
 	$(BIN)/pytest tests/parallel --timeout 900
