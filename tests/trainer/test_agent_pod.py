@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("namespaces")
 HEALTH = "import urllib.request as r, sys; print(r.urlopen(sys.argv[1], timeout=10).read().decode())"
 LISTENER = """
 import asyncio, sys
-from pretrain_agent.worker.worker import connection
+from pretrain_agent.worker import connection
 from pretrain_agent.worker.outbox import Outbox
 from pretrain_api.messages.protocol import Heartbeat, Hello
 

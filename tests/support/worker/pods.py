@@ -47,9 +47,10 @@ class Pod:
 
     @property
     def agent(self) -> psutil.Process | None:
-        """What runs below process 1; None: not yet."""
+        """What runs below process 1; None: not yet. The shell that sets the pod up has children of its own."""
         with contextlib.suppress(IndexError, psutil.NoSuchProcess):
-            return self.first.children()[0]
+            first = self.first
+            return None if first.name() == "sh" else first.children()[0]
         return None
 
     def inside(self, *command: str) -> str:
