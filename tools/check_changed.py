@@ -65,7 +65,7 @@ def _matching(texts: dict[Path, str], pattern: str) -> set[Path]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the checks one after the other; 1 as soon as one fails."""
+    """Run the checks side by side, print what fails, and return 1 if anything does."""
     tests = [str(test) for test in unit_tests_of(changed_files(ROOT), ROOT)]
     if "--list" in arguments:
         print("\n".join(tests))
@@ -81,13 +81,15 @@ def main(arguments: Sequence[str]) -> int:
     if tests:
         checks.append([python, "-m", "pytest", "-q", "-m", "not slow", "-n", str(processes), *tests])
     begin = time.monotonic()
-    for check in checks:
-        ran = subprocess.run(check, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if ran.returncode:
-            print(ran.stdout)
-            return 1
-    print(f"{len(tests)} files of unit tests, style, types and import rules: fine in {time.monotonic() - begin:.0f} s")
-    return 0
+    running = [
+        subprocess.Popen(check, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for check in checks
+    ]
+    outputs = [check.communicate()[0] for check in running]
+    failed = [output for check, output in zip(running, outputs, strict=True) if check.returncode]
+    print("\n".join(failed) or f"style, types, import rules and {len(tests)} files of unit tests pass", end=" ")
+    print(f"({time.monotonic() - begin:.0f} s)")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
