@@ -70,7 +70,6 @@ def test_a_stopped_worker_is_detected_and_replaced(job: Path, baseline: Baseline
     assert baseline.difference(finished.losses) < TOLERANCE
 
 
-@pytest.mark.bare
 def test_a_terminated_worker_costs_no_step(job: Path, baseline: Baseline, tmp_path: Path) -> None:
     finished = run(job, tmp_path, "--fault", "term:worker=1,step=50")
 

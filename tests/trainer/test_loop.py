@@ -27,7 +27,6 @@ def test_a_restart_at_the_same_world_size_is_bit_equal(corpus: Path, tmp_path: P
     assert second.of(Restored)[0].checkpoint == "checkpoints/g000001/step-000000004/manifest.json"
 
 
-@pytest.mark.bare
 def test_other_world_sizes_go_on_with_the_same_losses(corpus: Path, tmp_path: Path) -> None:
     whole = run_training(a_config(corpus), 1)[0]
     config = saving_run(corpus, tmp_path)
@@ -50,6 +49,7 @@ def test_a_run_that_is_done_finishes_again_without_a_step_or_a_save(corpus: Path
     ]
 
 
+@pytest.mark.bare
 def test_ranks_say_what_they_do(corpus: Path) -> None:
     first, second = run_training(a_config(corpus), 2)
 
