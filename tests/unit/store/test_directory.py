@@ -37,7 +37,7 @@ DirectoryStore(Path(sys.argv[1])).put_file("key", Path(sys.argv[2]))
 
 
 def locked(path: Path) -> bool:
-    """Whether a process writes this file: until it has the lock, the file is litter to others."""
+    """Tell whether a process writes this file: until it has the lock, the file is litter to others."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
