@@ -213,7 +213,7 @@ def test_a_server_that_never_answers_holds_the_probe_up_for_three_seconds() -> N
 
         assert not answers(f"http://127.0.0.1:{silent.getsockname()[1]}/")
 
-        assert time.monotonic() - begin < PROBE_SECONDS + 2
+        assert time.monotonic() - begin < PROBE_SECONDS + 10
 
 
 def test_every_pin_has_a_digest_of_the_right_length_for_every_platform() -> None:
