@@ -99,8 +99,12 @@ def _namespaces() -> Programs | None:
 
 
 def _cluster() -> Programs | None:
+    """Return the script of a prebuilt cluster, or what `examples/kind/up` needs: docker and, also fetched, the rest."""
     up = prebuilt_cluster(os.environ) / "up"
-    return {"up": up} if up.exists() else _programs("docker", "kind", "kubectl", "helm")()
+    if up.exists():
+        return {"up": up}
+    found = {name: _programs(name)() for name in ("docker", "kind", "kubectl", "helm")}
+    return {name: it[name] for name, it in found.items() if it} if all(found.values()) else None
 
 
 API_SERVER = Tool("API server", "API server tests", FETCHED, _programs("kube-apiserver", "etcd", "kubectl"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.tools import HELM, S3
+from support.tools import CLUSTER, HELM, S3
 
 ROOT = Path(__file__).parents[3]
 SUITE = """
@@ -86,6 +86,24 @@ def test_a_fetched_program_is_found_in_the_cache(tmp_path: Path, monkeypatch: py
 
     assert HELM.find() == {"helm": fetched}
     assert S3.find() is None
+
+
+def test_a_cluster_takes_docker_from_the_path_and_the_rest_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = tmp_path / "pretrain-operator" / "tools" / "bin"
+    fetched.mkdir(parents=True)
+    for program in (tmp_path / "docker", fetched / "kind", fetched / "kubectl", fetched / "helm"):
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PRETRAIN_TEST_CLUSTER", str(tmp_path / "absent"))
+
+    assert CLUSTER.find() == {
+        "docker": tmp_path / "docker", "kind": fetched / "kind", "kubectl": fetched / "kubectl",
+        "helm": fetched / "helm",
+    }  # fmt: skip
 
 
 def test_a_program_on_the_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
