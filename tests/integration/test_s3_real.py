@@ -1,4 +1,4 @@
-"""The contract of an ObjectStore against a real S3 server (versitygw), where the test cluster's binaries are there."""
+"""The contract of an ObjectStore against a real S3 server (versitygw)."""
 
 from __future__ import annotations
 

@@ -49,6 +49,7 @@ def test_a_run_that_is_done_finishes_again_without_a_step_or_a_save(corpus: Path
     ]
 
 
+@pytest.mark.bare
 def test_ranks_say_what_they_do(corpus: Path) -> None:
     first, second = run_training(a_config(corpus), 2)
 

@@ -176,6 +176,8 @@ def test_activations_computed_again_give_the_same_bits(how: Any, products: int, 
     assert calls.count["gelu"] == activations * plain.count["gelu"]
 
 
+@pytest.mark.bare
+@pytest.mark.usefixtures("cpp_compiler")
 def test_compiled_blocks_keep_names_and_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, "replaced")
     monkeypatch.delenv(CACHE_VARIABLE)
@@ -193,6 +195,7 @@ def test_compiled_blocks_keep_names_and_losses(tmp_path: Path, monkeypatch: pyte
     assert os.environ[CACHE_VARIABLE] == str(tmp_path / "inductor")
 
 
+@pytest.mark.usefixtures("cpp_compiler")
 @pytest.mark.parametrize(
     ("before", "after"), [(None, "{cache}"), (default_cache_dir(), "{cache}"), ("/theirs", "/theirs")]
 )
@@ -232,6 +235,7 @@ def test_ranks_that_save_memory_have_the_losses_of_one_that_does_not(corpus: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cpp_compiler")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("shard", "world_size"), [("none", 1), ("none", 2), ("full", 2)])
 def test_a_compiled_run_has_the_losses_of_a_plain_one_and_the_next_one_compiles_nothing(

@@ -54,6 +54,7 @@ def steps(link: MendingLink) -> list[int]:
     return [body.step for body in link.reports if isinstance(body, reports.StepDone)]
 
 
+@pytest.mark.bare
 def test_saves_fail_while_the_store_is_away_and_the_last_one_waits_for_it(server: Server) -> None:
     config = a_config(server.data / CORPUS, {"steps": 9}, checkpoint=in_s3(server))
     link = Act({("saved", 2): server.stop}, StorageUnavailable=server.start)

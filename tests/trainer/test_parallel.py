@@ -81,6 +81,7 @@ def test_a_restart_at_the_same_size_changes_no_bit(corpus: Path, tmp_path: Path)
         assert numbers(before) + numbers(after) == numbers(uninterrupted)
 
 
+@pytest.mark.usefixtures("cpp_compiler")
 @pytest.mark.timeout(900)
 def test_compiled_blocks_of_stages_have_the_losses_of_plain_ones(corpus: Path, tmp_path: Path) -> None:
     """With all of the compiler but its last part, which makes C++ of it (`make test-parallel`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -35,6 +36,16 @@ DirectoryStore(Path(sys.argv[1])).put_file("key", Path(sys.argv[2]))
 """
 
 
+def locked(path: Path) -> bool:
+    """Tell whether a process writes this file: until it has the lock, the file is litter to others."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def test_a_killed_process_leaves_no_object_and_its_litter_is_cleared(tmp_path: Path) -> None:
     root, pipe = tmp_path / "store", tmp_path / "pipe"
     store = DirectoryStore(root)
@@ -45,7 +56,7 @@ def test_a_killed_process_leaves_no_object_and_its_litter_is_cleared(tmp_path: P
                 assert writer.poll() is None
             with pipe.open("wb", buffering=0) as source:
                 source.write(b"half")
-                while not any((root / ".tmp").iterdir()):
+                while not any(locked(path) for path in (root / ".tmp").iterdir()):
                     assert writer.poll() is None
                 store.clear_litter()
                 while_written = list((root / ".tmp").iterdir())
