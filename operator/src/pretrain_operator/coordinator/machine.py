@@ -20,7 +20,8 @@ from pretrain_operator.coordinator.rank_memory import Memory
 from pretrain_operator.coordinator.running_generation import Running
 from pretrain_operator.coordinator.settings import Settings
 from pretrain_operator.coordinator.step_boundary import Boundary
-from pretrain_operator.coordinator.types import Announced, CoordinatorView, Ended, Reported, Want, is_step
+from pretrain_operator.coordinator.types import CoordinatorView, Want
+from pretrain_operator.facts.fact import Announced, Ended, Reported, is_step
 from pretrain_operator.liveness.evidence import Attention
 from pretrain_operator.liveness.rules import Verdict, judge
 

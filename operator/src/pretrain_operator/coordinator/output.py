@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pretrain_api.messages.protocol import CoordinatorMessage
 from pretrain_operator.coordinator.members import Agent, ConnectionId
-from pretrain_operator.coordinator.types import Fact
+from pretrain_operator.facts.fact import CoordinatorFact
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Output:
 
     sends: tuple[tuple[ConnectionId, CoordinatorMessage], ...] = ()
     closes: tuple[ConnectionId, ...] = ()
-    facts: tuple[Fact, ...] = ()
+    facts: tuple[CoordinatorFact, ...] = ()
 
 
 class Outbox:
@@ -25,7 +25,7 @@ class Outbox:
         self._epoch = epoch
         self._sends: list[tuple[ConnectionId, CoordinatorMessage]] = []
         self._closes: list[ConnectionId] = []
-        self._facts: list[Fact] = []
+        self._facts: list[CoordinatorFact] = []
 
     def send(self, connection: ConnectionId, message: CoordinatorMessage) -> None:
         """Say something on a connection."""
@@ -40,7 +40,7 @@ class Outbox:
         """Close a connection when all that was said before is sent."""
         self._closes.append(connection)
 
-    def note(self, fact: Fact) -> None:
+    def note(self, fact: CoordinatorFact) -> None:
         """Something happened."""
         self._facts.append(fact)
 

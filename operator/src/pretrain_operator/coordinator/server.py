@@ -32,7 +32,8 @@ from pretrain_operator.coordinator.machine import Coordinator, ShutdownReason
 from pretrain_operator.coordinator.members import ConnectionId
 from pretrain_operator.coordinator.output import Output
 from pretrain_operator.coordinator.settings import Settings
-from pretrain_operator.coordinator.types import CoordinatorView, Fact, Reported, Want, is_step
+from pretrain_operator.coordinator.types import CoordinatorView, Want
+from pretrain_operator.facts.fact import CoordinatorFact, Reported, is_step
 
 Clock = Callable[[], float]
 
@@ -108,7 +109,7 @@ class Channel:
         self._inputs: deque[tuple[Callable[[float], Output], bool]] = deque()
         self._busy = False
         self._open = True
-        self._on_facts: Callable[[tuple[Fact, ...]], None] = lambda facts: None
+        self._on_facts: Callable[[tuple[CoordinatorFact, ...]], None] = lambda facts: None
         self._on_change: Callable[[], None] = lambda: None
 
     @property
@@ -124,7 +125,7 @@ class Channel:
         """The coordinator at this moment."""
         return self._coordinator.view()
 
-    def on_facts(self, callback: Callable[[tuple[Fact, ...]], None]) -> None:
+    def on_facts(self, callback: Callable[[tuple[CoordinatorFact, ...]], None]) -> None:
         """Who takes the facts; reports are acknowledged after it returned."""
         self._on_facts = callback
 

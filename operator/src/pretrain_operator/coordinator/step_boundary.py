@@ -9,7 +9,8 @@ from pretrain_operator.coordinator.formation import choose
 from pretrain_operator.coordinator.members import Agent
 from pretrain_operator.coordinator.running_generation import Order, Running
 from pretrain_operator.coordinator.settings import Settings
-from pretrain_operator.coordinator.types import Cause, Want
+from pretrain_operator.coordinator.types import Want
+from pretrain_operator.facts.fact import Cause
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pretrain_api.messages.protocol import Member
 from pretrain_operator.coordinator.settings import Settings
-from pretrain_operator.coordinator.types import Cause
+from pretrain_operator.facts.fact import Cause
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pretrain_api.messages import reports
 from pretrain_api.spec.replicas import down_to_unit
 from pretrain_operator.coordinator.settings import Settings
-from pretrain_operator.coordinator.types import Announced, Ended
+from pretrain_operator.facts.fact import Announced, Ended
 from support.coordinator import World
 
 SLOTS = 5
