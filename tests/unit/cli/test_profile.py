@@ -106,12 +106,12 @@ def test_an_annotation_is_a_request_whenever_it_changes() -> None:
 
 
 def test_an_answer_is_in_the_status_once_and_told() -> None:
-    ledger = Ledger(JobStatus(), lambda _: None)
+    ledger = Ledger(JobStatus())
     recovery = a_job().spec.recovery
     ledger.record(announced(0, a_generation(1, (0, 0), (1, 0))), recovery)
     ledger.record(said(0, 1, a_restore(0)), recovery)
 
-    events = [event for _ in range(2) for event in ledger.record(said(1, 1, DONE, slot=1), recovery)]
+    events = [event for _ in range(2) for event in ledger.record(said(1, 1, DONE, slot=1), recovery).events]
 
     assert [event.reason for event in events] == ["ProfileSaved"]
     assert ledger.status().profiles == (

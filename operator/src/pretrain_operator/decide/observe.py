@@ -12,7 +12,7 @@ from pretrain_api.spec.replicas import down_to_unit, up_to_unit, worker_unit
 from pretrain_api.status.job import GoodputState, JobStatus, Obstacle, SlotMemory, Suspect
 from pretrain_operator.cluster import Pod, Snapshot
 from pretrain_operator.coordinator.types import AgentView, CoordinatorView
-from pretrain_operator.decide.budget import Spent
+from pretrain_operator.projections.budget import Spent
 
 Identity = tuple[int, int]
 """(slot, attempt)"""

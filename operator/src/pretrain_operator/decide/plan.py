@@ -13,7 +13,8 @@ from pretrain_operator.decide.conditions import seconds_true
 from pretrain_operator.decide.lifecycle import EndReason, Verdict, lifecycle
 from pretrain_operator.decide.observe import Identity, Observed, Worker, fewest, unit, wanted_replicas, wanted_slots
 from pretrain_operator.decide.replacement import NEVER, RETURN_SECONDS, Patience, is_alone, made_in_vain, patience
-from pretrain_operator.decide.suspects import judged, next_release, placement
+from pretrain_operator.decide.suspects import next_release, placement
+from pretrain_operator.projections.suspects import judged
 
 LINGER_SECONDS = 5.0
 """Agents that were let go have so long to exit by themselves; a worker that never joined is deleted at once."""

@@ -9,7 +9,7 @@ from pretrain_operator.decide.conditions import condition_of, with_condition
 from pretrain_operator.decide.lifecycle import Verdict
 from pretrain_operator.decide.observe import Observed, Worker, missing_slots
 from pretrain_operator.decide.obstacles import INVALID_SPEC, combined, obstacles
-from pretrain_operator.projections.throughput import expected_end
+from pretrain_operator.projections.progress import expected_end
 
 BLOCKED = "Blocked"
 

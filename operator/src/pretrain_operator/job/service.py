@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pretrain_api.messages.profile_request import InvalidRequest, ProfileRequest
+from pretrain_api.messages.protocol import Generation
 from pretrain_api.status.job import JobStatus
 from pretrain_api.status.records import Appraisal, StepRecord
 from pretrain_operator.cluster import Cluster, Event, Refused, Snapshot
@@ -20,9 +21,21 @@ from pretrain_operator.decide.plan import Action, CreatePod, Decision, DeleteJob
 from pretrain_operator.decide.replacement import fell_silent, is_alone
 from pretrain_operator.decide.status import compose, news, urgent_part
 from pretrain_operator.decide.suspects import crashes, silent_nodes
-from pretrain_operator.facts.fact import CoordinatorFact, Reported
+from pretrain_operator.facts.fact import (
+    Adopted,
+    CoordinatorFact,
+    Fact,
+    FaultsInjected,
+    JobEnded,
+    NodesObserved,
+    PodsObserved,
+    ProfileRefused,
+    Reported,
+    StartsFailed,
+)
 from pretrain_operator.job.wakeup import Hands, Retries, Wake
 from pretrain_operator.projections.ledger import Ledger
+from pretrain_operator.projections.projection import Measurement
 
 PROGRESS_SECONDS = 0.5
 FINAL_PHASES = ("Succeeded", "Failed")
@@ -64,8 +77,8 @@ class Witness:
     """A step was done."""
     appraisal: Callable[[Appraisal], None] = lambda _: None
     """The model was evaluated, or wrote a text."""
-    facts: Callable[[tuple[CoordinatorFact, ...]], None] = lambda _: None
-    """The coordinator said so."""
+    measured: Callable[[tuple[Measurement, ...]], None] = lambda _: None
+    """Numbers for Prometheus, each to be counted once."""
     looked: Callable[[JobStatus, float], None] = lambda status, seconds: None
     """A look came to this status and took so many seconds."""
 
@@ -156,22 +169,23 @@ class JobService:
         ledger = self._ledger_for(snapshot)
         view = self._channel.view()
         workers = self._observe(snapshot, view, ledger, now)
+        books = ledger.view()
         seen = Observed(
             workers=workers,
             view=view,
             written=self._written,
             history=self._history,
-            state=ledger.state,
-            recovering=ledger.recovering,
-            spent=ledger.spent,
-            fatal=ledger.fatal,
+            state=books.state,
+            recovering=books.recovering,
+            spent=books.spent,
+            fatal=books.fatal,
             stopping=snapshot.stopping,
-            suspects=ledger.suspects,
+            suspects=books.suspects,
             refusal=self._refusal,
-            ranks_wait=ledger.ranks_wait,
+            ranks_wait=books.ranks_wait,
             invalid=snapshot.invalid,
-            grace_seconds=ledger.grace_seconds,
-            stepped_at=ledger.stepped_at,
+            grace_seconds=books.grace_seconds,
+            stepped_at=books.stepped_at,
             sound_since=self._sound_since,
             profile=self._open_request(snapshot, ledger),
         )
@@ -181,7 +195,7 @@ class JobService:
             self._channel.set_want(decision.want)
         phase = decision.verdict.phase
         if phase in FINAL_PHASES:
-            ledger.close(now, failed=phase == "Failed")
+            self._record(ledger, JobEnded(now, failed=phase == "Failed"), snapshot)
         status = compose(snapshot.job, ledger.status(), decision.verdict, seen, now)
         final = phase in FINAL_PHASES or (snapshot.stopping and phase == "Suspended")
         self._witness.looked(status, self._clock() - now)
@@ -220,16 +234,31 @@ class JobService:
         if self._ledger is None or self._snapshot is None:
             self._early.extend(facts)
             return
-        self._witness.facts(facts)
-        state, events = self._ledger.state, len(self._events)
+        ledger, snapshot = self._ledger, self._snapshot
+        state, events = ledger.view().state, len(self._events)
         for fact in facts:
-            if isinstance(fact, Reported) and not self._ledger.knows(fact.generation):
+            if isinstance(fact, Reported):
                 current = self._channel.view().current
                 if current is not None and current.number == fact.generation:
-                    self._ledger.adopt(current)
-            self._events.extend(self._ledger.record(fact, self._snapshot.job.spec.recovery))
-        calm = self._ledger.state == state and len(self._events) == events
+                    self._adopt(ledger, current, snapshot)
+            self._record(ledger, fact, snapshot)
+        calm = ledger.view().state == state and len(self._events) == events
         self._wake.within(self._progress_seconds if calm else 0.0)
+
+    def _record(self, ledger: Ledger, fact: Fact, snapshot: Snapshot) -> None:
+        """Fold a fact into the ledger and pass its effects on."""
+        effects = ledger.record(fact, snapshot.job.spec.recovery)
+        self._events.extend(effects.events)
+        for record in effects.steps:
+            self._witness.step(record)
+        for appraisal in effects.appraisals:
+            self._witness.appraisal(appraisal)
+        if effects.measurements:
+            self._witness.measured(effects.measurements)
+
+    def _adopt(self, ledger: Ledger, generation: Generation, snapshot: Snapshot) -> None:
+        if not ledger.knows(generation):
+            self._record(ledger, Adopted(self._clock(), generation), snapshot)
 
     def _ledger_for(self, snapshot: Snapshot) -> Ledger:
         """The ledger, made from the status of the first snapshot: later this service is the status' one writer."""
@@ -240,7 +269,7 @@ class JobService:
             self._sound_since = self._clock()
             if (refused := snapshot.status.bookkeeping.refused) is not None:
                 self._refusal = Refusal(refused.reason, refused.message)
-            self._ledger = Ledger(snapshot.status, self._witness.step, self._witness.appraisal)
+            self._ledger = Ledger(snapshot.status)
             self._witness.began(snapshot.status)
             early, self._early = tuple(self._early), []
             self.take(early)
@@ -253,17 +282,18 @@ class JobService:
         before, self._history = self._history, self._history.advance(snapshot, view, now, running=running)
         if failed := self._history.failures_since(before):
             text = "a worker ended before it joined" + _last_words(snapshot, failed[-1])
-            ledger.pods_failed(len(failed), now, text, snapshot.job.spec.recovery)
+            self._record(ledger, StartsFailed(now, len(failed), text), snapshot)
             self._events.append(Event("Warning", "WorkerFailed", text))
-        if view.current is not None and not ledger.knows(view.current.number):
-            ledger.adopt(view.current)
+        if view.current is not None:
+            self._adopt(ledger, view.current, snapshot)
         pods_run = any(pod.phase == "Running" for pod in snapshot.pods)
-        ledger.look(now, pods_run=pods_run, suspended=phase == "Suspended", faults=snapshot.faults)
+        self._record(ledger, FaultsInjected(now, snapshot.faults), snapshot)
+        self._record(ledger, PodsObserved(now, running=pods_run, suspended=phase == "Suspended"), snapshot)
         workers = joined_workers(snapshot.pods, view, self._history, now, self._sound_since)
         if running:
             alone = is_alone(workers)
             silent = silent_nodes((worker for worker in workers if fell_silent(worker, alone=alone)), workers)
-            ledger.nodes(crashes(snapshot.pods), silent, now, snapshot.job.spec.recovery)
+            self._record(ledger, NodesObserved(now, tuple(crashes(snapshot.pods)), silent), snapshot)
         if not missing_slots(snapshot.job, workers):
             self._refusal = None
         return workers
@@ -274,7 +304,7 @@ class JobService:
         if request is None or ledger.answered(request.id):
             return None
         if isinstance(request, InvalidRequest):
-            self._events.extend(ledger.profile_failed(request.id, 0, request.message))
+            self._record(ledger, ProfileRefused(self._clock(), request.id, request.message), snapshot)
             return None
         return request
 

@@ -9,15 +9,12 @@ import pytest
 from pretrain_api.status.job import NodeFailure, Suspect
 from pretrain_operator.cluster import Placement, Pod
 from pretrain_operator.decide.observe import Worker
-from pretrain_operator.decide.suspects import (
+from pretrain_operator.decide.suspects import crashes, next_release, placement, silent_nodes
+from pretrain_operator.projections.suspects import (
     MAX_FAILURES,
     MAX_SUSPECTS,
     Suspects,
-    crashes,
     judged,
-    next_release,
-    placement,
-    silent_nodes,
     with_failure,
     with_quarantine,
     with_silence,
