@@ -100,7 +100,7 @@ def _want(job: PretrainJob, verdict: Verdict, pods: _Pods, seen: Observed) -> Wa
         replicas=wanted_replicas(job),
         min=fewest(job),
         max=workers.max,
-        unit=unit(job),
+        replica_quantum=unit(job),
         shrink_after=workers.elastic.shrink_after.total_seconds(),
         running=verdict.runs,
         hang_timeout=hang.timeout.total_seconds() if hang else None,

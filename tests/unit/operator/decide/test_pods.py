@@ -54,7 +54,7 @@ def test_spares_have_pods_too_but_are_not_wanted_in_the_generation() -> None:
 def test_the_coordinator_is_asked_for_whole_replicas_of_the_model() -> None:
     want = decide(a_job(6, minimum=3, maximum=7, tensor=2)).want
 
-    assert (want.replicas, want.min, want.unit) == (6, 4, 2)
+    assert (want.replicas, want.min, want.replica_quantum) == (6, 4, 2)
 
 
 def test_a_job_with_all_its_pods_needs_nothing() -> None:
