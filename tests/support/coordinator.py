@@ -23,7 +23,8 @@ from pretrain_api.messages.protocol import (
 )
 from pretrain_operator.coordinator.machine import Coordinator, ShutdownReason
 from pretrain_operator.coordinator.output import CoordinatorOutput
-from pretrain_operator.coordinator.types import Announced, Ended, Fact, Reported, Want
+from pretrain_operator.coordinator.types import Want
+from pretrain_operator.facts.fact import Announced, CoordinatorFact, Ended, Reported
 from pretrain_operator.liveness.timings import Timings
 
 JOB = "job-1"
@@ -163,7 +164,7 @@ class World:
         self.want_changes: dict[str, object] = want
         self.pods: set[tuple[int, int]] = set()
         self.agents: list[SimAgent] = []
-        self.facts: list[Fact] = []
+        self.facts: list[CoordinatorFact] = []
         self.facts_before_boot = 0
         self.formed: dict[int, Generation] = {}
         self.closed_by_coordinator: list[int] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pretrain_api.status.job import JobStatus
 from pretrain_api.status.records import Appraisal, StepRecord
-from pretrain_operator.coordinator.types import Fact
+from pretrain_operator.facts.fact import Fact
 from pretrain_operator.projections.ledger import Ledger
 from support.operator.world import a_job
 

@@ -13,8 +13,9 @@ from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import Bookkeeping, JobStatus, SlotMemory
 from pretrain_api.status.records import StepRecord
 from pretrain_operator.cluster import Event, InjectedFault, Placement, Pod, PodPhase, Snapshot
-from pretrain_operator.coordinator.types import AgentView, Announced, CoordinatorView, Ended, Fact, Reported, Want
+from pretrain_operator.coordinator.types import AgentView, CoordinatorView, Want
 from pretrain_operator.decide.observe import History, Observed, joined_workers
+from pretrain_operator.facts.fact import Announced, CoordinatorFact, Ended, Reported
 
 NOON = 1_800_000_000.0
 
@@ -312,14 +313,14 @@ class FakeChannel:
         self.want: Want | None = None
         self.wants: list[Want] = []
         self.ends: list[str] = []
-        self.facts: Callable[[tuple[Fact, ...]], None] = lambda _: None
+        self.facts: Callable[[tuple[CoordinatorFact, ...]], None] = lambda _: None
         self.changed: Callable[[], None] = lambda: None
 
     def set_want(self, want: Want) -> None:
         self.want = want
         self.wants.append(want)
 
-    def on_facts(self, callback: Callable[[tuple[Fact, ...]], None]) -> None:
+    def on_facts(self, callback: Callable[[tuple[CoordinatorFact, ...]], None]) -> None:
         self.facts = callback
 
     def on_change(self, callback: Callable[[], None]) -> None:

@@ -19,7 +19,8 @@ from pretrain_operator.coordinator.members import Agent, ConnectionId, Roster
 from pretrain_operator.coordinator.output import CoordinatorOutput, OutputBuffer
 from pretrain_operator.coordinator.running_generation import RunningGeneration
 from pretrain_operator.coordinator.step_boundary import StepBoundary
-from pretrain_operator.coordinator.types import Announced, CoordinatorView, Ended, Reported, Want, is_step
+from pretrain_operator.coordinator.types import CoordinatorView, Want
+from pretrain_operator.facts.fact import Announced, Ended, Reported, is_step
 from pretrain_operator.liveness.rules import GenerationVerdict
 from pretrain_operator.liveness.timings import Timings
 

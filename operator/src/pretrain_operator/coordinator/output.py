@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pretrain_api.messages.protocol import CoordinatorMessage
 from pretrain_operator.coordinator.members import Agent, ConnectionId
-from pretrain_operator.coordinator.types import Fact
+from pretrain_operator.facts.fact import CoordinatorFact
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class CoordinatorOutput:
 
     sends: tuple[tuple[ConnectionId, CoordinatorMessage], ...] = ()
     closes: tuple[ConnectionId, ...] = ()
-    facts: tuple[Fact, ...] = ()
+    facts: tuple[CoordinatorFact, ...] = ()
 
 
 class OutputBuffer:
@@ -25,7 +25,7 @@ class OutputBuffer:
         self._epoch = epoch
         self._sends: list[tuple[ConnectionId, CoordinatorMessage]] = []
         self._closes: list[ConnectionId] = []
-        self._facts: list[Fact] = []
+        self._facts: list[CoordinatorFact] = []
 
     def send(self, connection: ConnectionId, message: CoordinatorMessage) -> None:
         """Send a message on a connection."""
@@ -40,7 +40,7 @@ class OutputBuffer:
         """Close a connection once all earlier messages are flushed."""
         self._closes.append(connection)
 
-    def publish(self, fact: Fact) -> None:
+    def publish(self, fact: CoordinatorFact) -> None:
         """Publish a fact."""
         self._facts.append(fact)
 

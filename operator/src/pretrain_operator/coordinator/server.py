@@ -31,7 +31,8 @@ from pretrain_operator.coordinator.authentication import Authenticate, Authentic
 from pretrain_operator.coordinator.machine import Coordinator, ShutdownReason
 from pretrain_operator.coordinator.members import ConnectionId
 from pretrain_operator.coordinator.output import CoordinatorOutput
-from pretrain_operator.coordinator.types import CoordinatorView, Fact, Reported, Want, is_step
+from pretrain_operator.coordinator.types import CoordinatorView, Want
+from pretrain_operator.facts.fact import CoordinatorFact, Reported, is_step
 from pretrain_operator.liveness.timings import TIMINGS, Timings
 
 Clock = Callable[[], float]
@@ -108,7 +109,7 @@ class CoordinatorChannel:
         self._inputs: deque[tuple[Callable[[float], CoordinatorOutput], bool]] = deque()
         self._busy = False
         self._open = True
-        self._on_facts: Callable[[tuple[Fact, ...]], None] = lambda facts: None
+        self._on_facts: Callable[[tuple[CoordinatorFact, ...]], None] = lambda facts: None
         self._on_change: Callable[[], None] = lambda: None
 
     @property
@@ -124,7 +125,7 @@ class CoordinatorChannel:
         """Return the coordinator's current state."""
         return self._coordinator.view()
 
-    def on_facts(self, callback: Callable[[tuple[Fact, ...]], None]) -> None:
+    def on_facts(self, callback: Callable[[tuple[CoordinatorFact, ...]], None]) -> None:
         """Set the consumer of facts; reports are acknowledged after it returns."""
         self._on_facts = callback
 

@@ -8,7 +8,8 @@ from pretrain_api.messages.protocol import Command
 from pretrain_operator.coordinator.formation import choose
 from pretrain_operator.coordinator.members import Agent
 from pretrain_operator.coordinator.running_generation import PendingCheckpointCommand, RunningGeneration
-from pretrain_operator.coordinator.types import Cause, Want
+from pretrain_operator.coordinator.types import Want
+from pretrain_operator.facts.fact import Cause
 from pretrain_operator.liveness.timings import Timings
 
 

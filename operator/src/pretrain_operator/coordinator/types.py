@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from pretrain_api.messages.profile_request import ProfileRequest
 from pretrain_api.messages.protocol import Generation
-from pretrain_api.messages.reports import Failed, Finished, Progress, ReportBody, StepDone
+from pretrain_api.messages.reports import Failed, Finished
 
 
 @dataclass(frozen=True)
@@ -71,62 +70,3 @@ class CoordinatorView:
     """Rank 0 completed the last step and its checkpoint is committed."""
     fatal: Failed | None = None
     """A failure that no restart can fix."""
-
-
-# --- facts, in the order in which they happened; the ledger makes status, incidents and goodput of them ---------------
-
-
-Cause = Literal[
-    "WorkerLost", "WorkerSilent", "RankFailed", "WorkerLeft", "Hang", "Resized", "WorkerJoined",
-    "CheckpointRejected", "NumberTaken", "Suspended", "Disagreement",
-]  # fmt: skip
-INTENDED: tuple[Cause, ...] = ("Resized", "WorkerJoined", "WorkerLeft", "Suspended")
-"""Ends on purpose, at a step boundary, with a checkpoint."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A generation ended and not because the job finished."""
-
-    time: float
-    number: int
-    cause: Cause
-    step: int
-    """Steps done, as far as reported."""
-    fault_time: float
-    """The last sign of life of what failed; equal to `time` for an intended end."""
-    slot: int | None = None
-    node: str = ""
-    message: str = ""
-
-    @property
-    def intended(self) -> bool:
-        """At a step boundary, with a checkpoint: no incident."""
-        return self.cause in INTENDED
-
-
-@dataclass(frozen=True)
-class Announced:
-    """A generation went out to all its members."""
-
-    time: float
-    generation: Generation
-
-
-@dataclass(frozen=True)
-class Reported:
-    """A report of the current generation, each exactly once for each sequence number."""
-
-    time: float
-    """When the agent received it from the rank."""
-    generation: int
-    slot: int
-    body: ReportBody
-
-
-Fact = Ended | Announced | Reported
-
-
-def is_step(body: ReportBody) -> bool:
-    """A step was done, which calls for nothing at once: in a job that trains most reports are of this kind."""
-    return isinstance(body, StepDone | Progress)

@@ -10,8 +10,8 @@ from pretrain_api.messages.trainer_config import ExitCode
 from pretrain_api.spec import job as spec
 from pretrain_api.status.job import NodeFailure, Suspect
 from pretrain_operator.cluster import Placement, Pod
-from pretrain_operator.coordinator.types import Ended
 from pretrain_operator.decide.observe import Worker
+from pretrain_operator.facts.fact import Ended
 
 EXCLUDED_SECONDS = 120.0
 """A node on which nothing answered gets no worker for so long. By then the cluster knows of its end, if it has one."""

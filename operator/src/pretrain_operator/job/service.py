@@ -12,7 +12,7 @@ from pretrain_api.messages.profile_request import InvalidRequest, ProfileRequest
 from pretrain_api.status.job import JobStatus
 from pretrain_api.status.records import Appraisal, StepRecord
 from pretrain_operator.cluster import Cluster, Event, Refused, Snapshot
-from pretrain_operator.coordinator.types import CoordinatorView, Fact, Reported, Want
+from pretrain_operator.coordinator.types import CoordinatorView, Want
 from pretrain_operator.decide.budget import delay_after_refusals
 from pretrain_operator.decide.lifecycle import EndReason
 from pretrain_operator.decide.observe import History, Identity, Observed, Refusal, Worker, joined_workers, missing_slots
@@ -20,6 +20,7 @@ from pretrain_operator.decide.plan import Action, CreatePod, Decision, DeleteJob
 from pretrain_operator.decide.replacement import fell_silent, is_alone
 from pretrain_operator.decide.status import compose, news, urgent_part
 from pretrain_operator.decide.suspects import crashes, silent_nodes
+from pretrain_operator.facts.fact import CoordinatorFact, Reported
 from pretrain_operator.job.wakeup import Hands, Retries, Wake
 from pretrain_operator.projections.ledger import Ledger
 
@@ -40,7 +41,7 @@ class Channel(Protocol):
         """The coordinator at this moment."""
         ...
 
-    def on_facts(self, callback: Callable[[tuple[Fact, ...]], None]) -> None:
+    def on_facts(self, callback: Callable[[tuple[CoordinatorFact, ...]], None]) -> None:
         """Who takes the facts; reports are acknowledged after it returned."""
         ...
 
@@ -63,7 +64,7 @@ class Witness:
     """A step was done."""
     appraisal: Callable[[Appraisal], None] = lambda _: None
     """The model was evaluated, or wrote a text."""
-    facts: Callable[[tuple[Fact, ...]], None] = lambda _: None
+    facts: Callable[[tuple[CoordinatorFact, ...]], None] = lambda _: None
     """The coordinator said so."""
     looked: Callable[[JobStatus, float], None] = lambda status, seconds: None
     """A look came to this status and took so many seconds."""
@@ -114,7 +115,7 @@ class JobService:
         self._written_at = float("-inf")
         self._want: Want | None = None
         self._let_go: EndReason | None = None
-        self._early: list[Fact] = []
+        self._early: list[CoordinatorFact] = []
         self._events: deque[Event] = deque()
         self._complaint = ""
         channel.on_facts(self.take)
@@ -213,7 +214,7 @@ class JobService:
         """There is something to do."""
         return bool(round_.actions) or self._due(round_) or bool(self._events)
 
-    def take(self, facts: tuple[Fact, ...]) -> None:
+    def take(self, facts: tuple[CoordinatorFact, ...]) -> None:
         """Take in facts, at once: when this returns the reports are acknowledged. For a step that changes nothing else
         the job is looked at when its status may be written."""
         if self._ledger is None or self._snapshot is None:

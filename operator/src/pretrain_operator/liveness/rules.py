@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pretrain_api.messages.protocol import Member
-from pretrain_operator.coordinator.types import Cause
+from pretrain_operator.facts.fact import Cause
 from pretrain_operator.liveness.silence import SilenceClock
 from pretrain_operator.liveness.timings import Timings
 

@@ -6,7 +6,7 @@ from typing import get_args
 
 from pretrain_api.status.job import GoodputState, Phase
 from pretrain_api.status.metrics import Family
-from pretrain_operator.coordinator.types import INTENDED, Cause
+from pretrain_operator.facts.fact import INTENDED, Cause
 
 RECOVERY_PHASES = ("detect", "reform", "restart", "restore", "first_step")
 """In their order: each lasts from the end of the one before it to its own."""

@@ -12,7 +12,7 @@ from pretrain_api.status.job import Incident, JobStatus
 from pretrain_api.status.metrics import Family
 from pretrain_api.status.records import StepRecord
 from pretrain_api.status.step_parts import STEP_PARTS, parts_of
-from pretrain_operator.coordinator.types import Ended, Fact, Reported
+from pretrain_operator.facts.fact import CoordinatorFact, Ended, Reported
 from pretrain_operator.metrics import families
 from pretrain_operator.metrics.goodput import GoodputCounters
 from pretrain_operator.metrics.recovery import OvercomeIncidents, phase_seconds
@@ -83,7 +83,7 @@ class JobSeries:
         if not (math.isfinite(record.loss) and math.isfinite(record.grad_norm)):
             self._counts[families.NOT_FINITE] += 1
 
-    def facts(self, facts: tuple[Fact, ...]) -> None:
+    def facts(self, facts: tuple[CoordinatorFact, ...]) -> None:
         """The coordinator said so."""
         for fact in facts:
             if isinstance(fact, Ended) and not fact.intended:

@@ -15,7 +15,7 @@ from pretrain_api.messages.reports import (
 )
 from pretrain_api.status.job import Incident
 from pretrain_operator.cluster import Event
-from pretrain_operator.coordinator.types import Ended
+from pretrain_operator.facts.fact import Ended
 
 
 def formed(generation: Generation) -> Event:

@@ -6,8 +6,8 @@ from pretrain_api.messages.protocol import Generation
 from pretrain_api.messages.reports import Failed
 from pretrain_api.spec.job import Recovery
 from pretrain_api.status.job import Bookkeeping
-from pretrain_operator.coordinator.types import Ended
 from pretrain_operator.decide.budget import Spent, action_on, decisive, is_collective
+from pretrain_operator.facts.fact import Ended
 
 PROGRAM_CAUSES = ("RankFailed", "Hang", "CheckpointRejected")
 

@@ -9,7 +9,7 @@ from pretrain_api.checkpoint.lineage import Rollback
 from pretrain_api.messages.protocol import Generation
 from pretrain_api.status.job import Incident
 from pretrain_operator.cluster import InjectedFault
-from pretrain_operator.coordinator.types import Announced, Ended
+from pretrain_operator.facts.fact import Announced, Ended
 
 MAX_INCIDENTS = 100
 """Kept in the status, the newest ones: it must fit into an object of the API server."""

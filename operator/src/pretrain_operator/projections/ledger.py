@@ -31,9 +31,9 @@ from pretrain_api.spec.job import Recovery
 from pretrain_api.status.job import GenerationSummary, GoodputState, JobStatus, NodeFailure, Obstacle, Profile, Suspect
 from pretrain_api.status.records import Appraisal, StepRecord
 from pretrain_operator.cluster import Event, InjectedFault
-from pretrain_operator.coordinator.types import Announced, Ended, Fact, Reported
 from pretrain_operator.decide.budget import Spent
 from pretrain_operator.decide.suspects import Blame
+from pretrain_operator.facts.fact import Announced, CoordinatorFact, Ended, Reported
 from pretrain_operator.projections import checkpoints
 from pretrain_operator.projections import event_text as events
 from pretrain_operator.projections.failure_accounting import Charges
@@ -190,7 +190,7 @@ class Ledger:
         if failed:
             self._incidents.failed()
 
-    def record(self, fact: Fact, recovery: Recovery) -> tuple[Event, ...]:
+    def record(self, fact: CoordinatorFact, recovery: Recovery) -> tuple[Event, ...]:
         """Take in the next fact; returns what people should be told at once."""
         if self._closed:
             return ()

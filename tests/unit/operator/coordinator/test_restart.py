@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pretrain_api.messages import protocol
 from pretrain_api.messages.protocol import Heartbeat
-from pretrain_operator.coordinator.types import Ended
+from pretrain_operator.facts.fact import Ended
 from support.coordinator import a_running_world, a_want
 from support.operator.world import a_rolled_back
 

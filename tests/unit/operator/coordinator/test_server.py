@@ -14,7 +14,7 @@ from pretrain_api.messages import protocol, reports
 from pretrain_api.messages.protocol import COORDINATOR_MESSAGE, CoordinatorMessage, Heartbeat, Hello, Report, StoreReady
 from pretrain_operator.coordinator.authentication import AuthenticationFailure, Caller
 from pretrain_operator.coordinator.server import AgentServer, CoordinatorChannel
-from pretrain_operator.coordinator.types import Announced, Ended, Fact, Reported
+from pretrain_operator.facts.fact import Announced, CoordinatorFact, Ended, Reported
 from support.coordinator import JOB, a_step, a_want
 
 Client = TestClient[web.Request, web.Application]
@@ -85,7 +85,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_two_agents_become_a_generation_over_real_sockets(server: AgentServer, client: Client) -> None:
-    facts: list[Fact] = []
+    facts: list[CoordinatorFact] = []
     channel = a_channel(server, 2)
     channel.on_facts(facts.extend)
     first, second = await connect(client, 0), await connect(client, 1)
@@ -103,7 +103,7 @@ async def test_two_agents_become_a_generation_over_real_sockets(server: AgentSer
 
 
 async def test_a_report_is_acknowledged_after_the_facts_were_taken(server: AgentServer, client: Client) -> None:
-    taken: list[Fact] = []
+    taken: list[CoordinatorFact] = []
     channel = a_channel(server, 1)
     channel.on_facts(taken.extend)
     agent = await connect(client, 0)

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pretrain_api.messages import reports
 from pretrain_api.spec.replicas import down_to_unit
-from pretrain_operator.coordinator.types import Announced, Ended
+from pretrain_operator.facts.fact import Announced, Ended
 from pretrain_operator.liveness.timings import Timings
 from support.coordinator import World
 

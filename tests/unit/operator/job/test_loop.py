@@ -11,7 +11,7 @@ import pytest
 from pretrain_api.messages.reports import Finished
 from pretrain_api.status.job import JobStatus
 from pretrain_operator.cluster import Placement
-from pretrain_operator.coordinator.types import Announced, Ended
+from pretrain_operator.facts.fact import Announced, Ended
 from pretrain_operator.job.service import JobService, Witness
 from support.operator.world import FakeChannel, FakeCluster, World, a_generation, a_job, a_pod, a_restore, a_step
 

@@ -7,7 +7,7 @@ from typing import Any
 from pretrain_api.checkpoint.lineage import StepRange, manifest_key
 from pretrain_api.messages.reports import Diverged, Failed
 from pretrain_api.status.job import GenerationSummary, Incident
-from pretrain_operator.coordinator.types import Fact
+from pretrain_operator.facts.fact import Fact
 from support.operator.ledger import Book
 from support.operator.world import (
     NOON,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pretrain_api.messages.reports import Evaluated, Finished, Held, Resumed, Sampled
 from pretrain_api.status.job import JobStatus
-from pretrain_operator.coordinator.types import Fact, Reported
+from pretrain_operator.facts.fact import Fact, Reported
 from pretrain_operator.projections.ledger import Ledger
 from support.operator.world import (
     NOON,

@@ -10,7 +10,7 @@ from pretrain_api.checkpoint.lineage import manifest_key
 from pretrain_api.messages.reports import CheckpointRejected
 from pretrain_api.status.job import Incident, JobStatus
 from pretrain_operator.cluster import InjectedFault
-from pretrain_operator.coordinator.types import Fact
+from pretrain_operator.facts.fact import Fact
 from pretrain_operator.projections.ledger import Ledger
 from support.operator.world import (
     NOON,

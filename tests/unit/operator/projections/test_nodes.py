@@ -7,7 +7,7 @@ from typing import Any
 from pretrain_api.messages.reports import Blocked, Failed, ReportBody, Unblocked
 from pretrain_api.status.job import JobStatus, NodeFailure, Obstacle, Suspect
 from pretrain_operator.cluster import Event
-from pretrain_operator.coordinator.types import Fact
+from pretrain_operator.facts.fact import Fact
 from pretrain_operator.projections.ledger import Ledger
 from support.operator.world import (
     NOON,
