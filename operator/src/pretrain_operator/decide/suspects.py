@@ -9,12 +9,10 @@ from collections.abc import Iterable, Iterator
 from pretrain_api.messages.trainer_config import ExitCode
 from pretrain_api.spec import job as spec
 from pretrain_api.status.job import NodeFailure, Suspect
-from pretrain_operator.cluster import Placement, Pod
-from pretrain_operator.decide.observe import Worker
+from pretrain_operator.cluster import Pod
 from pretrain_operator.facts.fact import Ended
+from pretrain_operator.liveness.timings import TIMINGS
 
-EXCLUDED_SECONDS = 120.0
-"""A node on which nothing answered gets no worker for so long. By then the cluster knows of its end, if it has one."""
 MAX_SUSPECTS = 50
 MAX_FAILURES = 20
 """Kept in the status, the newest ones."""
@@ -68,11 +66,6 @@ class Blame:
         self.suspects = with_quarantine(self.suspects, node, time)
 
 
-def silent_nodes(lost: Iterable[Worker], workers: Iterable[Worker]) -> frozenset[str]:
-    """The nodes of workers that were lost by silence, but for those from which others still speak."""
-    return frozenset(worker.pod.node for worker in lost) - _heard_nodes(workers)
-
-
 def with_failure(suspects: Suspects, node: str, failure: NodeFailure) -> Suspects:
     """One more failure on a node; one that is known already changes nothing."""
     before = _find(suspects, node)
@@ -85,7 +78,7 @@ def with_failure(suspects: Suspects, node: str, failure: NodeFailure) -> Suspect
 def with_silence(suspects: Suspects, node: str, time: float) -> Suspects:
     """Nothing on the node answers. Said again and again it counts from the first time, until that is over."""
     before = _find(suspects, node)
-    if before.silent_at is not None and time - before.silent_at < EXCLUDED_SECONDS:
+    if before.silent_at is not None and time - before.silent_at < TIMINGS.node_excluded:
         return suspects
     return _put(suspects, before.model_copy(update={"silent_at": time}))
 
@@ -107,29 +100,6 @@ def judged(suspects: Suspects, rule: spec.Suspects, now: float) -> Suspects:
     )
 
 
-def placement(suspects: Suspects, workers: Iterable[Worker], grace_seconds: float, now: float) -> Placement:
-    """Where new workers should go. Nodes are never excluded if no other node is known: that could wedge the job."""
-    workers = tuple(workers)
-    silent = {
-        suspect.node
-        for suspect in suspects
-        if suspect.silent_at is not None and now - suspect.silent_at < EXCLUDED_SECONDS
-    }
-    dead = silent - _heard_nodes(workers) | {worker.pod.node for worker in workers if worker.pod.node_ready is False}
-    known = {worker.pod.node for worker in workers} | {suspect.node for suspect in suspects}
-    dead, known = dead - {""}, known - {""}
-    avoided = {suspect.node for suspect in suspects if suspect.avoided}
-    if known <= dead:
-        return Placement(frozenset(), frozenset(avoided | dead), grace_seconds)
-    return Placement(frozenset(dead), frozenset(avoided - dead), grace_seconds)
-
-
-def next_release(suspects: Suspects, now: float) -> float | None:
-    """Seconds until the next of the excluded nodes is free again; None: none is excluded by silence."""
-    ends = (suspect.silent_at + EXCLUDED_SECONDS - now for suspect in suspects if suspect.silent_at is not None)
-    return min((end for end in ends if end > 0), default=None)
-
-
 def _blamed(suspect: Suspect, suspects: Iterable[Suspect]) -> int:
     """Failures that count against the node. A crash that other nodes see as often is the program's own."""
     others = [Counter(known.cause for known in other.failures) for other in suspects if other is not suspect]
@@ -146,14 +116,10 @@ def _recent(suspect: Suspect, since: float, now: float) -> Suspect:
     return suspect.model_copy(
         update={
             "failures": tuple(failure for failure in suspect.failures if failure.time > since),
-            "silent_at": silent if silent is not None and now - silent < EXCLUDED_SECONDS else None,
+            "silent_at": silent if silent is not None and now - silent < TIMINGS.node_excluded else None,
             "quarantined_at": quarantined if quarantined is not None and quarantined > since else None,
         }
     )
-
-
-def _heard_nodes(workers: Iterable[Worker]) -> frozenset[str]:
-    return frozenset(worker.pod.node for worker in workers if worker.heard)
 
 
 def _find(suspects: Suspects, node: str) -> Suspect:

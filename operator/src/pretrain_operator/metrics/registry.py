@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from pretrain_api.status.job import JobStatus
 from pretrain_api.status.metrics import Family
-from pretrain_operator.job.service import Witness
+from pretrain_operator.job.ports import JobListener
 from pretrain_operator.metrics import families
 from pretrain_operator.metrics.job import Distribution, JobSeries
 
@@ -47,7 +47,7 @@ class OperatorMetrics:
         self._queue_depth = Gauge(*families.QUEUE_DEPTH.declaration, registry=registry)
         self._queue_oldest = Gauge(*families.QUEUE_OLDEST.declaration, registry=registry)
 
-    def job(self, namespace: str, name: str) -> Witness:
+    def job(self, namespace: str, name: str) -> JobListener:
         """Who the service of a job tells. Asked for again, its counters go on."""
         series = self._jobs.setdefault((namespace, name), JobSeries(self._clock))
 
@@ -55,7 +55,7 @@ class OperatorMetrics:
             self._reconcile.observe(seconds)
             series.looked(status)
 
-        return Witness(began=series.began, step=series.step, facts=series.facts, looked=looked)
+        return JobListener(began=series.began, step=series.step, facts=series.facts, looked=looked)
 
     def forget(self, namespace: str, name: str) -> None:
         """The job was deleted: so are its series."""
