@@ -22,10 +22,10 @@ from pretrain_api.messages.protocol import (
     StoreReady,
 )
 from pretrain_operator.coordinator.machine import Coordinator, ShutdownReason
-from pretrain_operator.coordinator.output import Output
-from pretrain_operator.coordinator.settings import Settings
+from pretrain_operator.coordinator.output import CoordinatorOutput
 from pretrain_operator.coordinator.types import Want
 from pretrain_operator.facts.fact import Announced, CoordinatorFact, Ended, Reported
+from pretrain_operator.liveness.timings import Timings
 
 JOB = "job-1"
 START = 1_000.0
@@ -156,8 +156,8 @@ class SimAgent:
 class World:
     """Agents, pods and one coordinator at a time, with a clock that moves when told."""
 
-    def __init__(self, *, settings: Settings | None = None, epoch: int = 1, highest: int = 0, **want: object) -> None:
-        self.settings = settings or Settings()
+    def __init__(self, *, timings: Timings | None = None, epoch: int = 1, highest: int = 0, **want: object) -> None:
+        self.timings = timings or Timings()
         self.now = START
         self.epoch = epoch
         self.known_number = highest
@@ -180,7 +180,7 @@ class World:
 
     def boot(self) -> None:
         self.facts_before_boot = len(self.facts)
-        self.coordinator = Coordinator(JOB, self.epoch, self.known_number, self.settings)
+        self.coordinator = Coordinator(JOB, self.epoch, self.known_number, self.timings)
         self.set_want()
 
     def crash(self) -> None:
@@ -200,7 +200,7 @@ class World:
         if self.coordinator is not None:
             self.carry_out(self.coordinator.end(reason, "", self.now))
 
-    def carry_out(self, output: Output) -> None:
+    def carry_out(self, output: CoordinatorOutput) -> None:
         for fact in output.facts:
             self.facts.append(fact)
             if isinstance(fact, Announced):
@@ -228,7 +228,7 @@ class World:
         assert len({member.slot for member in members}) == len(members)
         assert {(member.slot, member.attempt) for member in members} <= want.pods
         assert max(want.min, 1) <= len(members) <= want.replicas
-        assert len(members) % want.unit == 0, "whole replicas of the model"
+        assert len(members) % want.replica_quantum == 0, "whole replicas of the model"
         assert not want.remove_slots & {member.slot for member in members}
         assert generation.number > max(self.formed, default=0), "numbers rise"
         assert generation.world_size == sum(member.processes for member in members)

@@ -16,7 +16,7 @@ from pretrain_operator.facts.fact import (
     PodsObserved,
     StartsFailed,
 )
-from pretrain_operator.projections.ledger import Ledger, LedgerView
+from pretrain_operator.projections.ledger import Ledger, Projected
 from pretrain_operator.projections.projection import Measurement
 from support.operator.world import NOON, a_generation, a_job, a_restore, a_step, announced, said
 
@@ -77,7 +77,7 @@ class Book:
         return self.ledger.status()
 
     @property
-    def view(self) -> LedgerView:
+    def view(self) -> Projected:
         return self.ledger.view()
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as fields_of
 from typing import Any
 
 from pretrain_api.checkpoint.lineage import Rollback, StepRange, manifest_key
@@ -14,10 +15,15 @@ from pretrain_api.status.job import Bookkeeping, JobStatus, SlotMemory
 from pretrain_api.status.records import StepRecord
 from pretrain_operator.cluster import Event, InjectedFault, Placement, Pod, PodPhase, Snapshot
 from pretrain_operator.coordinator.types import AgentView, CoordinatorView, Want
-from pretrain_operator.decide.observe import History, Observed, joined_workers
+from pretrain_operator.decide.observe import Observed
+from pretrain_operator.decide.pod_history import PodHistory
+from pretrain_operator.decide.workers import observed_workers
 from pretrain_operator.facts.fact import Announced, CoordinatorFact, Ended, Reported
+from pretrain_operator.liveness.silence import SilenceClock
+from pretrain_operator.projections.ledger import Projected
 
 NOON = 1_800_000_000.0
+PROJECTED = {field.name for field in fields_of(Projected)}
 
 
 def a_job(
@@ -71,17 +77,20 @@ def observed(
     view: CoordinatorView | None = None,
     written: JobStatus | None = None,
     heard: dict[tuple[int, int], float] | None = None,
-    sound_since: float = NOON - 3600,
+    healthy_since: float = NOON - 3600,
     stopping: bool = False,
     **fields: Any,
 ) -> Observed:
-    """What there is of the job at noon. Pods are on record and their agents have joined unless `written` says else."""
+    """The job at noon. Pods are recorded and their agents have joined unless `written` says otherwise."""
     view = view or a_view()
     written = written or JobStatus(bookkeeping=Bookkeeping(slots=_recorded(*pods)))
-    before = replace(History.of(written), heard=heard or {})
+    before = replace(PodHistory.of(written), heard=heard or {})
     history = before.advance(Snapshot(job, written, pods, stopping=stopping), view, NOON, running=True)
-    workers = joined_workers(pods, view, history, NOON, sound_since)
-    return Observed(workers, view, written, history, stopping=stopping, sound_since=sound_since, **fields)
+    workers = observed_workers(pods, view, history, SilenceClock(healthy_since), NOON)
+    projected = Projected(**{name: fields.pop(name) for name in PROJECTED & fields.keys()})
+    return Observed(
+        workers, view, written, history, projected, stopping=stopping, healthy_since=healthy_since, **fields
+    )
 
 
 def _recorded(*pods: Pod) -> tuple[SlotMemory, ...]:

@@ -1,4 +1,4 @@
-"""Conditions in the manner of metav1.Condition: one setter, which keeps the time of the last transition."""
+"""Conditions as in metav1.Condition: one setter, which keeps the time of the last transition."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pretrain_api.status.job import Condition
 
 
 def with_condition(conditions: tuple[Condition, ...], new: Condition, now: float) -> tuple[Condition, ...]:
-    """The conditions with `new` in the place of the one of its type. The time changes only when the status does."""
+    """Replace or add a condition. Its transition time changes only with its status."""
     old = condition_of(conditions, new.type)
     if old is not None and old.status == new.status:
         moment = old.last_transition_time
@@ -21,12 +21,12 @@ def with_condition(conditions: tuple[Condition, ...], new: Condition, now: float
 
 
 def condition_of(conditions: tuple[Condition, ...], kind: str) -> Condition | None:
-    """The condition of this type."""
+    """Return the condition of this type, or None."""
     return next((item for item in conditions if item.type == kind), None)
 
 
 def seconds_true(conditions: tuple[Condition, ...], kind: str, now: float) -> float | None:
-    """For how long the condition has been true; None when it is not."""
+    """Seconds since the condition became true; None: it is not true."""
     condition = condition_of(conditions, kind)
     if condition is None or condition.status != "True":
         return None

@@ -22,7 +22,16 @@ from pretrain_api.messages.reports import (
     StepDone,
 )
 from pretrain_api.status.job import Incident, JobStatus
-from pretrain_operator.facts.fact import Announced, Ended, Fact, JobEnded, PodsObserved, ProfileRefused, Reported
+from pretrain_operator.facts.fact import (
+    Adopted,
+    Announced,
+    Ended,
+    Fact,
+    JobEnded,
+    PodsObserved,
+    ProfileRefused,
+    Reported,
+)
 
 CHECKPOINT_CORRUPT = "CheckpointCorrupt"
 DIVERGENCES = ("LossSpike", "LossNotFinite")
@@ -42,6 +51,8 @@ class Position:
     """Number that its ranks took by a rollback; 0: none."""
     step: int = 0
     """Completed steps."""
+    current: int = 0
+    """Generation announced or adopted last by this process."""
     ended: int = 0
     """Generation that ended last; reports of its steps may still arrive."""
     saved: str | None = None
@@ -140,6 +151,8 @@ def advance(position: Position, fact: Fact) -> Position:
     match fact:
         case Reported():
             return _reported(position, fact)
+        case Announced() | Adopted():
+            return replace(position, current=fact.generation.number)
         case Ended():
             return replace(position, ended=fact.number)
         case ProfileRefused():
@@ -180,6 +193,8 @@ def _reported(position: Position, fact: Reported) -> Position:
 def _is_excluded(position: Position, fact: Fact) -> bool:
     if position.closed and isinstance(fact, Reported | Announced | Ended | PodsObserved | JobEnded):
         return True
+    if isinstance(fact, Adopted):
+        return fact.generation.number == position.current
     if isinstance(fact, ProfileRefused):
         return fact.request in position.profiles
     return isinstance(fact, Reported) and (fact.generation < position.generation or is_repetition(position, fact))

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from pretrain_api.status.job import JobStatus
 from pretrain_api.status.metrics import Family
-from pretrain_operator.job.service import Witness
+from pretrain_operator.job.ports import JobListener
 from pretrain_operator.metrics import families
 from pretrain_operator.metrics.job import Distribution, JobSeries
 
@@ -47,15 +47,15 @@ class OperatorMetrics:
         self._queue_depth = Gauge(*families.QUEUE_DEPTH.declaration, registry=registry)
         self._queue_oldest = Gauge(*families.QUEUE_OLDEST.declaration, registry=registry)
 
-    def job(self, namespace: str, name: str) -> Witness:
-        """Return the witness of a job's service. A second call continues the same counters."""
+    def job(self, namespace: str, name: str) -> JobListener:
+        """Return the listener of a job's service. A second call continues the same counters."""
         series = self._jobs.setdefault((namespace, name), JobSeries(self._clock))
 
         def looked(status: JobStatus, seconds: float) -> None:
             self._reconcile.observe(seconds)
             series.looked(status)
 
-        return Witness(began=series.began, step=series.step, measured=series.measured, looked=looked)
+        return JobListener(began=series.began, step=series.step, measured=series.measured, looked=looked)
 
     def forget(self, namespace: str, name: str) -> None:
         """Drop the series of a deleted job."""

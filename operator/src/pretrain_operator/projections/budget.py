@@ -13,6 +13,7 @@ from pretrain_api.messages.trainer_config import ExitCode
 from pretrain_api.spec import job as spec
 from pretrain_api.spec.quantities import format_duration
 from pretrain_api.status.job import JobStatus
+from pretrain_operator.cluster import Event
 from pretrain_operator.facts.fact import Announced, Ended, StartsFailed
 from pretrain_operator.projections.goodput import STEPPING
 from pretrain_operator.projections.projection import NO_EFFECTS, Context, Effects, Projection, on
@@ -55,11 +56,14 @@ class Spent:
         return ""
 
 
+NOTHING_SPENT = Spent()
+
+
 @dataclass(frozen=True)
 class BudgetSlice:
     """Slice of the status: failures against the budget. Each counts when its generation ends."""
 
-    spent: Spent = Spent()
+    spent: Spent = NOTHING_SPENT
     fatal: str = ""
     """Reason for which a rule of the job ends the job; empty: none does."""
     failures: tuple[Failed, ...] = ()
@@ -133,17 +137,18 @@ def checkpoint_rejected(slice_: BudgetSlice, _: CheckpointRejected, __: Context)
 
 def starts_failed(slice_: BudgetSlice, fact: StartsFailed, context: Context) -> Folded:
     """Count pods that ended before they joined. While steps complete a replacement that cannot start costs nothing."""
+    effects = Effects(events=(Event("Warning", "WorkerFailed", fact.message),))
     if context.state in STEPPING:
-        return slice_, NO_EFFECTS
+        return slice_, effects
     spent = slice_.spent
     for _ in range(fact.count):
         spent = spent.failed(fact.time, fact.message, context.recovery.budget.window, program=False)
-    return replace(slice_, spent=spent), NO_EFFECTS
+    return replace(slice_, spent=spent), effects
 
 
 def checkpoint_committed(slice_: BudgetSlice, body: Saved | Held | Finished, context: Context) -> Folded:
     """Refund the budget if the checkpoint is of a later step than any before."""
-    return replace(slice_, spent=Spent()) if body.step > context.checkpoint_step else slice_, NO_EFFECTS
+    return replace(slice_, spent=NOTHING_SPENT) if body.step > context.checkpoint_step else slice_, NO_EFFECTS
 
 
 def action_on(failure: Failed, rules: Iterable[spec.Rule]) -> str:

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from pretrain_api.messages.protocol import Generation
 from pretrain_api.spec.job import Recovery
 from pretrain_api.status.job import GoodputState, JobStatus, Obstacle, Suspect
 from pretrain_operator.facts.fact import Fact, Reported
 from pretrain_operator.facts.log import Entry, FactLog
-from pretrain_operator.projections.budget import BUDGET, Spent
+from pretrain_operator.projections.budget import BUDGET, NOTHING_SPENT, Spent
 from pretrain_operator.projections.checkpoints import CHECKPOINTS
 from pretrain_operator.projections.evaluations import EVALUATIONS
 from pretrain_operator.projections.generations import GENERATIONS
@@ -32,22 +31,24 @@ Slice = TypeVar("Slice")
 
 
 @dataclass(frozen=True)
-class LedgerView:
-    """Values of the slices that decisions depend on."""
+class Projected:
+    """The part of the projections that decisions read."""
 
-    state: GoodputState
-    recovering: str
+    state: GoodputState = "queued"
+    recovering: str = ""
     """Cause of the newest open incident; empty: none is open."""
-    spent: Spent
-    fatal: str
+    spent: Spent = NOTHING_SPENT
+    fatal: str = ""
     """Reason for which a rule of the job ends the job; empty: none does."""
-    suspects: tuple[Suspect, ...]
-    ranks_wait: Obstacle | None
+    suspects: tuple[Suspect, ...] = ()
+    ranks_wait: Obstacle | None = None
     """Obstacle that the ranks of the current generation wait for."""
-    grace_seconds: float
+    grace_seconds: float = 30.0
     """Time that a worker needs to end with a checkpoint."""
-    stepped_at: float | None
+    stepped_at: float | None = None
     """Unix seconds of the last step that this process knows of."""
+    answered_profiles: frozenset[str] = frozenset()
+    """Requests for a profile that have an answer."""
 
 
 class Ledger:
@@ -93,10 +94,10 @@ class Ledger:
             status = projection.write(self._slices[projection.name], status)
         return status
 
-    def view(self) -> LedgerView:
+    def view(self) -> Projected:
         """Return what decisions depend on."""
         budget = self.slice(BUDGET)
-        return LedgerView(
+        return Projected(
             state=self.slice(GOODPUT).state,
             recovering=self.slice(INCIDENTS).recovering,
             spent=budget.spent,
@@ -105,15 +106,8 @@ class Ledger:
             ranks_wait=self.slice(OBSTACLE).ranks_wait,
             grace_seconds=self.slice(CHECKPOINTS).grace_seconds,
             stepped_at=self.slice(PROGRESS).pace.stepped_at,
+            answered_profiles=frozenset(profile.id for profile in self.slice(PROFILES).profiles),
         )
-
-    def answered(self, request: str) -> bool:
-        """Tell whether this request for a profile has an answer."""
-        return self.slice(PROFILES).answered(request)
-
-    def knows(self, generation: Generation) -> bool:
-        """Tell whether the members of the generation are known."""
-        return self.slice(GENERATIONS).knows(generation.number)
 
     def _context(self, entry: Entry, recovery: Recovery) -> Context:
         fact, progress = entry.fact, self.slice(PROGRESS)

@@ -20,10 +20,6 @@ class ProfileSlice:
 
     profiles: tuple[Profile, ...] = ()
 
-    def answered(self, request: str) -> bool:
-        """Tell whether the request has an answer."""
-        return any(profile.id == request for profile in self.profiles)
-
 
 Folded = tuple[ProfileSlice, Effects]
 

@@ -10,11 +10,10 @@ from pretrain_api.messages.reports import Failed
 from pretrain_api.spec import job as spec
 from pretrain_api.status.job import JobStatus, NodeFailure, Suspect
 from pretrain_operator.facts.fact import Ended, NodesObserved
+from pretrain_operator.liveness.timings import TIMINGS
 from pretrain_operator.projections.budget import action_on, decisive
 from pretrain_operator.projections.projection import NO_EFFECTS, Context, Effects, Projection, on
 
-EXCLUDED_SECONDS = 120.0
-"""Time for which a node that fell silent gets no worker. By then the cluster has noticed that the node is gone."""
 MAX_SUSPECTS = 50
 MAX_FAILURES = 20
 """Kept in the status, the newest ones."""
@@ -91,7 +90,7 @@ def with_failure(suspects: Suspects, node: str, failure: NodeFailure) -> Suspect
 def with_silence(suspects: Suspects, node: str, time: float) -> Suspects:
     """Note that no agent on the node is heard. Repeated evidence counts from the first time until it expires."""
     before = _find(suspects, node)
-    if before.silent_at is not None and time - before.silent_at < EXCLUDED_SECONDS:
+    if before.silent_at is not None and time - before.silent_at < TIMINGS.node_excluded:
         return suspects
     return _put(suspects, before.model_copy(update={"silent_at": time}))
 
@@ -129,7 +128,7 @@ def _recent(suspect: Suspect, since: float, now: float) -> Suspect:
     return suspect.model_copy(
         update={
             "failures": tuple(failure for failure in suspect.failures if failure.time > since),
-            "silent_at": silent if silent is not None and now - silent < EXCLUDED_SECONDS else None,
+            "silent_at": silent if silent is not None and now - silent < TIMINGS.node_excluded else None,
             "quarantined_at": quarantined if quarantined is not None and quarantined > since else None,
         }
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pretrain_api.messages import protocol
 from pretrain_operator.coordinator.machine import Coordinator
-from pretrain_operator.coordinator.settings import Settings
+from pretrain_operator.liveness.timings import Timings
 from support.coordinator import World, a_running_world
 
 # --- forming ---
@@ -31,7 +31,7 @@ def test_three_workers_form_the_first_generation_as_soon_as_the_third_is_there()
 
 def test_nothing_is_formed_before_the_plan_said_what_it_wants() -> None:
     world = World(replicas=1)
-    world.coordinator = Coordinator("job-1", 1, 0, Settings())
+    world.coordinator = Coordinator("job-1", 1, 0, Timings())
     agent = world.start(0, pod=False)
 
     world.run(5)
@@ -64,7 +64,7 @@ def test_no_generation_is_formed_below_the_minimum() -> None:
 
 
 def test_a_generation_holds_whole_replicas_and_the_surplus_waits() -> None:
-    world = World(replicas=4, unit=2)
+    world = World(replicas=4, replica_quantum=2)
     for slot in range(3):
         world.start(slot)
 
@@ -77,7 +77,7 @@ def test_a_generation_holds_whole_replicas_and_the_surplus_waits() -> None:
 
 
 def test_fewer_workers_than_a_replica_takes_form_nothing() -> None:
-    world = World(replicas=4, min=1, unit=4)
+    world = World(replicas=4, min=1, replica_quantum=4)
     for slot in range(3):
         world.start(slot)
 

@@ -360,7 +360,7 @@ def test_a_member_that_missed_its_generation_is_told_again() -> None:
 
 
 def test_the_rest_of_a_broken_replica_waits_until_it_is_whole_again() -> None:
-    world, agents = a_running_world(4, unit=2)
+    world, agents = a_running_world(4, replica_quantum=2)
     world.kill(agents[1])
 
     world.run(2)

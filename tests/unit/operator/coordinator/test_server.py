@@ -12,8 +12,8 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from pretrain_api.messages import protocol, reports
 from pretrain_api.messages.protocol import COORDINATOR_MESSAGE, CoordinatorMessage, Heartbeat, Hello, Report, StoreReady
-from pretrain_operator.coordinator.authentication import Caller, Refusal
-from pretrain_operator.coordinator.server import AgentServer, Channel
+from pretrain_operator.coordinator.authentication import AuthenticationFailure, Caller
+from pretrain_operator.coordinator.server import AgentServer, CoordinatorChannel
 from pretrain_operator.facts.fact import Announced, CoordinatorFact, Ended, Reported
 from support.coordinator import JOB, a_step, a_want
 
@@ -42,7 +42,7 @@ class Agent:
                 await self.socket.receive()
 
 
-async def authenticate(request: web.Request, uid: str) -> Caller | Refusal:
+async def authenticate(request: web.Request, uid: str) -> Caller | AuthenticationFailure:
     """Whoever shows no token is believed; `SLOT/ATTEMPT` is a good one, a number is the status of a refusal."""
     token = request.headers.get("X-Token")
     if token is None:
@@ -50,7 +50,7 @@ async def authenticate(request: web.Request, uid: str) -> Caller | Refusal:
     if "/" in token:
         slot, attempt = token.split("/")
         return Caller(int(slot), int(attempt))
-    return Refusal(int(token), "no")
+    return AuthenticationFailure(int(token), "no")
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ async def connect(client: Client, slot: int, token: str | None = None, **changes
     return agent
 
 
-def a_channel(server: AgentServer, workers: int) -> Channel:
+def a_channel(server: AgentServer, workers: int) -> CoordinatorChannel:
     channel = server.open(JOB, epoch=7, highest_number=0)
     channel.set_want(a_want(frozenset((slot, 0) for slot in range(workers)), replicas=workers))
     return channel

@@ -9,7 +9,7 @@ import pytest
 from pretrain_api.messages.reports import CheckpointRejected, Failed
 from pretrain_api.spec.job import Recovery
 from pretrain_api.status.job import JobStatus
-from pretrain_operator.decide.budget import delay_after
+from pretrain_operator.decide.backoff import restart_delay
 from pretrain_operator.facts.fact import StartsFailed
 from pretrain_operator.projections.ledger import Ledger
 from support.operator.world import NOON, a_generation, a_job, a_restore, a_save, a_step, an_end, announced, said
@@ -213,8 +213,8 @@ def test_what_is_spent_survives_a_restart_of_the_operator() -> None:
 
 
 def test_delays_double_up_to_a_limit() -> None:
-    assert [delay_after(failures) for failures in (0, 1, 2, 3, 4)] == [0, 0, 1, 2, 4]
-    assert delay_after(10_000) == 300
+    assert [restart_delay(failures) for failures in (0, 1, 2, 3, 4)] == [0, 0, 1, 2, 4]
+    assert restart_delay(10_000) == 300
 
 
 def test_falling_back_from_one_checkpoint_after_another_is_free() -> None:

@@ -11,8 +11,9 @@ import pytest
 from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import Bookkeeping, Condition, JobStatus, NodeFailure, Obstacle, SlotMemory, Suspect
 from pretrain_operator.cluster import Pod
-from pretrain_operator.decide.observe import Observed, Refusal
-from pretrain_operator.decide.plan import CreatePod, Decision, DeleteJob, DeletePod, plan
+from pretrain_operator.decide.actions import CreatePod, DeleteJob, DeletePod
+from pretrain_operator.decide.observe import Observed, PodRefusal
+from pretrain_operator.decide.plan import Decision, plan
 from support.operator.world import NOON, a_generation, a_job, a_pod, a_stuck_pod, a_view, an_agent, observed
 
 NEVER_JOINED = JobStatus(bookkeeping=Bookkeeping(slots=(SlotMemory(slot=0, attempt=0),)))
@@ -125,7 +126,7 @@ def test_somebody_looks_when_the_patience_with_the_only_worker_is_over() -> None
 def test_an_operator_that_was_not_in_order_itself_blames_nobody() -> None:
     pod, fields = alone(600)
 
-    decision = decide(a_job(1), pod, sound_since=NOON - 20, **fields)
+    decision = decide(a_job(1), pod, healthy_since=NOON - 20, **fields)
 
     assert decision.actions == ()
     assert decision.requeue_after == 10.0
@@ -251,8 +252,8 @@ def test_a_pod_of_which_it_is_not_known_where_it_may_go_is_made_anew_once() -> N
 
 
 def test_after_a_refusal_pods_are_asked_for_again_in_time() -> None:
-    waiting = decide(a_job(1), refusal=Refusal("QuotaExceeded", "no", 1, retry_at=NOON + 4))
-    again = decide(a_job(1), refusal=Refusal("QuotaExceeded", "no", 1, retry_at=NOON))
+    waiting = decide(a_job(1), refusal=PodRefusal("QuotaExceeded", "no", 1, retry_at=NOON + 4))
+    again = decide(a_job(1), refusal=PodRefusal("QuotaExceeded", "no", 1, retry_at=NOON))
 
     assert (acts(waiting), waiting.requeue_after) == ([], 4.0)
     assert acts(again) == [("create", 0, 0)]

@@ -11,13 +11,13 @@ from pretrain_api.status.job import Condition, JobStatus, Obstacle
 from pretrain_operator.cluster import Event, Pod
 from pretrain_operator.decide.conditions import condition_of
 from pretrain_operator.decide.lifecycle import lifecycle
-from pretrain_operator.decide.observe import Observed, Refusal
+from pretrain_operator.decide.observe import Observed, PodRefusal
 from pretrain_operator.decide.obstacles import obstacles
-from pretrain_operator.decide.status import compose, news
+from pretrain_operator.decide.status import compose, status_events
 from support.operator.world import NOON, a_generation, a_job, a_pod, a_stuck_pod, a_view, an_agent, observed
 
 NO_BUCKET = Obstacle(reason="BucketMissing", message="bucket runs does not exist; create it")
-QUOTA = Refusal("QuotaExceeded", "worker 1 cannot be created: exceeded quota; raise the quota")
+QUOTA = PodRefusal("QuotaExceeded", "worker 1 cannot be created: exceeded quota; raise the quota")
 
 
 def said(job: PretrainJob, seen: Observed) -> JobStatus:
@@ -128,7 +128,7 @@ def test_an_invalid_spec_is_said_and_the_job_goes_on() -> None:
 
     assert (status.phase, blocked(status).reason) == ("Training", "InvalidSpec")
     assert wrong in blocked(status).message
-    assert "goes on with the last spec" in blocked(status).message
+    assert "continues with the last valid spec" in blocked(status).message
     assert starting.phase == "Starting"
 
 
@@ -185,9 +185,9 @@ def test_people_are_told_once_that_a_job_is_blocked_and_once_that_it_goes_on() -
     still = said(job, observed(job, a_stuck_pod(0, "ImagePullBackOff", "back-off"), written=stuck))
     mended = said(job, observed(job, a_pod(0), state="starting", written=still))
 
-    assert news(calm, stuck) == (Event("Warning", "ImagePullBackOff", stuck.message),)
-    assert news(stuck, still) == ()
-    assert [(event.type, event.reason) for event in news(still, mended)] == [
+    assert status_events(calm, stuck) == (Event("Warning", "ImagePullBackOff", stuck.message),)
+    assert status_events(stuck, still) == ()
+    assert [(event.type, event.reason) for event in status_events(still, mended)] == [
         ("Normal", "Unblocked"),
         ("Normal", "WorkersJoining"),
     ]
@@ -217,5 +217,5 @@ def test_phases_that_other_events_tell_of_are_not_told_again(before: Any, after:
     def status(phase: str, reason: str) -> JobStatus:
         return JobStatus.model_validate({"phase": phase, "reason": reason})
 
-    assert news(status(*before), status(*after)) == ()
-    assert news(status("Starting", "RanksStarting"), status("Training", "Training")) != ()
+    assert status_events(status(*before), status(*after)) == ()
+    assert status_events(status("Starting", "RanksStarting"), status("Training", "Training")) != ()

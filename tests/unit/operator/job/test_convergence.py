@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from pretrain_api.messages.reports import Finished
-from pretrain_operator.job.service import JobService, Witness
+from pretrain_operator.job.ports import JobListener
+from pretrain_operator.job.service import JobService
 from support.operator.world import Crash, FakeChannel, FakeCluster, World, a_job
 
 ROUNDS = 200
@@ -37,10 +38,10 @@ async def settle(world: World) -> None:
 
 async def _serve(world: World) -> None:
     channel = FakeChannel(world)
-    service = JobService(FakeCluster(world), channel, Witness(step=world.records.append), world.clock)
+    service = JobService(FakeCluster(world), channel, JobListener(step=world.records.append), world.clock)
     for _ in range(ROUNDS):
-        round_ = await service.look()
-        if service.owes(round_):
+        round_ = await service.decide()
+        if service.is_due(round_):
             await service.act(round_)
         elif not channel.go_on():
             if round_.decision.requeue_after is None:

@@ -12,7 +12,8 @@ from pretrain_api.messages.reports import Finished
 from pretrain_api.status.job import JobStatus
 from pretrain_operator.cluster import Placement
 from pretrain_operator.facts.fact import Announced, Ended
-from pretrain_operator.job.service import JobService, Witness
+from pretrain_operator.job.ports import JobListener
+from pretrain_operator.job.service import JobService
 from support.operator.world import FakeChannel, FakeCluster, World, a_generation, a_job, a_pod, a_restore, a_step
 
 
@@ -23,12 +24,14 @@ class Stage:
         self.world = world or World(a_job(3))
         self.cluster = FakeCluster(self.world)
         self.channel = FakeChannel(self.world)
-        self.service = JobService(self.cluster, self.channel, Witness(step=self.world.records.append), self.world.clock)
+        self.service = JobService(
+            self.cluster, self.channel, JobListener(step=self.world.records.append), self.world.clock
+        )
 
     async def settle(self) -> None:
         for _ in range(100):
-            round_ = await self.service.look()
-            if self.service.owes(round_):
+            round_ = await self.service.decide()
+            if self.service.is_due(round_):
                 await self.service.act(round_)
             elif not self.channel.go_on():
                 return
@@ -115,8 +118,8 @@ async def test_progress_is_written_at_most_twice_a_second() -> None:
     for step in range(2, 102):
         stage.world.now += 0.02
         stage.channel.say(a_step(step))
-        round_ = await stage.service.look()
-        if stage.service.owes(round_):
+        round_ = await stage.service.decide()
+        if stage.service.is_due(round_):
             await stage.service.act(round_)
 
     assert 3 <= len(stage.world.statuses) - before <= 4
@@ -129,7 +132,7 @@ async def test_an_incident_is_written_at_once() -> None:
     now = stage.world.now
     stage.channel.facts((Ended(now, 1, "Hang", 1, now),))
 
-    round_ = await stage.service.look()
+    round_ = await stage.service.decide()
     await stage.service.act(round_)
 
     assert stage.world.status.incidents[0].cause == "Hang"
@@ -153,7 +156,7 @@ async def test_facts_told_before_the_first_look_are_kept() -> None:
     stage.channel.say(a_restore(0))
     stage.channel.say(a_step(1))
 
-    await stage.service.look()
+    await stage.service.decide()
 
     assert [record.step for record in stage.world.records] == [1]
 
@@ -164,7 +167,7 @@ async def test_the_coordinator_is_told_only_what_changed() -> None:
     before = len(stage.channel.wants)
 
     for _ in range(3):
-        await stage.service.look()
+        await stage.service.decide()
 
     assert len(stage.channel.wants) == before
 
@@ -191,8 +194,8 @@ async def test_an_action_that_fails_does_not_keep_the_status_from_being_written(
         await create(slot, attempt, placement)
 
     stage.cluster.create_pod = refuse
-    done = await stage.service.act(await stage.service.look())
-    await stage.service.act(await stage.service.look())
+    done = await stage.service.act(await stage.service.decide())
+    await stage.service.act(await stage.service.decide())
 
     assert not done
     assert stage.world.alive() == {(0, 0), (2, 0)}
@@ -204,7 +207,7 @@ async def test_a_pod_that_the_cluster_does_not_show_yet_is_not_taken_for_a_faile
     stage = Stage(World(a_job(1)))
     snapshot = stage.cluster.snapshot
 
-    round_ = await stage.service.look()
+    round_ = await stage.service.decide()
 
     async def slow() -> Any:
         before = await snapshot()
@@ -212,7 +215,7 @@ async def test_a_pod_that_the_cluster_does_not_show_yet_is_not_taken_for_a_faile
         return before
 
     stage.cluster.snapshot = slow
-    await stage.service.look()
+    await stage.service.decide()
     stage.cluster.snapshot = snapshot
     await stage.settle()
 
@@ -236,7 +239,7 @@ async def test_workers_that_die_before_they_join_end_the_job_within_its_budget()
     world = World(a_job(1, recovery={"budget": {"restarts": 2}}))
     stage = Stage(world)
     for _ in range(100):
-        round_ = await stage.service.look()
+        round_ = await stage.service.decide()
         await stage.service.act(round_)
         for identity, pod in world.pods.items():
             world.pods[identity] = replace(pod, phase="Failed", message="no such image")
@@ -258,7 +261,7 @@ async def test_the_status_shows_workers_with_their_ranks_processes() -> None:
     view = stage.channel.view
     stage.channel.view = lambda: replace(view(), pids={0: 100, 1: 101})
 
-    round_ = await stage.service.look()
+    round_ = await stage.service.decide()
 
     workers = {worker.slot: worker for worker in round_.status.workers}
     assert (workers[0].state, workers[0].pids) == ("Training", {0: 100})
@@ -275,9 +278,9 @@ async def test_conditions_keep_the_time_of_their_last_transition() -> None:
 
     stage.world.now += 60
     stage.world.kill(1)
-    round_ = await stage.service.look()
+    round_ = await stage.service.decide()
     stage.channel.go_on()
-    round_ = await stage.service.look()
+    round_ = await stage.service.decide()
 
     after = {item.type: item for item in round_.status.conditions}
     assert after["Degraded"].status == "True"

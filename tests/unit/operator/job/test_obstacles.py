@@ -11,7 +11,8 @@ import pytest
 from pretrain_api.messages.reports import Blocked, Finished
 from pretrain_operator.cluster import Placement, Refused
 from pretrain_operator.decide.conditions import condition_of
-from pretrain_operator.job.service import JobService, Witness
+from pretrain_operator.job.ports import JobListener
+from pretrain_operator.job.service import JobService
 from support.operator.world import NOON, FakeChannel, FakeCluster, World, a_job, a_stuck_pod
 
 
@@ -41,19 +42,19 @@ class Stage:
     def anew(self) -> None:
         """Another operator takes over."""
         self.channel = FakeChannel(self.world)
-        self.service = JobService(self.cluster, self.channel, Witness(), self.world.clock)
+        self.service = JobService(self.cluster, self.channel, JobListener(), self.world.clock)
 
     async def round(self) -> float | None:
         """One look and what follows from it; returns when the next is due by time alone."""
-        round_ = await self.service.look()
-        if self.service.owes(round_):
+        round_ = await self.service.decide()
+        if self.service.is_due(round_):
             assert await self.service.act(round_), "nothing is to be tried again by itself"
         return round_.decision.requeue_after
 
     async def settle(self) -> float | None:
         for _ in range(100):
-            round_ = await self.service.look()
-            if self.service.owes(round_):
+            round_ = await self.service.decide()
+            if self.service.is_due(round_):
                 await self.service.act(round_)
             elif not self.channel.go_on():
                 return round_.decision.requeue_after
@@ -227,7 +228,9 @@ async def test_an_operator_that_was_stopped_for_a_minute_does_not_blame_the_only
             await looked_at.wait()
         await asyncio.sleep(0)
 
-    monkeypatch.setattr("pretrain_operator.job.service.Wake.wait", lambda wake, timeout: stopped(timeout))
+    monkeypatch.setattr(
+        "pretrain_operator.job.service.ReconcileTrigger.wait", lambda trigger, timeout: stopped(timeout)
+    )
     serving = asyncio.create_task(stage.service.run())
     await four_looks.wait()
     assert stage.world.created == [(0, 0)]

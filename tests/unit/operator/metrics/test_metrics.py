@@ -27,7 +27,8 @@ from pretrain_api.status.job import (
 from pretrain_api.status.metrics import Family
 from pretrain_api.status.records import StepRecord
 from pretrain_operator.facts.fact import Fact
-from pretrain_operator.job.service import JobService, Witness
+from pretrain_operator.job.ports import JobListener
+from pretrain_operator.job.service import JobService
 from pretrain_operator.metrics import families
 from pretrain_operator.metrics.goodput import GoodputCounters
 from pretrain_operator.metrics.recovery import phase_seconds
@@ -107,13 +108,13 @@ def shown(metrics: OperatorMetrics) -> Shown:
 
 
 @pytest.fixture
-def witness(metrics: OperatorMetrics) -> Witness:
+def witness(metrics: OperatorMetrics) -> JobListener:
     witness = metrics.job("ml", "gpt2")
     witness.began(JobStatus())
     return witness
 
 
-def count(witness: Witness, *facts: Fact, status: JobStatus | None = None) -> None:
+def count(witness: JobListener, *facts: Fact, status: JobStatus | None = None) -> None:
     """Pass on what a ledger that continues from the status measures of the facts."""
     book = Book(status)
     book.tell(*facts)
@@ -142,14 +143,14 @@ def spent(state: Any = "training", until: float = NOON, **seconds: float) -> dic
 # --- what a job is ---------------------------------------------------------------------------------------------------
 
 
-def test_a_job_is_in_one_phase(witness: Witness, shown: Shown) -> None:
+def test_a_job_is_in_one_phase(witness: JobListener, shown: Shown) -> None:
     witness.looked(JobStatus(phase="Recovering"), 0.1)
 
     phases = {phase: shown("pretrain_job_phase", phase=phase) for phase in families.PHASES}
     assert phases == {phase: float(phase == "Recovering") for phase in families.PHASES}
 
 
-def test_progress_and_workers_are_those_of_the_status(witness: Witness, shown: Shown) -> None:
+def test_progress_and_workers_are_those_of_the_status(witness: JobListener, shown: Shown) -> None:
     workers = tuple(WorkerStatus(slot=n, attempt=0, state="Training" if n else "Lost") for n in range(3))
     status = JobStatus(
         phase="Training", step=5, total_steps=9, tokens=50, loss=2.5, tokens_per_second=10.0, generation=3,
@@ -179,20 +180,22 @@ def test_progress_and_workers_are_those_of_the_status(witness: Witness, shown: S
     assert shown("pretrain_job_learning_rate") == 1e-3
 
 
-def test_what_is_not_known_has_no_series(witness: Witness, shown: Shown) -> None:
+def test_what_is_not_known_has_no_series(witness: JobListener, shown: Shown) -> None:
     witness.looked(JobStatus(phase="Pending"), 0.1)
 
     for unknown in ("loss", "parameters", "gradient_norm", "goodput_ratio", "last_checkpoint_timestamp_seconds"):
         assert shown(f"pretrain_job_{unknown}") is None
 
 
-def test_a_job_that_does_not_train_has_no_speed(witness: Witness, shown: Shown) -> None:
+def test_a_job_that_does_not_train_has_no_speed(witness: JobListener, shown: Shown) -> None:
     witness.looked(JobStatus(phase="Recovering", tokens_per_second=10.0), 0.1)
 
     assert shown("pretrain_job_tokens_per_second") == 0
 
 
-def test_the_series_of_a_job_go_when_it_is_deleted(metrics: OperatorMetrics, witness: Witness, shown: Shown) -> None:
+def test_the_series_of_a_job_go_when_it_is_deleted(
+    metrics: OperatorMetrics, witness: JobListener, shown: Shown
+) -> None:
     metrics.job("ml", "other").looked(JobStatus(generation=1), 0.1)
     witness.looked(JobStatus(generation=1), 0.1)
 
@@ -203,7 +206,7 @@ def test_the_series_of_a_job_go_when_it_is_deleted(metrics: OperatorMetrics, wit
     assert jobs == {"other"}
 
 
-def test_a_job_of_the_same_name_begins_anew(metrics: OperatorMetrics, witness: Witness, shown: Shown) -> None:
+def test_a_job_of_the_same_name_begins_anew(metrics: OperatorMetrics, witness: JobListener, shown: Shown) -> None:
     witness.step(A_STEP)
     metrics.forget("ml", "gpt2")
 
@@ -215,7 +218,7 @@ def test_a_job_of_the_same_name_begins_anew(metrics: OperatorMetrics, witness: W
 # --- what is counted -------------------------------------------------------------------------------------------------
 
 
-def test_restarts_are_counted_by_cause_and_those_on_purpose_are_none(witness: Witness, shown: Shown) -> None:
+def test_restarts_are_counted_by_cause_and_those_on_purpose_are_none(witness: JobListener, shown: Shown) -> None:
     count(witness, an_end(1, 1), an_end(2, 2, "Hang"), an_end(3, 3, "Hang"), an_end(4, 4, "Resized"))
 
     restarts = {cause: shown("pretrain_job_restarts_total", cause=cause) for cause in families.RESTART_CAUSES}
@@ -223,7 +226,7 @@ def test_restarts_are_counted_by_cause_and_those_on_purpose_are_none(witness: Wi
     assert shown("pretrain_job_restarts_total", cause="Resized") is None
 
 
-def test_checkpoints_are_counted_once_however_often_they_are_reported(witness: Witness, shown: Shown) -> None:
+def test_checkpoints_are_counted_once_however_often_they_are_reported(witness: JobListener, shown: Shown) -> None:
     witness.looked(JobStatus(generation=1), 0.1)
     saves = said(1, 1, a_save(10)), said(2, 1, a_save(10)), said(3, 1, a_save(20))
     count(witness, *saves, said(3, 1, SaveFailed(step=30, message="full")))
@@ -236,7 +239,7 @@ def test_checkpoints_are_counted_once_however_often_they_are_reported(witness: W
     assert shown("pretrain_job_checkpoint_failures_total") == 1
 
 
-def test_a_checkpoint_that_the_operator_before_knew_is_not_counted_again(witness: Witness, shown: Shown) -> None:
+def test_a_checkpoint_that_the_operator_before_knew_is_not_counted_again(witness: JobListener, shown: Shown) -> None:
     status = JobStatus(generation=1, latest_checkpoint=a_save(10).checkpoint)
     witness.began(status)
 
@@ -245,7 +248,7 @@ def test_a_checkpoint_that_the_operator_before_knew_is_not_counted_again(witness
     assert shown("pretrain_job_checkpoint_seconds_count") == 0
 
 
-def test_losses_that_diverge_are_counted_by_what_they_are(witness: Witness, shown: Shown) -> None:
+def test_losses_that_diverge_are_counted_by_what_they_are(witness: JobListener, shown: Shown) -> None:
     not_finite = Diverged(step=7, since=7, cause="LossNotFinite", action="Drop")
     spike = Diverged(step=9, since=8, cause="LossSpike", action="Rollback")
 
@@ -256,7 +259,7 @@ def test_losses_that_diverge_are_counted_by_what_they_are(witness: Witness, show
     assert shown("pretrain_job_loss_spikes_total") == 1
 
 
-def test_a_rollback_is_counted_once_for_all_ranks_and_operators(witness: Witness, shown: Shown) -> None:
+def test_a_rollback_is_counted_once_for_all_ranks_and_operators(witness: JobListener, shown: Shown) -> None:
     status = JobStatus(
         generation=2,
         generations=(GenerationSummary(number=2, workers=1, started_at_step=3, reason="RolledBack", formed_as=1),),
@@ -285,7 +288,7 @@ def test_the_time_of_the_last_checkpoint_outlives_the_operator_and_a_restore() -
 # --- recoveries ------------------------------------------------------------------------------------------------------
 
 
-def test_the_phases_of_a_recovery_are_differences(witness: Witness, shown: Shown) -> None:
+def test_the_phases_of_a_recovery_are_differences(witness: JobListener, shown: Shown) -> None:
     witness.looked(JobStatus(generation=2, incidents=(an_incident(steps_lost=3),)), 0.1)
 
     seconds = {phase: shown("pretrain_job_recovery_seconds_sum", phase=phase) for phase in families.RECOVERY_PHASES}
@@ -308,7 +311,7 @@ def test_the_phases_add_up_to_the_interruption(points: list[float | None], resum
     assert all(value >= 0 for value in seconds.values())
 
 
-def test_an_incident_counts_when_it_is_overcome_and_only_then(witness: Witness, shown: Shown) -> None:
+def test_an_incident_counts_when_it_is_overcome_and_only_then(witness: JobListener, shown: Shown) -> None:
     open_ = an_incident(resumed_seconds=None)
     witness.looked(JobStatus(generation=2, incidents=(open_,)), 0.1)
     assert shown("pretrain_job_interruption_seconds_count") == 0
@@ -329,7 +332,7 @@ def test_incidents_of_the_operator_before_do_not_count_again(metrics: OperatorMe
 
 
 def test_a_service_that_starts_again_in_the_same_process_counts_nothing_twice(
-    metrics: OperatorMetrics, witness: Witness, shown: Shown
+    metrics: OperatorMetrics, witness: JobListener, shown: Shown
 ) -> None:
     witness.looked(JobStatus(generation=2, incidents=(an_incident(),)), 0.1)
 
@@ -356,7 +359,7 @@ def test_goodput_counts_from_zero_in_each_operator(metrics: OperatorMetrics, sho
     assert shown("pretrain_job_goodput_ratio") == 0.5
 
 
-def test_a_recovery_that_does_not_end_shows_as_it_goes_on(clock: Clock, witness: Witness, shown: Shown) -> None:
+def test_a_recovery_that_does_not_end_shows_as_it_goes_on(clock: Clock, witness: JobListener, shown: Shown) -> None:
     witness.looked(JobStatus(phase="Recovering", **spent("recovering", training=5.0)), 0.1)
 
     clock.now += 30
@@ -373,7 +376,7 @@ def test_the_time_in_which_no_operator_ran_is_not_guessed(clock: Clock, metrics:
     assert shown("pretrain_job_goodput_seconds_total", state="recovering") == 2
 
 
-def test_a_job_that_is_done_spends_no_more_time(clock: Clock, witness: Witness, shown: Shown) -> None:
+def test_a_job_that_is_done_spends_no_more_time(clock: Clock, witness: JobListener, shown: Shown) -> None:
     witness.looked(JobStatus(phase="Failed", **spent("recovering", recovering=1.0)), 0.1)
 
     clock.now += 3600
@@ -418,14 +421,14 @@ async def test_a_service_tells_its_witness_what_it_goes_on_from(metrics: Operato
     assert Shown(later)("pretrain_job_step") == world.step
 
 
-async def _serve(world: World, witness: Witness) -> None:
+async def _serve(world: World, witness: JobListener) -> None:
     """A service's life until nothing is left to do."""
     channel = FakeChannel(world)
     service = JobService(FakeCluster(world), channel, witness, world.clock)
     for _ in range(100):
         world.now += 1
-        round_ = await service.look()
-        if service.owes(round_):
+        round_ = await service.decide()
+        if service.is_due(round_):
             await service.act(round_)
         elif not channel.go_on():
             return
@@ -543,7 +546,7 @@ def test_what_is_shown_is_what_is_listed(metrics: OperatorMetrics, shown: Shown)
     assert labels == listed
 
 
-def test_the_series_of_one_job_are_few(metrics: OperatorMetrics, witness: Witness, shown: Shown) -> None:
+def test_the_series_of_one_job_are_few(metrics: OperatorMetrics, witness: JobListener, shown: Shown) -> None:
     witness.looked(JobStatus(generation=1), 0.1)
 
     assert sum(name.startswith("pretrain_job_") for name, _ in shown.series()) < 150

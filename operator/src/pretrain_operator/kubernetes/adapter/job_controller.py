@@ -14,7 +14,8 @@ from pretrain_api.messages.protocol import Shutdown
 from pretrain_api.status.job import JobStatus
 from pretrain_operator.cluster import Event
 from pretrain_operator.coordinator.server import AgentServer
-from pretrain_operator.job.service import JobService, Witness
+from pretrain_operator.job.ports import JobListener
+from pretrain_operator.job.service import JobService
 from pretrain_operator.job.wakeup import Retries
 from pretrain_operator.kubernetes.adapter import status_notices as notices
 from pretrain_operator.kubernetes.adapter.cluster import KubernetesCluster
@@ -138,19 +139,19 @@ class ServedJob:
         self._cluster = cluster
         cluster.subscribe(self._woken)
         try:
-            return await JobService(cluster, channel, self._witness(), desk.clock, desk.progress_seconds).run()
+            return await JobService(cluster, channel, self._listener(), desk.clock, desk.progress_seconds).run()
         finally:
             self._cluster = self._woken_at = None
             channel.close()
 
-    def _witness(self) -> Witness:
-        witness = self._desk.metrics.job(self.namespace, self.name)
+    def _listener(self) -> JobListener:
+        listener = self._desk.metrics.job(self.namespace, self.name)
 
         def looked(status: JobStatus, seconds: float) -> None:
             self._woken_at = None
-            witness.looked(status, seconds)
+            listener.looked(status, seconds)
 
-        return replace(witness, looked=looked)
+        return replace(listener, looked=looked)
 
     async def _until_valid(self) -> None:
         """Wait until the spec can be acted on, saying in the status why it cannot."""
