@@ -1,8 +1,8 @@
 """Order and de-duplication of a run's facts: each occurrence is admitted once, whichever ranks report it.
 
-The coordinator passes each report on once as long as its process lives. Two kinds of repetition remain: every rank
-reports a rollback or a rejected checkpoint, and agents replay unacknowledged reports to a new operator, whose status
-may include them already. Both are recognised here against a `Position`, which the status can seed.
+Agents number their reports, and a coordinator passes each number on once. Two kinds of repetition remain: every rank
+reports a rollback, a hold or a rejected checkpoint, and agents replay unacknowledged reports to a new operator, whose
+status may include them already. Both are recognised here against a `Position`, which the status seeds.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from pretrain_api.messages.reports import (
     CheckpointRejected,
     Diverged,
     Finished,
+    Held,
     Profiled,
     ProfileFailed,
     Restored,
+    Resumed,
     RolledBack,
     Saved,
     StepDone,
@@ -65,6 +67,8 @@ class Position:
     """Divergences that led to a rollback."""
     diverged_at: float = NEVER
     """From the status only: time of the divergence before `rolled_to`. Steps until then are replayed ones."""
+    resumed: frozenset[str] = frozenset()
+    """Commands whose hold ended without a change of generation."""
     profiles: frozenset[str] = frozenset()
     """Requests for a profile that are answered."""
     closed: bool = False
@@ -140,6 +144,8 @@ def is_repetition(position: Position, fact: Reported) -> bool:
             return body.number <= max(position.rolled_to, fact.generation)
         case CheckpointRejected():
             return body.checkpoint in position.rejected
+        case Held() | Resumed():
+            return body.command_id in position.resumed
         case Profiled() | ProfileFailed():
             return body.command_id in position.profiles
         case _:
@@ -182,6 +188,8 @@ def _reported(position: Position, fact: Reported) -> Position:
             return replace(position, rolled_to=body.number, step=body.rollback.to_step, lineage=place)
         case CheckpointRejected():
             return replace(position, rejected=position.rejected | {body.checkpoint})
+        case Resumed():
+            return replace(position, resumed=position.resumed | {body.command_id})
         case Profiled() | ProfileFailed():
             return replace(position, profiles=position.profiles | {body.command_id})
         case Finished():

@@ -110,8 +110,8 @@ def save_failed(slice_: CheckpointSlice, body: SaveFailed, _: Context) -> Folded
 
 def held(slice_: CheckpointSlice, body: Held, context: Context) -> Folded:
     """Commit the checkpoint of a hold, unless a replayed report names one that later ones replaced."""
-    place, latest = parse_manifest_key(body.checkpoint), parse_manifest_key(slice_.latest or "")
-    if place is not None and latest is not None and place < max(latest, context.before.lineage):
+    place = parse_manifest_key(body.checkpoint)
+    if place is not None and place < context.before.lineage:
         return slice_, NO_EFFECTS
     return slice_.committed(body.step, body.checkpoint, context.time), NO_EFFECTS
 

@@ -24,7 +24,7 @@ class EvaluationSlice:
     sample: str
     """Texts of the last step that had some, prompts included."""
     from_status: bool = False
-    """An earlier operator took in the last text, which may be replayed."""
+    """An earlier operator took in the texts, which may be replayed."""
 
 
 Folded = tuple[EvaluationSlice, Effects]
@@ -58,11 +58,11 @@ def sampled(slice_: EvaluationSlice, body: Sampled, context: Context) -> Folded:
     """Append a text to those of the same step; the first one of a step replaces the step before."""
     record = SampleRecord(**body.model_dump(exclude={"kind"}), generation=context.number, time=context.time)
     text = body.prompt + body.text
+    replayed = slice_.from_status and BETWEEN_SAMPLES + text + BETWEEN_SAMPLES in slice_.sample + BETWEEN_SAMPLES
     if body.number:
-        repeated = slice_.from_status and slice_.sample.endswith(BETWEEN_SAMPLES + text)
-        text = slice_.sample if repeated else slice_.sample + BETWEEN_SAMPLES + text
+        text = slice_.sample if replayed else slice_.sample + BETWEEN_SAMPLES + text
     cut = text if len(text) <= SAMPLE_LENGTH else text[:SAMPLE_LENGTH] + "…"
-    changed = replace(slice_, sample=cut, from_status=slice_.from_status and body.number > 0)
+    changed = replace(slice_, sample=cut, from_status=replayed and body.number > 0)
     return changed, Effects(appraisals=(record,))
 
 

@@ -44,6 +44,8 @@ class GoodputSlice:
     seconds: tuple[tuple[GoodputState, float], ...] = ()
     held_step: int = -1
     """Step at which the ranks of the current generation held."""
+    blocked: bool = False
+    """The ranks trained before they had to wait for something outside."""
 
     def switch(self, state: GoodputState, at: float) -> GoodputSlice:
         """End the present state at `at` and begin `state`."""
@@ -111,6 +113,7 @@ def announced(slice_: GoodputSlice, fact: Announced, _: Context) -> Folded:
 
 def ended(slice_: GoodputSlice, fact: Ended, _: Context) -> Folded:
     """Begin a recovery at the time of the fault, or a hold at a planned end."""
+    slice_ = replace(slice_, blocked=False)
     if slice_.state == "suspended" or (fact.intended and slice_.state == "recovering"):
         return slice_, NO_EFFECTS
     if fact.intended:
@@ -156,7 +159,9 @@ def held(slice_: GoodputSlice, body: Held, context: Context) -> Folded:
 
 def resumed(slice_: GoodputSlice, _: Resumed, context: Context) -> Folded:
     """Train after a hold that nothing followed."""
-    return slice_.switch("training", context.time), NO_EFFECTS
+    if slice_.state != "holding":
+        return slice_, NO_EFFECTS
+    return slice_.switch(_kind(context.position.step + 1, context), context.time), NO_EFFECTS
 
 
 def evaluated(slice_: GoodputSlice, body: Evaluated, context: Context) -> Folded:
@@ -176,18 +181,22 @@ def diverged(slice_: GoodputSlice, body: Diverged, context: Context) -> Folded:
 
 def rolled_back(slice_: GoodputSlice, body: RolledBack, context: Context) -> Folded:
     """Train from the earlier step."""
+    slice_ = replace(slice_, held_step=-1)
     return slice_.switch(_kind(body.rollback.to_step + 1, context), context.time), NO_EFFECTS
 
 
 def blocked(slice_: GoodputSlice, _: Blocked, context: Context) -> Folded:
     """Count waiting for something outside as recovery."""
-    return slice_.switch("recovering", context.time) if slice_.state in STEPPING else slice_, NO_EFFECTS
+    if slice_.state not in STEPPING:
+        return slice_, NO_EFFECTS
+    return replace(slice_.switch("recovering", context.time), blocked=True), NO_EFFECTS
 
 
 def unblocked(slice_: GoodputSlice, _: Unblocked, context: Context) -> Folded:
-    """Train again, unless an incident is still open."""
-    if slice_.state != "recovering" or context.recovering:
+    """Train again, unless the ranks waited in the course of a recovery."""
+    if slice_.state != "recovering" or (context.recovering and not slice_.blocked):
         return slice_, NO_EFFECTS
+    slice_ = replace(slice_, blocked=False)
     return slice_.switch(_kind(context.before.step + 1, context), context.time), NO_EFFECTS
 
 

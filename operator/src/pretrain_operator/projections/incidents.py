@@ -82,8 +82,14 @@ def write(slice_: IncidentSlice, status: JobStatus) -> JobStatus:
 
 
 def adopted(slice_: IncidentSlice, fact: Adopted, _: Context) -> Folded:
-    """Expect the adopted generation to resolve the open incidents."""
-    return slice_.change_open(lambda item: replace(item, generation=fact.generation.number)), NO_EFFECTS
+    """Expect the adopted generation to resolve the open incidents, except divergences: its ranks roll back."""
+
+    def expected(item: IncidentTimes) -> IncidentTimes:
+        if item.cause in DIVERGENCES and item.reformed is None:
+            return item
+        return replace(item, generation=fact.generation.number)
+
+    return slice_.change_open(expected), NO_EFFECTS
 
 
 def announced(slice_: IncidentSlice, fact: Announced, context: Context) -> Folded:
