@@ -129,15 +129,13 @@ def is_repetition(position: Position, fact: Reported) -> bool:
     match body := fact.body:
         case Restored():
             return fact.generation == position.generation
-        case StepDone():
+        case StepDone() | Diverged(action="Drop"):  # a dropped update completes its step
             if fact.generation != position.generation:
                 return False
             return body.step <= position.step or fact.time <= position.diverged_at
         case Saved():
             place = _place(body.checkpoint)
             return body.checkpoint == position.saved if place is None else place <= position.lineage
-        case Diverged(action="Drop"):
-            return fact.generation == position.generation and body.step <= position.step
         case Diverged(action="Rollback"):
             return _occurrence(fact.time, body) in position.divergences
         case RolledBack():

@@ -44,8 +44,6 @@ class GoodputSlice:
     seconds: tuple[tuple[GoodputState, float], ...] = ()
     held_step: int = -1
     """Step at which the ranks of the current generation held."""
-    blocked: bool = False
-    """The ranks trained before they had to wait for something outside."""
 
     def switch(self, state: GoodputState, at: float) -> GoodputSlice:
         """End the present state at `at` and begin `state`."""
@@ -113,7 +111,6 @@ def announced(slice_: GoodputSlice, fact: Announced, _: Context) -> Folded:
 
 def ended(slice_: GoodputSlice, fact: Ended, _: Context) -> Folded:
     """Begin a recovery at the time of the fault, or a hold at a planned end."""
-    slice_ = replace(slice_, blocked=False)
     if slice_.state == "suspended" or (fact.intended and slice_.state == "recovering"):
         return slice_, NO_EFFECTS
     if fact.intended:
@@ -189,14 +186,13 @@ def blocked(slice_: GoodputSlice, _: Blocked, context: Context) -> Folded:
     """Count waiting for something outside as recovery."""
     if slice_.state not in STEPPING:
         return slice_, NO_EFFECTS
-    return replace(slice_.switch("recovering", context.time), blocked=True), NO_EFFECTS
+    return slice_.switch("recovering", context.time), NO_EFFECTS
 
 
 def unblocked(slice_: GoodputSlice, _: Unblocked, context: Context) -> Folded:
-    """Train again, unless the ranks waited in the course of a recovery."""
-    if slice_.state != "recovering" or (context.recovering and not slice_.blocked):
+    """Train again, unless the ranks have yet to restore a state."""
+    if slice_.state != "recovering" or context.restoring:
         return slice_, NO_EFFECTS
-    slice_ = replace(slice_, blocked=False)
     return slice_.switch(_kind(context.before.step + 1, context), context.time), NO_EFFECTS
 
 

@@ -39,6 +39,11 @@ class IncidentSlice:
         """Cause of the newest open incident; empty if none is open."""
         return next((item.cause for item in reversed(self.incidents) if item.open), "")
 
+    @property
+    def restoring(self) -> bool:
+        """An incident is open and no state is restored since."""
+        return any(item.open and item.restored is None for item in self.incidents)
+
     def change_open(self, change: Change) -> IncidentSlice:
         """Change every open incident."""
         if not any(item.open for item in self.incidents):

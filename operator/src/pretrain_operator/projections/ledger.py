@@ -121,7 +121,7 @@ class Ledger:
             highest_step=progress.highest_step,
             checkpoint_step=self.slice(CHECKPOINTS).checkpoint_step,
             rollbacks=progress.rollbacks,
-            recovering=self.slice(INCIDENTS).recovering,
+            restoring=self.slice(INCIDENTS).restoring,
             failures=self.slice(BUDGET).failures,
             generation=fact.generation if isinstance(fact, Reported) else 0,
             slot=fact.slot if isinstance(fact, Reported) else 0,

@@ -73,8 +73,8 @@ class Context:
     highest_step: int
     checkpoint_step: int
     rollbacks: int
-    recovering: str
-    """Cause of the newest open incident; empty: none is open."""
+    restoring: bool
+    """An incident is open and no state is restored since."""
     failures: tuple[Failed, ...]
     """Ranks of the current generation that failed."""
     generation: int = 0

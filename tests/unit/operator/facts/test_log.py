@@ -133,7 +133,7 @@ def shown(status: JobStatus) -> dict[str, object]:
     return status.model_dump(exclude={"seconds_per_step"})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(facts=runs(), at=st.floats(0, 1), back=st.floats(0, 1))
 def test_reports_replayed_to_a_new_operator_change_nothing(facts: list[Fact], at: float, back: float) -> None:
     crash = 1 + round(at * (len(facts) - 1))
@@ -150,7 +150,7 @@ def test_reports_replayed_to_a_new_operator_change_nothing(facts: list[Fact], at
     assert shown(second.status) == shown(without_crash.status)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(facts=runs(), data=st.data())
 def test_the_other_ranks_reports_of_an_occurrence_may_come_at_any_later_time(
     facts: list[Fact], data: st.DataObject
