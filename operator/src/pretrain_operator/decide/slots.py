@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from pretrain_api.backoff import Backoff
 from pretrain_api.spec.job import PretrainJob
 from pretrain_operator.cluster import Placement
-from pretrain_operator.decide.backoff import restart_delay
 from pretrain_operator.decide.observe import Observed
 from pretrain_operator.decide.placement import next_release
 from pretrain_operator.decide.replacement import deadlines, expired_deadline, is_outdated
@@ -16,6 +16,8 @@ from pretrain_operator.decide.workers import ObservedWorker
 from pretrain_operator.liveness.timings import TIMINGS
 
 STEPPING = ("training", "redoing", "evaluating", "saving")
+RESTART_BACKOFF = Backoff(first=1.0, factor=2.0, most=300.0, jitter=0.0)
+"""Delay of a slot's next pod from the third attempt on. Without jitter: the same input gives the same decision."""
 
 SlotAction = Literal["keep", "drain", "replace", "fail", "leave", "wait", "create"]
 
@@ -71,6 +73,11 @@ def slot_verdicts(slot: SlotInput) -> tuple[SlotVerdict, ...]:
     if not verdicts or verdicts[0].action == "replace":
         verdicts.append(_first(CREATE_POLICIES, slot))
     return tuple(verdicts)
+
+
+def restart_delay(failures: int) -> float:
+    """Seconds to wait after this number of consecutive pods of a slot that ended before they joined."""
+    return RESTART_BACKOFF.longest(failures - 1) if failures > 1 else 0.0
 
 
 def replace_outdated(slot: SlotInput) -> SlotVerdict | None:

@@ -12,7 +12,6 @@ from pretrain_api.status.job import JobStatus
 from pretrain_operator.cluster import Cluster, Event, Refused, Snapshot
 from pretrain_operator.coordinator.types import Want
 from pretrain_operator.decide.actions import Action, CreatePod, DeleteJob, DeletePod, EndAgents
-from pretrain_operator.decide.backoff import refusal_delay
 from pretrain_operator.decide.lifecycle import EndReason
 from pretrain_operator.decide.observe import (
     FINAL_PHASES,
@@ -40,7 +39,7 @@ from pretrain_operator.facts.fact import (
     StartsFailed,
 )
 from pretrain_operator.job.ports import CoordinatorPort, JobListener
-from pretrain_operator.job.wakeup import ActionRunner, ReconcileTrigger, Retries
+from pretrain_operator.job.wakeup import ActionRunner, ReconcileTrigger, cluster_retries
 from pretrain_operator.liveness.timings import TIMINGS
 from pretrain_operator.projections.ledger import Ledger
 
@@ -101,7 +100,7 @@ class JobService:
 
     async def run(self) -> JobStatus:
         """Reconcile until the job has ended and its status is written; returns the last status."""
-        retries, runner = Retries(), ActionRunner(done=self._trigger.soon)
+        retries, runner = cluster_retries(), ActionRunner(done=self._trigger.soon)
         try:
             while True:
                 try:
@@ -279,8 +278,7 @@ class JobService:
                 await self._perform(action, reconciliation.spec_generation)
             except Refused as error:
                 refused = True
-                times = 1 + (self._memory.refusal.times if self._memory.refusal is not None else 0)
-                refusal = PodRefusal(error.reason, error.message, times, self._clock() + refusal_delay(times))
+                refusal = PodRefusal.after(self._memory.refusal, error.reason, error.message, self._clock())
                 self._memory = replace(self._memory, refusal=refusal)
             except OSError as error:
                 errors.append(error)
