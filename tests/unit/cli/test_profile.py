@@ -31,7 +31,16 @@ from pretrain_operator.local.run_folder import RunFolder
 from pretrain_operator.projections.ledger import Ledger
 from support.coordinator import a_running_world
 from support.kubernetes.jobs import SETTINGS, a_created_job
-from support.operator.world import FakeChannel, FakeCluster, World, a_generation, a_job, a_restore, announced, said
+from support.operator.world import (
+    CoordinatorWorld,
+    FakeChannel,
+    FakeCluster,
+    a_generation,
+    a_job,
+    a_restore,
+    announced,
+    said,
+)
 
 REQUEST = ProfileRequest("abc", steps=3, rank=1)
 DONE = reports.Profiled(command_id="abc", rank=1, first_step=4, last_step=6, location="/store/x.json.gz", bytes=9)
@@ -122,7 +131,7 @@ def test_an_answer_is_in_the_status_once_and_told() -> None:
 
 
 async def test_a_service_asks_until_it_is_answered_and_answers_nonsense_itself() -> None:
-    world = World(a_job(2))
+    world = CoordinatorWorld(a_job(2))
     cluster, channel = _Asking(world), FakeChannel(world)
     service = JobService(cluster, channel, JobListener(), lambda: world.now)
 

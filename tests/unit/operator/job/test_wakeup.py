@@ -1,4 +1,4 @@
-"""When rounds begin."""
+"""Scheduling of reconciles."""
 
 from __future__ import annotations
 
