@@ -1,7 +1,8 @@
 """A simulated world around a Coordinator: agents with training ranks, breaking connections, changing pods.
 
 Ranks follow the same laws as real ones: a step needs every member of the generation, a dead member makes the
-others report a collective error, a command holds all of them at the same step. The simulation contains no rule of the coordinator.
+others report a collective error, a command holds all of them at the same step.
+The simulation contains no rule of the coordinator.
 """
 
 from __future__ import annotations
