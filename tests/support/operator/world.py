@@ -15,11 +15,12 @@ from pretrain_api.status.job import Bookkeeping, JobStatus, SlotMemory
 from pretrain_api.status.records import StepRecord
 from pretrain_operator.cluster import Event, InjectedFault, Placement, Pod, PodPhase, Snapshot
 from pretrain_operator.coordinator.types import AgentView, CoordinatorView, Want
-from pretrain_operator.decide.observe import Observed, Projected
+from pretrain_operator.decide.observe import Observed
 from pretrain_operator.decide.pod_history import PodHistory
 from pretrain_operator.decide.workers import observed_workers
 from pretrain_operator.facts.fact import Announced, CoordinatorFact, Ended, Reported
 from pretrain_operator.liveness.silence import SilenceClock
+from pretrain_operator.projections.ledger import Projected
 
 NOON = 1_800_000_000.0
 PROJECTED = {field.name for field in fields_of(Projected)}

@@ -32,9 +32,9 @@ from pretrain_operator.projections.ledger import Ledger
 from support.coordinator import a_running_world
 from support.kubernetes.jobs import SETTINGS, a_created_job
 from support.operator.world import (
-    CoordinatorWorld,
     FakeChannel,
     FakeCluster,
+    World,
     a_generation,
     a_job,
     a_restore,
@@ -116,22 +116,22 @@ def test_an_annotation_is_a_request_whenever_it_changes() -> None:
 
 
 def test_an_answer_is_in_the_status_once_and_told() -> None:
-    ledger = Ledger(JobStatus(), lambda _: None)
+    ledger = Ledger(JobStatus())
     recovery = a_job().spec.recovery
     ledger.record(announced(0, a_generation(1, (0, 0), (1, 0))), recovery)
     ledger.record(said(0, 1, a_restore(0)), recovery)
 
-    events = [event for _ in range(2) for event in ledger.record(said(1, 1, DONE, slot=1), recovery)]
+    events = [event for _ in range(2) for event in ledger.record(said(1, 1, DONE, slot=1), recovery).events]
 
     assert [event.reason for event in events] == ["ProfileSaved"]
     assert ledger.status().profiles == (
         Profile(id="abc", rank=1, first_step=4, last_step=6, location="/store/x.json.gz", bytes=9),
     )
-    assert ledger.answered("abc")
+    assert "abc" in ledger.view().answered_profiles
 
 
 async def test_a_service_asks_until_it_is_answered_and_answers_nonsense_itself() -> None:
-    world = CoordinatorWorld(a_job(2))
+    world = World(a_job(2))
     cluster, channel = _Asking(world), FakeChannel(world)
     service = JobService(cluster, channel, JobListener(), lambda: world.now)
 

@@ -6,15 +6,13 @@ from dataclasses import dataclass, field, replace
 
 from pretrain_api.backoff import Backoff
 from pretrain_api.messages.profile_request import InvalidRequest, ProfileRequest
-from pretrain_api.status.job import GoodputState, JobStatus, Obstacle, Suspect
+from pretrain_api.status.job import JobStatus
 from pretrain_operator.cluster import Pod, Snapshot
 from pretrain_operator.coordinator.types import CoordinatorView
-from pretrain_operator.decide.budget import Spent
-from pretrain_operator.decide.placement import silent_nodes
+from pretrain_operator.decide.placement import crashes, silent_nodes
 from pretrain_operator.decide.pod_history import Identity, PodHistory
 from pretrain_operator.decide.replacement import fell_silent
 from pretrain_operator.decide.sizing import missing_slots
-from pretrain_operator.decide.suspects import crashes
 from pretrain_operator.decide.workers import ObservedWorker, is_alone, observed_workers
 from pretrain_operator.facts.fact import (
     Adopted,
@@ -26,9 +24,9 @@ from pretrain_operator.facts.fact import (
     StartsFailed,
 )
 from pretrain_operator.liveness.silence import SilenceClock
+from pretrain_operator.projections.ledger import Projected
 
 FINAL_PHASES = ("Succeeded", "Failed")
-NOTHING_SPENT = Spent()
 
 
 REFUSAL_BACKOFF = Backoff(first=1.0, factor=2.0, most=15.0, jitter=0.0)
@@ -68,26 +66,6 @@ class ServiceMemory:
         refused = status.bookkeeping.refused
         refusal = PodRefusal(refused.reason, refused.message) if refused is not None else None
         return cls(status, PodHistory.of(status), refusal, SilenceClock().interrupted(now))
-
-
-@dataclass(frozen=True)
-class Projected:
-    """The part of the projections that decisions read."""
-
-    state: GoodputState = "queued"
-    recovering: str = ""
-    """Cause of the newest unresolved fault."""
-    spent: Spent = NOTHING_SPENT
-    fatal: str = ""
-    """Message of the failure that a rule of the job makes final."""
-    suspects: tuple[Suspect, ...] = ()
-    ranks_wait: Obstacle | None = None
-    """External resource that the current ranks wait for."""
-    grace_seconds: float = 30.0
-    """Time that a worker needs to end with a checkpoint."""
-    stepped_at: float | None = None
-    """Unix seconds of the last step; None: no step was reported yet."""
-    answered_profiles: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

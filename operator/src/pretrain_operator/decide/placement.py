@@ -1,13 +1,28 @@
-"""Placement of new pods: excluded and avoided nodes."""
+"""Placement of new pods: evidence against nodes from pods, excluded and avoided nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import signal
+from collections.abc import Iterable, Iterator
 
-from pretrain_api.status.job import Suspect
-from pretrain_operator.cluster import Placement
+from pretrain_api.messages.trainer_config import ExitCode
+from pretrain_api.status.job import NodeFailure, Suspect
+from pretrain_operator.cluster import Placement, Pod
 from pretrain_operator.decide.workers import ObservedWorker
 from pretrain_operator.liveness.timings import TIMINGS
+
+CRASHES = ("Error", "Killed", "OOMKilled", "StartError", "ContainerCannotRun")
+"""Reasons of pods that ended by themselves; others were preempted or evicted."""
+BLAMELESS = (ExitCode.INVALID, -signal.SIGTERM, 128 + signal.SIGTERM)
+"""Exit codes that are no evidence against the node: bad input, and an end on request."""
+
+
+def crashes(pods: Iterable[Pod]) -> Iterator[tuple[str, NodeFailure]]:
+    """Yield the node of each worker that crashed or ran out of memory; the same pod yields the same failure again."""
+    for pod in pods:
+        ended_by_itself = pod.phase == "Failed" and not pod.deleting and pod.reason in CRASHES
+        if ended_by_itself and pod.exit_code not in BLAMELESS:
+            yield pod.node, NodeFailure(time=pod.finished_at or pod.created_at, cause=pod.reason)
 
 
 def silent_nodes(lost: Iterable[ObservedWorker], workers: Iterable[ObservedWorker]) -> frozenset[str]:

@@ -15,9 +15,9 @@ from pretrain_operator.decide.placement import placement
 from pretrain_operator.decide.pod_history import Identity
 from pretrain_operator.decide.sizing import min_members, replica_quantum, wanted_replicas, wanted_slots
 from pretrain_operator.decide.slots import SlotInput, SlotVerdict, slot_verdicts
-from pretrain_operator.decide.suspects import judged
 from pretrain_operator.decide.workers import ObservedWorker, is_alone
 from pretrain_operator.liveness.timings import TIMINGS
+from pretrain_operator.projections.suspects import judged
 
 END_GRACE_SECONDS = 30.0
 """Grace period of workers after the end of the job, when nothing is left to save."""

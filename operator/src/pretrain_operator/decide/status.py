@@ -11,7 +11,7 @@ from pretrain_operator.decide.observe import Observed
 from pretrain_operator.decide.obstacles import INVALID_SPEC, combined, obstacles
 from pretrain_operator.decide.sizing import missing_slots
 from pretrain_operator.decide.workers import ObservedWorker
-from pretrain_operator.projections.throughput import expected_end
+from pretrain_operator.projections.progress import expected_end
 
 BLOCKED = "Blocked"
 

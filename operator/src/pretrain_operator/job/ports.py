@@ -11,6 +11,7 @@ from pretrain_api.status.records import Appraisal, StepRecord
 from pretrain_operator.coordinator.types import CoordinatorView, Want
 from pretrain_operator.decide.lifecycle import EndReason
 from pretrain_operator.facts.fact import CoordinatorFact
+from pretrain_operator.projections.projection import Measurement
 
 
 class CoordinatorPort(Protocol):
@@ -47,7 +48,7 @@ class JobListener:
     """A step was completed."""
     appraisal: Callable[[Appraisal], None] = lambda _: None
     """The model was evaluated or sampled."""
-    facts: Callable[[tuple[CoordinatorFact, ...]], None] = lambda _: None
-    """The coordinator published facts."""
+    measured: Callable[[tuple[Measurement, ...]], None] = lambda _: None
+    """Numbers for Prometheus, each to be counted once."""
     looked: Callable[[JobStatus, float], None] = lambda status, seconds: None
     """A decision led to this status and took this number of seconds."""

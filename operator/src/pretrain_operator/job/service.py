@@ -17,7 +17,6 @@ from pretrain_operator.decide.observe import (
     FINAL_PHASES,
     Observed,
     PodRefusal,
-    Projected,
     ServiceMemory,
     observe,
     observed_facts,
@@ -26,21 +25,11 @@ from pretrain_operator.decide.observe import (
 from pretrain_operator.decide.plan import Decision, plan
 from pretrain_operator.decide.pod_history import Identity
 from pretrain_operator.decide.status import compose, status_events, urgent_part
-from pretrain_operator.facts.fact import (
-    Adopted,
-    CoordinatorFact,
-    FaultsInjected,
-    JobEnded,
-    NodesObserved,
-    PodsObserved,
-    ProfileRefused,
-    Reported,
-    ServiceFact,
-    StartsFailed,
-)
+from pretrain_operator.facts.fact import Adopted, CoordinatorFact, Fact, JobEnded, Reported
 from pretrain_operator.job.ports import CoordinatorPort, JobListener
 from pretrain_operator.job.wakeup import ActionRunner, ReconcileTrigger, cluster_retries
 from pretrain_operator.liveness.timings import TIMINGS
+from pretrain_operator.projections.generations import GENERATIONS
 from pretrain_operator.projections.ledger import Ledger
 
 PROGRESS_SECONDS = 0.5
@@ -124,7 +113,7 @@ class JobService:
 
     async def decide(self) -> Reconciliation:
         """Observe, plan, and update the coordinator. Raises OSError when the cluster does not answer."""
-        self._record_created()  # before the snapshot, which may miss pods that are created from here on
+        self._record_created()  # before the snapshot, which may miss pods that are created during the request
         snapshot = await self._cluster.snapshot()
         now = self._clock()
         ledger = self._ledger_for(snapshot)
@@ -176,15 +165,15 @@ class JobService:
         if self._ledger is None or self._snapshot is None:
             self._early.extend(facts)
             return
-        self._listener.facts(facts)
-        state, events = self._ledger.state, len(self._events)
+        ledger, recovery = self._ledger, self._snapshot.job.spec.recovery
+        state, events = ledger.view().state, len(self._events)
         for fact in facts:
-            if isinstance(fact, Reported) and not self._ledger.knows(fact.generation):
+            if isinstance(fact, Reported) and not ledger.slice(GENERATIONS).knows(fact.generation):
                 current = self._coordinator.view().current
                 if current is not None and current.number == fact.generation:
-                    self._ledger.adopt(current)
-            self._events.extend(self._ledger.record(fact, self._snapshot.job.spec.recovery))
-        routine = self._ledger.state == state and len(self._events) == events
+                    self._record(Adopted(fact.time, current), ledger, recovery)
+            self._record(fact, ledger, recovery)
+        routine = ledger.view().state == state and len(self._events) == events
         self._trigger.within(self._progress_seconds if routine else 0.0)
 
     def _ledger_for(self, snapshot: Snapshot) -> Ledger:
@@ -192,7 +181,7 @@ class JobService:
         self._snapshot = snapshot
         if self._ledger is None:
             self._memory = ServiceMemory.of(snapshot.status, self._clock())
-            self._ledger = Ledger(snapshot.status, self._listener.step, self._listener.appraisal)
+            self._ledger = Ledger(snapshot.status)
             self._listener.began(snapshot.status)
             early, self._early = tuple(self._early), []
             self.receive(early)
@@ -203,10 +192,18 @@ class JobService:
         self._memory = remember(before, snapshot, view, now)
         for fact in observed_facts(before, self._memory, snapshot, view, now):
             self._record(fact, ledger, snapshot.job.spec.recovery)
-        return observe(snapshot, view, self._memory, _projected(ledger), now)
+        return observe(snapshot, view, self._memory, ledger.view(), now)
 
-    def _record(self, fact: ServiceFact, ledger: Ledger, recovery: Recovery) -> None:
-        self._events.extend(_fold(ledger, fact, recovery))
+    def _record(self, fact: Fact, ledger: Ledger, recovery: Recovery) -> None:
+        """Fold a fact into the ledger and pass its effects on."""
+        effects = ledger.record(fact, recovery)
+        self._events.extend(effects.events)
+        for record in effects.steps:
+            self._listener.step(record)
+        for appraisal in effects.appraisals:
+            self._listener.appraisal(appraisal)
+        if effects.measurements:
+            self._listener.measured(effects.measurements)
 
     def _record_created(self) -> None:
         history = self._memory.history
@@ -305,39 +302,3 @@ class JobService:
         if error and error != self._last_error:
             self._events.append(Event("Warning", "ClusterError", error))
         self._last_error = error
-
-
-def _projected(ledger: Ledger) -> Projected:
-    return Projected(
-        state=ledger.state,
-        recovering=ledger.recovering,
-        spent=ledger.spent,
-        fatal=ledger.fatal,
-        suspects=ledger.suspects,
-        ranks_wait=ledger.ranks_wait,
-        grace_seconds=ledger.grace_seconds,
-        stepped_at=ledger.stepped_at,
-        answered_profiles=frozenset(profile.id for profile in ledger.status().profiles),
-    )
-
-
-def _fold(ledger: Ledger, fact: ServiceFact, recovery: Recovery) -> tuple[Event, ...]:
-    match fact:
-        case StartsFailed():
-            ledger.pods_failed(fact.count, fact.time, fact.message, recovery)
-            return (Event("Warning", "WorkerFailed", fact.message),)
-        case Adopted():
-            if not ledger.knows(fact.generation.number):
-                ledger.adopt(fact.generation)
-        case FaultsInjected():
-            same = ledger.state == "suspended"
-            ledger.look(fact.time, pods_run=False, suspended=same, faults=fact.faults)
-        case PodsObserved():
-            ledger.look(fact.time, pods_run=fact.running, suspended=fact.suspended)
-        case NodesObserved():
-            ledger.nodes(fact.crashes, fact.silent, fact.time, recovery)
-        case ProfileRefused():
-            return ledger.profile_failed(fact.request, 0, fact.message)
-        case JobEnded():
-            ledger.close(fact.time, failed=fact.failed)
-    return ()

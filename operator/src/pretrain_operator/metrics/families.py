@@ -1,4 +1,4 @@
-"""Every metric of the operator: of each job, and of itself."""
+"""Metric families of the operator: of each job, and of the process itself."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pretrain_api.status.metrics import Family
 from pretrain_operator.facts.fact import INTENDED, Cause
 
 RECOVERY_PHASES = ("detect", "reform", "restart", "restore", "first_step")
-"""In their order: each lasts from the end of the one before it to its own."""
+"""In order: each starts where the one before ends."""
 PHASES: tuple[Phase, ...] = get_args(Phase)
 GOODPUT_STATES: tuple[GoodputState, ...] = get_args(GoodputState)
 WORKER_STATES = ("Starting", "Joined", "Training", "Leaving", "Ended", "Lost")
 RESTART_CAUSES = tuple(cause for cause in get_args(Cause) if cause not in INTENDED)
 
 JOB = ("namespace", "name")
-"""The labels of every metric of a job."""
+"""Labels of every metric of a job."""
 
 PHASE = Family("pretrain_job_phase", "gauge", "1 for the phase that the job is in, else 0", "", (*JOB, "phase"))
 STEP = Family("pretrain_job_step", "gauge", "Steps completed; falls back with a restore", "steps", JOB)

@@ -8,18 +8,17 @@ import pytest
 
 from pretrain_api.status.job import NodeFailure, Suspect
 from pretrain_operator.cluster import Placement, Pod
-from pretrain_operator.decide.placement import next_release, placement, silent_nodes
-from pretrain_operator.decide.suspects import (
+from pretrain_operator.decide.placement import crashes, next_release, placement, silent_nodes
+from pretrain_operator.decide.workers import ObservedWorker
+from pretrain_operator.projections.suspects import (
     MAX_FAILURES,
     MAX_SUSPECTS,
     Suspects,
-    crashes,
     judged,
     with_failure,
     with_quarantine,
     with_silence,
 )
-from pretrain_operator.decide.workers import ObservedWorker
 from support.operator.world import NOON, a_job, a_pod, a_view, an_agent, observed
 
 HOUR = 3600.0

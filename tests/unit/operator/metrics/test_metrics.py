@@ -15,16 +15,25 @@ from prometheus_client.parser import text_string_to_metric_families
 from pretrain_agent.network import metrics_server as exposition
 from pretrain_agent.network.metrics_server import WorkerMetrics
 from pretrain_api.messages.reports import Diverged, MemoryUse, Progress, Restored, Saved, SaveFailed
-from pretrain_api.status.job import Bookkeeping, CheckpointSummary, Goodput, Incident, JobStatus, WorkerStatus
+from pretrain_api.status.job import (
+    Bookkeeping,
+    CheckpointSummary,
+    GenerationSummary,
+    Goodput,
+    Incident,
+    JobStatus,
+    WorkerStatus,
+)
 from pretrain_api.status.metrics import Family
 from pretrain_api.status.records import StepRecord
+from pretrain_operator.facts.fact import Fact
 from pretrain_operator.job.ports import JobListener
 from pretrain_operator.job.service import JobService
 from pretrain_operator.metrics import families
 from pretrain_operator.metrics.goodput import GoodputCounters
 from pretrain_operator.metrics.recovery import phase_seconds
 from pretrain_operator.metrics.registry import OperatorMetrics
-from pretrain_operator.projections.ledger import Ledger
+from support.operator.ledger import Book
 from support.operator.world import (
     NOON,
     FakeChannel,
@@ -103,6 +112,13 @@ def witness(metrics: OperatorMetrics) -> JobListener:
     witness = metrics.job("ml", "gpt2")
     witness.began(JobStatus())
     return witness
+
+
+def count(witness: JobListener, *facts: Fact, status: JobStatus | None = None) -> None:
+    """Pass on what a ledger that continues from the status measures of the facts."""
+    book = Book(status)
+    book.tell(*facts)
+    witness.measured(tuple(book.measurements))
 
 
 def an_incident(**fields: Any) -> Incident:
@@ -203,7 +219,7 @@ def test_a_job_of_the_same_name_begins_anew(metrics: OperatorMetrics, witness: J
 
 
 def test_restarts_are_counted_by_cause_and_those_on_purpose_are_none(witness: JobListener, shown: Shown) -> None:
-    witness.facts((an_end(1, 1), an_end(2, 2, "Hang"), an_end(3, 3, "Hang"), an_end(4, 4, "Resized")))
+    count(witness, an_end(1, 1), an_end(2, 2, "Hang"), an_end(3, 3, "Hang"), an_end(4, 4, "Resized"))
 
     restarts = {cause: shown("pretrain_job_restarts_total", cause=cause) for cause in families.RESTART_CAUSES}
     assert restarts == {cause: {"WorkerLost": 1.0, "Hang": 2.0}.get(cause, 0.0) for cause in families.RESTART_CAUSES}
@@ -212,8 +228,8 @@ def test_restarts_are_counted_by_cause_and_those_on_purpose_are_none(witness: Jo
 
 def test_checkpoints_are_counted_once_however_often_they_are_reported(witness: JobListener, shown: Shown) -> None:
     witness.looked(JobStatus(generation=1), 0.1)
-    witness.facts((said(1, 1, a_save(10)), said(2, 1, a_save(10))))
-    witness.facts((said(3, 1, a_save(20)), said(3, 1, SaveFailed(step=30, message="full"))))
+    saves = said(1, 1, a_save(10)), said(2, 1, a_save(10)), said(3, 1, a_save(20))
+    count(witness, *saves, said(3, 1, SaveFailed(step=30, message="full")))
 
     assert shown("pretrain_job_checkpoint_seconds_count") == 2
     assert shown("pretrain_job_checkpoint_seconds_sum") == 2.0
@@ -224,9 +240,10 @@ def test_checkpoints_are_counted_once_however_often_they_are_reported(witness: J
 
 
 def test_a_checkpoint_that_the_operator_before_knew_is_not_counted_again(witness: JobListener, shown: Shown) -> None:
-    witness.began(JobStatus(generation=1, latest_checkpoint=a_save(10).checkpoint))
+    status = JobStatus(generation=1, latest_checkpoint=a_save(10).checkpoint)
+    witness.began(status)
 
-    witness.facts((said(1, 1, a_save(10)),))
+    count(witness, said(1, 1, a_save(10)), status=status)
 
     assert shown("pretrain_job_checkpoint_seconds_count") == 0
 
@@ -235,34 +252,37 @@ def test_losses_that_diverge_are_counted_by_what_they_are(witness: JobListener, 
     not_finite = Diverged(step=7, since=7, cause="LossNotFinite", action="Drop")
     spike = Diverged(step=9, since=8, cause="LossSpike", action="Rollback")
 
-    witness.facts((said(1, 1, not_finite), said(2, 1, not_finite), said(3, 1, spike)))
+    again = not_finite.model_copy(update={"step": 8})
+    count(witness, said(1, 1, not_finite), said(2, 1, again), said(3, 1, spike))
 
     assert shown("pretrain_job_nonfinite_losses_total") == 2
     assert shown("pretrain_job_loss_spikes_total") == 1
 
 
 def test_a_rollback_is_counted_once_for_all_ranks_and_operators(witness: JobListener, shown: Shown) -> None:
-    witness.began(JobStatus(generation=2))
+    status = JobStatus(
+        generation=2,
+        generations=(GenerationSummary(number=2, workers=1, started_at_step=3, reason="RolledBack", formed_as=1),),
+    )
+    witness.began(status)
     second, third = (a_rolled_back(number) for number in (2, 3))
 
-    witness.facts((said(1, 1, second), said(2, 1, third), said(2, 1, third)))
+    count(witness, said(1, 1, second), said(2, 1, third), said(2, 1, third), status=status)
 
     assert shown("pretrain_job_rollbacks_total") == 1
 
 
 def test_the_time_of_the_last_checkpoint_outlives_the_operator_and_a_restore() -> None:
-    rules = a_job().spec.recovery
-    ledger = Ledger(JobStatus(), lambda _: None)
-    ledger.record(announced(0, a_generation(1, (0, 0))), rules)
-    ledger.record(said(1, 1, a_save(10)), rules)
+    book = Book()
+    book.tell(announced(0, a_generation(1, (0, 0))), said(1, 1, a_save(10)))
 
-    later = Ledger(ledger.status(), lambda _: None)
-    later.record(announced(50, a_generation(2, (0, 0))), rules)
-    later.record(said(60, 2, a_restore(10)), rules)
-    assert later.status().checkpoints.latest_time == NOON + 1
+    later = book.again()
+    later.tell(announced(50, a_generation(2, (0, 0))), said(60, 2, a_restore(10)))
+    assert later.status.checkpoints.latest_time == NOON + 1
 
-    later.record(said(61, 2, a_restore(5)), rules)  # Another one, of which nobody knows how old it is.
-    assert later.status().checkpoints.latest_time is None
+    # The time of another checkpoint is unknown.
+    later.tell(announced(61, a_generation(3, (0, 0))), said(61, 3, a_restore(5)))
+    assert later.status.checkpoints.latest_time is None
 
 
 # --- recoveries ------------------------------------------------------------------------------------------------------
