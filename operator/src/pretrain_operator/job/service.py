@@ -126,7 +126,7 @@ class JobService:
         if phase in FINAL_PHASES:
             self._record(JobEnded(now, failed=phase == "Failed"), ledger, snapshot.job.spec.recovery)
         status = compose(snapshot.job, ledger.status(), decision.verdict, observed, now)
-        self._listener.looked(status, self._clock() - now)
+        self._listener.reconciled(status, self._clock() - now)
         over = self._is_over(snapshot, decision)
         return Reconciliation(decision, self._pending(decision), status, over, snapshot.job.metadata.generation)
 

@@ -150,11 +150,11 @@ class JobController:
     def _listener(self) -> JobListener:
         listener = self._deps.metrics.job(self.namespace, self.name)
 
-        def looked(status: JobStatus, seconds: float) -> None:
+        def reconciled(status: JobStatus, seconds: float) -> None:
             self._woken_at = None
-            listener.looked(status, seconds)
+            listener.reconciled(status, seconds)
 
-        return replace(listener, looked=looked)
+        return replace(listener, reconciled=reconciled)
 
     async def _until_valid(self) -> None:
         """Wait until the spec is valid, reporting its errors in the status."""
