@@ -1,7 +1,8 @@
-"""A small world around a Coordinator: agents with ranks that train, connections that break, pods that come and go.
+"""A simulated world around a Coordinator: agents with training ranks, breaking connections, changing pods.
 
-Ranks follow the laws that the real ones follow: a step needs every member of the generation, a dead member makes the
-others report a collective error, a command holds all of them at the same step. It knows no rule of the coordinator.
+Ranks follow the same laws as real ones: a step needs every member of the generation, a dead member makes the
+others report a collective error, a command holds all of them at the same step.
+The simulation contains no rule of the coordinator.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class SimAgent:
     epoch: int = 0
     step: int = 0
     stepped_at: float | None = None
-    tells_of_steps: bool = True
-    """Its hellos say when the last step was."""
+    reports_steps: bool = True
+    """Its hellos date the last step."""
     started: bool = False
     failed: bool = False
     frozen_ranks: bool = False
@@ -82,7 +83,7 @@ class SimAgent:
         return self.alive and not self.stopped
 
     def hello(self, now: float, **changes: object) -> Hello:
-        stepped_at = self.stepped_at if self.tells_of_steps else None
+        stepped_at = self.stepped_at if self.reports_steps else None
         hello = Hello(
             job_uid=JOB,
             slot=self.slot,
@@ -153,8 +154,8 @@ class SimAgent:
         return [message for message in self.received if isinstance(message, kind)]
 
 
-class World:
-    """Agents, pods and one coordinator at a time, with a clock that moves when told."""
+class CoordinatorWorld:
+    """Agents, pods and one coordinator at a time, with a manual clock."""
 
     def __init__(self, *, timings: Timings | None = None, epoch: int = 1, highest: int = 0, **want: object) -> None:
         self.timings = timings or Timings()
@@ -170,7 +171,7 @@ class World:
         self.closed_by_coordinator: list[int] = []
         self.saved_step = 0
         self.reconnect_after: float | None = None
-        """Agents connect again by themselves after so long; None: when told."""
+        """Seconds after which agents reconnect by themselves; None: only on `connect`."""
         self._ids = itertools.count(1)
         self._connections: dict[int, SimAgent] = {}
         self.coordinator: Coordinator | None = None
@@ -263,7 +264,7 @@ class World:
         self.carry_out(self.coordinator.connected(connection, agent.hello(self.now, **changes), self.now))
 
     def cut(self, agent: SimAgent) -> None:
-        """Break the connection; what is under way is lost."""
+        """Break the connection; messages in flight are lost."""
         connection, agent.connection, agent.joined, agent.cut_at = agent.connection, None, False, self.now
         agent.outgoing.clear()
         agent.incoming.clear()
@@ -273,7 +274,7 @@ class World:
                 self.carry_out(self.coordinator.disconnected(connection, self.now))
 
     def kill(self, agent: SimAgent, *, pod_gone: bool = False) -> None:
-        """SIGKILL of the agent with its ranks; the pod's end may be seen later."""
+        """Kill the agent with its ranks; the pod's end may be observed later."""
         agent.alive = False
         self.cut(agent)
         if pod_gone:
@@ -284,7 +285,7 @@ class World:
         self.set_want()
 
     def terminate(self, agent: SimAgent) -> None:
-        """SIGTERM: the agent has its ranks take a checkpoint and says so."""
+        """Send SIGTERM: the agent commands a checkpoint and reports that it leaves."""
         agent.leaving = True
         if agent.connection is not None:
             agent.outgoing.append(Leaving())
@@ -294,7 +295,7 @@ class World:
     # --- time ---
 
     def run(self, seconds: float) -> None:
-        """Let everything happen for a while."""
+        """Advance the world by a number of seconds."""
         end = self.now + seconds
         while self.now < end - 1e-9:
             self.slice()
@@ -326,7 +327,7 @@ class World:
         self.exchange()
 
     def exchange(self) -> None:
-        """Deliver all that is under way, until nothing is."""
+        """Deliver messages until none is in flight."""
         while sum(self.deliver(agent) for agent in self.agents):
             pass
 
@@ -344,7 +345,7 @@ class World:
         return moved
 
     def train(self) -> None:
-        """One moment of all ranks: a generation gets on when every member of it takes part."""
+        """Advance all ranks: a generation completes a step when every member takes part."""
         generations = {agent.runs: agent.generation for agent in self.agents if agent.alive and agent.generation}
         for generation in generations.values():
             ranks = [self.agent(member.agent_id) for member in generation.members]
@@ -432,9 +433,9 @@ def a_step(step: int, seconds: float = SLICE) -> reports.StepDone:
     )
 
 
-def a_running_world(workers: int = 3, **want: object) -> tuple[World, list[SimAgent]]:
-    """A world in which a generation of so many workers trains."""
-    world = World(replicas=want.pop("replicas", workers), **want)  # type: ignore[arg-type]
+def a_running_world(workers: int = 3, **want: object) -> tuple[CoordinatorWorld, list[SimAgent]]:
+    """Return a world in which a generation of this size trains, and its agents."""
+    world = CoordinatorWorld(replicas=want.pop("replicas", workers), **want)  # type: ignore[arg-type]
     agents = [world.start(slot, connect=False) for slot in range(workers)]
     for agent in agents:
         world.connect(agent)

@@ -31,7 +31,16 @@ from pretrain_operator.local.run_folder import RunFolder
 from pretrain_operator.projections.ledger import Ledger
 from support.coordinator import a_running_world
 from support.kubernetes.jobs import SETTINGS, a_created_job
-from support.operator.world import FakeChannel, FakeCluster, World, a_generation, a_job, a_restore, announced, said
+from support.operator.world import (
+    FakeChannel,
+    FakeCluster,
+    World,
+    a_generation,
+    a_job,
+    a_restore,
+    announced,
+    said,
+)
 
 REQUEST = ProfileRequest("abc", steps=3, rank=1)
 DONE = reports.Profiled(command_id="abc", rank=1, first_step=4, last_step=6, location="/store/x.json.gz", bytes=9)

@@ -38,7 +38,7 @@ def lifecycle(job: PretrainJob, observed: Observed, now: float) -> LifecycleVerd
 
 
 def ended(_job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
-    """A written end is final."""
+    """Keep a written end: it is final."""
     written = observed.written
     if written.phase not in ("Succeeded", "Failed"):
         return None
@@ -46,7 +46,7 @@ def ended(_job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdic
 
 
 def finished(_job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
-    """The last step is completed and its checkpoint committed."""
+    """Succeed once the last step is completed and its checkpoint committed."""
     done = observed.view.finished
     if done is None:
         return None
@@ -54,7 +54,7 @@ def finished(_job: PretrainJob, observed: Observed, _now: float) -> LifecycleVer
 
 
 def failed(_job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
-    """A failure is final: no restart can fix it, or a rule of the job says so."""
+    """Fail on a failure that no restart can fix, or that a rule of the job makes final."""
     if (fatal := observed.view.fatal) is not None:
         return _end("Failed", fatal.reason, fatal.message or f"rank {fatal.rank} failed")
     if observed.projected.fatal:
@@ -63,13 +63,13 @@ def failed(_job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdi
 
 
 def exhausted(job: PretrainJob, observed: Observed, now: float) -> LifecycleVerdict | None:
-    """The failure budget is spent without progress."""
+    """Fail once the failure budget is spent without progress."""
     message = observed.projected.spent.exhausted(job.spec.recovery.budget, now)
     return _end("Failed", "BudgetExhausted", message) if message else None
 
 
 def stopping(_job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
-    """The user stops the job: a checkpoint first, then the workers terminate."""
+    """Stop on the user's request: a checkpoint first, then the workers terminate."""
     if not observed.stopping:
         return None
     if _trains(observed):
@@ -78,7 +78,7 @@ def stopping(_job: PretrainJob, observed: Observed, _now: float) -> LifecycleVer
 
 
 def suspended(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
-    """`spec.suspend` is true."""
+    """Suspend while `spec.suspend` is true: a checkpoint first, then the workers terminate."""
     if not job.spec.suspend:
         return None
     if _trains(observed):
@@ -89,7 +89,7 @@ def suspended(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVer
 
 
 def blocked(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
-    """No worker can train until the user or the cluster removes an obstacle."""
+    """Report an obstacle that the user or the cluster must remove before any worker can train."""
     obstacle = stopping_obstacle(job, observed)
     if obstacle is None:
         return None
@@ -98,7 +98,7 @@ def blocked(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdi
 
 
 def training(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
-    """Steps advance."""
+    """Report training while steps advance."""
     if observed.projected.state not in ("training", "redoing", "evaluating", "saving") or observed.view.current is None:
         return None
     message = f"{_members(observed)} of {job.spec.workers.replicas} workers are training"
@@ -108,7 +108,7 @@ def training(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerd
 
 
 def recovering(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
-    """Recovery from a fault is under way."""
+    """Report the recovery from a fault."""
     if not observed.projected.recovering:
         return None
     connected, needed = sum(agent.connected for agent in observed.view.agents), min_members(job)
@@ -121,14 +121,14 @@ def recovering(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVe
 
 
 def holding(_job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
-    """The ranks hold between two generations for a planned change."""
+    """Report a planned change while ranks hold between two generations."""
     if observed.projected.state != "holding":
         return None
     return LifecycleVerdict("Holding", "Resizing", "holding at a step boundary for the next generation")
 
 
 def starting(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
-    """Workers run and join."""
+    """Report the start while workers run and join."""
     if not any(worker.pod.phase == "Running" for worker in observed.workers):
         return None
     joined = sum(agent.connected for agent in observed.view.agents)
@@ -140,7 +140,7 @@ def starting(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerd
 
 
 def pending(job: PretrainJob, _observed: Observed, _now: float) -> LifecycleVerdict | None:
-    """No worker runs."""
+    """Report that no worker runs."""
     return LifecycleVerdict("Pending", "WaitingForWorkers", f"0 of {job.spec.workers.replicas} workers are running")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from pretrain_api.backoff import Backoff
 from pretrain_api.messages.profile_request import InvalidRequest, ProfileRequest
 from pretrain_api.status.job import JobStatus
 from pretrain_operator.cluster import Pod, Snapshot
@@ -28,6 +29,10 @@ from pretrain_operator.projections.ledger import Projected
 FINAL_PHASES = ("Succeeded", "Failed")
 
 
+REFUSAL_BACKOFF = Backoff(first=1.0, factor=2.0, most=15.0, jitter=0.0)
+"""Retries after refusals. The maximum is the longest time between a fix, such as a raised quota, and the retry."""
+
+
 @dataclass(frozen=True)
 class PodRefusal:
     """The cluster's refusal to create pods."""
@@ -37,6 +42,12 @@ class PodRefusal:
     times: int = 0
     """Consecutive refusals."""
     retry_at: float = 0.0
+
+    @classmethod
+    def after(cls, previous: PodRefusal | None, reason: str, message: str, now: float) -> PodRefusal:
+        """Count another refusal and schedule the retry."""
+        times = 1 + (previous.times if previous is not None else 0)
+        return cls(reason, message, times, now + REFUSAL_BACKOFF.longest(times))
 
 
 @dataclass(frozen=True)

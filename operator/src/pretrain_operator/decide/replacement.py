@@ -37,7 +37,7 @@ ReplacementPolicy = Callable[[ObservedWorker, bool], ReplacementDeadline | None]
 
 
 def start_timeout(worker: ObservedWorker, _alone: bool) -> ReplacementDeadline | None:
-    """A running pod whose agent does not join."""
+    """Limit the time of a running pod until its agent joins."""
     pod = worker.pod
     if worker.joined or pod.phase != "Running" or pod.reason or pod.deleting:
         return None
@@ -47,7 +47,7 @@ def start_timeout(worker: ObservedWorker, _alone: bool) -> ReplacementDeadline |
 
 
 def agent_lost(worker: ObservedWorker, _alone: bool) -> ReplacementDeadline | None:
-    """An agent outside the generation that is silent while other agents are heard."""
+    """Limit the silence of an agent outside the generation while other agents are heard."""
     if worker.member or worker.silent_seconds <= 0:
         return None
     if worker.pod.node_ready is False:
@@ -59,7 +59,7 @@ def agent_lost(worker: ObservedWorker, _alone: bool) -> ReplacementDeadline | No
 
 
 def node_lost(worker: ObservedWorker, _alone: bool) -> ReplacementDeadline | None:
-    """A node that the cluster reports as not ready; an agent that has joined may still reconnect."""
+    """Limit the absence of an agent whose node is not ready; without an agent the pod is replaced at once."""
     if worker.pod.node_ready is not False:
         return None
     left = TIMINGS.agent_return - worker.absent_seconds if worker.joined else 0.0
@@ -67,7 +67,7 @@ def node_lost(worker: ObservedWorker, _alone: bool) -> ReplacementDeadline | Non
 
 
 def lone_agent_lost(worker: ObservedWorker, alone: bool) -> ReplacementDeadline | None:
-    """The job's only agent: no other agent can prove that the silence is its own."""
+    """Limit the absence of the job's only agent, whose silence no other agent can prove."""
     if not alone or not worker.joined:
         return None
     message = f"the job's only agent was not heard for {worker.absent_seconds:.0f} s"

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from pretrain_api.backoff import Backoff
 from pretrain_api.spec.job import PretrainJob
 from pretrain_operator.cluster import Placement
-from pretrain_operator.decide.backoff import restart_delay
 from pretrain_operator.decide.observe import Observed
 from pretrain_operator.decide.placement import next_release
 from pretrain_operator.decide.replacement import deadlines, expired_deadline, is_outdated
@@ -16,6 +16,8 @@ from pretrain_operator.decide.workers import ObservedWorker
 from pretrain_operator.liveness.timings import TIMINGS
 
 STEPPING = ("training", "redoing", "evaluating", "saving")
+RESTART_BACKOFF = Backoff(first=1.0, factor=2.0, most=300.0, jitter=0.0)
+"""Delay of a slot's next pod from the third attempt on. Without jitter: the same input gives the same decision."""
 
 SlotAction = Literal["keep", "drain", "replace", "fail", "leave", "wait", "create"]
 
@@ -73,8 +75,13 @@ def slot_verdicts(slot: SlotInput) -> tuple[SlotVerdict, ...]:
     return tuple(verdicts)
 
 
+def restart_delay(failures: int) -> float:
+    """Seconds to wait after this number of consecutive pods of a slot that ended before they joined."""
+    return RESTART_BACKOFF.longest(failures - 1) if failures > 1 else 0.0
+
+
 def replace_outdated(slot: SlotInput) -> SlotVerdict | None:
-    """A pod that cannot start as created, and would be created differently now, is replaced."""
+    """Replace a pod that cannot start as created and would be created differently now."""
     worker = slot.current
     if worker is None:
         return None
@@ -85,7 +92,7 @@ def replace_outdated(slot: SlotInput) -> SlotVerdict | None:
 
 
 def replace_lost(slot: SlotInput) -> SlotVerdict | None:
-    """A pod whose worker is lost is replaced; one that never joined is a failed attempt."""
+    """Replace a pod whose worker is lost; one that never joined is a failed attempt."""
     worker = slot.current
     lost = expired_deadline(worker, alone=slot.alone) if worker is not None else None
     if lost is None:
@@ -94,12 +101,12 @@ def replace_lost(slot: SlotInput) -> SlotVerdict | None:
 
 
 def drain_unwanted(slot: SlotInput) -> SlotVerdict | None:
-    """A surplus pod leaves the generation at a step boundary first and is deleted then."""
+    """Drain a surplus pod: it leaves the generation at a step boundary and is deleted then."""
     return None if slot.wanted else SlotVerdict(slot.slot, "drain", "ScaledDown", "the job needs fewer workers")
 
 
 def keep(slot: SlotInput) -> SlotVerdict | None:
-    """Any other pod is kept until its next deadline."""
+    """Keep any other pod until its next deadline."""
     worker = slot.current
     if worker is None:
         return None
@@ -111,12 +118,12 @@ def keep(slot: SlotInput) -> SlotVerdict | None:
 
 
 def leave_unwanted(slot: SlotInput) -> SlotVerdict | None:
-    """A surplus slot gets no pod."""
+    """Leave a surplus slot without a pod."""
     return None if slot.wanted else SlotVerdict(slot.slot, "leave", "ScaledDown", "the job needs fewer workers")
 
 
 def wait_for_hold(slot: SlotInput) -> SlotVerdict | None:
-    """A slot waits for the last hold to expire: the final report, the backoff, or a refusal of the cluster."""
+    """Wait for the last hold to expire: the final report, the backoff, or a refusal of the cluster."""
     ready_at, reason, message = max(_holds(slot))
     if ready_at <= slot.now:
         return None
@@ -124,7 +131,7 @@ def wait_for_hold(slot: SlotInput) -> SlotVerdict | None:
 
 
 def create(slot: SlotInput) -> SlotVerdict | None:
-    """Any other slot gets its next attempt at once."""
+    """Create the next attempt of any other slot at once."""
     return SlotVerdict(slot.slot, "create", "Missing", "no live pod has this slot")
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pretrain_api.spec.job import PretrainJob
-from pretrain_api.status.job import Condition, JobStatus, Obstacle, WorkerStatus
+from pretrain_api.status.job import JobStatus, Obstacle, WorkerStatus
 from pretrain_operator.cluster import Event
-from pretrain_operator.decide.conditions import condition_of, with_condition
+from pretrain_operator.decide.conditions import BLOCKED, condition_of, job_conditions
 from pretrain_operator.decide.lifecycle import LifecycleVerdict
 from pretrain_operator.decide.observe import Observed
-from pretrain_operator.decide.obstacles import INVALID_SPEC, combined, obstacles
 from pretrain_operator.decide.sizing import missing_slots
 from pretrain_operator.decide.workers import ObservedWorker
 from pretrain_operator.projections.progress import expected_end
-
-BLOCKED = "Blocked"
 
 
 def compose(job: PretrainJob, facts: JobStatus, verdict: LifecycleVerdict, observed: Observed, now: float) -> JobStatus:
@@ -39,7 +36,7 @@ def compose(job: PretrainJob, facts: JobStatus, verdict: LifecycleVerdict, obser
             "selector": f"pretrain.dev/job={job.metadata.name}",
             "total_steps": total,
             "eta": expected_end(facts.step, total, projected.stepped_at, facts.seconds_per_step) if trains else "",
-            "conditions": _conditions(job, observed, verdict, now),
+            "conditions": job_conditions(job, observed, verdict, now),
             "bookkeeping": books,
         }
     )
@@ -141,46 +138,3 @@ def _pids(worker: ObservedWorker, observed: Observed) -> dict[int, int]:
             return {rank: observed.view.pids[rank] for rank in ranks if rank in observed.view.pids}
         first += member.processes
     return {}
-
-
-def _obstacle(job: PretrainJob, observed: Observed, verdict: LifecycleVerdict) -> Obstacle | None:
-    """Return the current obstacle. For a job that wants no workers, only an invalid spec is one."""
-    if verdict.phase in ("Succeeded", "Failed"):
-        return None
-    found = obstacles(job, observed)
-    return combined(found if verdict.runs else [item for item in found if item.reason == INVALID_SPEC])
-
-
-def _conditions(job: PretrainJob, observed: Observed, verdict: LifecycleVerdict, now: float) -> tuple[Condition, ...]:
-    """Return the conditions: `Training` and `Degraded` always, others once they were true."""
-    members = len(observed.view.current.members) if observed.view.current is not None else 0
-    wanted = job.spec.workers.replicas
-    degraded = verdict.runs and (verdict.phase == "Recovering" or (verdict.phase == "Training" and members < wanted))
-    obstacle = _obstacle(job, observed, verdict)
-    truths = {
-        BLOCKED: obstacle is not None,
-        "Training": verdict.phase == "Training",
-        "Degraded": degraded,
-        "Suspended": verdict.phase == "Suspended",
-        "Complete": verdict.phase == "Succeeded",
-        "Failed": verdict.phase == "Failed",
-    }
-    conditions = observed.written.conditions
-    for kind, true in truths.items():
-        if not true and kind not in ("Training", "Degraded") and condition_of(conditions, kind) is None:
-            continue
-        reason, message = verdict.reason, verdict.message
-        if kind == "Degraded":
-            reason = "FewerWorkers" if degraded else "AsWanted"
-            message = f"{members} of {wanted} workers are training" if degraded else ""
-        if kind == BLOCKED:
-            reason, message = (obstacle.reason, obstacle.message) if obstacle else ("NothingInTheWay", "")
-        new = Condition(
-            type=kind,
-            status="True" if true else "False",
-            reason=reason,
-            message=message,
-            observed_generation=job.metadata.generation,
-        )
-        conditions = with_condition(conditions, new, now)
-    return conditions

@@ -50,5 +50,5 @@ class JobListener:
     """The model was evaluated or sampled."""
     measured: Callable[[tuple[Measurement, ...]], None] = lambda _: None
     """Numbers for Prometheus, each to be counted once."""
-    looked: Callable[[JobStatus, float], None] = lambda status, seconds: None
+    reconciled: Callable[[JobStatus, float], None] = lambda status, seconds: None
     """A decision led to this status and took this number of seconds."""

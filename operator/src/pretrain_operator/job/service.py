@@ -12,7 +12,6 @@ from pretrain_api.status.job import JobStatus
 from pretrain_operator.cluster import Cluster, Event, Refused, Snapshot
 from pretrain_operator.coordinator.types import Want
 from pretrain_operator.decide.actions import Action, CreatePod, DeleteJob, DeletePod, EndAgents
-from pretrain_operator.decide.backoff import refusal_delay
 from pretrain_operator.decide.lifecycle import EndReason
 from pretrain_operator.decide.observe import (
     FINAL_PHASES,
@@ -28,8 +27,9 @@ from pretrain_operator.decide.pod_history import Identity
 from pretrain_operator.decide.status import compose, status_events, urgent_part
 from pretrain_operator.facts.fact import Adopted, CoordinatorFact, Fact, JobEnded, Reported
 from pretrain_operator.job.ports import CoordinatorPort, JobListener
-from pretrain_operator.job.wakeup import ActionRunner, ReconcileTrigger, Retries
+from pretrain_operator.job.wakeup import ActionRunner, ReconcileTrigger, cluster_retries
 from pretrain_operator.liveness.timings import TIMINGS
+from pretrain_operator.projections.generations import GENERATIONS
 from pretrain_operator.projections.ledger import Ledger
 
 PROGRESS_SECONDS = 0.5
@@ -89,7 +89,7 @@ class JobService:
 
     async def run(self) -> JobStatus:
         """Reconcile until the job has ended and its status is written; returns the last status."""
-        retries, runner = Retries(), ActionRunner(done=self._trigger.soon)
+        retries, runner = cluster_retries(), ActionRunner(done=self._trigger.soon)
         try:
             while True:
                 try:
@@ -113,7 +113,7 @@ class JobService:
 
     async def decide(self) -> Reconciliation:
         """Observe, plan, and update the coordinator. Raises OSError when the cluster does not answer."""
-        self._record_created()  # before the snapshot, which may miss pods that are created from here on
+        self._record_created()  # before the snapshot, which may miss pods that are created during the request
         snapshot = await self._cluster.snapshot()
         now = self._clock()
         ledger = self._ledger_for(snapshot)
@@ -126,7 +126,7 @@ class JobService:
         if phase in FINAL_PHASES:
             self._record(JobEnded(now, failed=phase == "Failed"), ledger, snapshot.job.spec.recovery)
         status = compose(snapshot.job, ledger.status(), decision.verdict, observed, now)
-        self._listener.looked(status, self._clock() - now)
+        self._listener.reconciled(status, self._clock() - now)
         over = self._is_over(snapshot, decision)
         return Reconciliation(decision, self._pending(decision), status, over, snapshot.job.metadata.generation)
 
@@ -168,7 +168,7 @@ class JobService:
         ledger, recovery = self._ledger, self._snapshot.job.spec.recovery
         state, events = ledger.view().state, len(self._events)
         for fact in facts:
-            if isinstance(fact, Reported):
+            if isinstance(fact, Reported) and not ledger.slice(GENERATIONS).knows(fact.generation):
                 current = self._coordinator.view().current
                 if current is not None and current.number == fact.generation:
                     self._record(Adopted(fact.time, current), ledger, recovery)
@@ -275,8 +275,7 @@ class JobService:
                 await self._perform(action, reconciliation.spec_generation)
             except Refused as error:
                 refused = True
-                times = 1 + (self._memory.refusal.times if self._memory.refusal is not None else 0)
-                refusal = PodRefusal(error.reason, error.message, times, self._clock() + refusal_delay(times))
+                refusal = PodRefusal.after(self._memory.refusal, error.reason, error.message, self._clock())
                 self._memory = replace(self._memory, refusal=refusal)
             except OSError as error:
                 errors.append(error)

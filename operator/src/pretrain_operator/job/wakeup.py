@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 
+from pretrain_api.backoff import Backoff, Retries
+
 ROUND_SECONDS = 0.2
 """Minimum interval between reconciles for agents' reports alone: steps arrive faster than any reader needs them."""
-FIRST_RETRY_SECONDS = 0.1
-LAST_RETRY_SECONDS = 10.0
+CLUSTER_BACKOFF = Backoff(first=0.1, factor=2.0, most=10.0, jitter=0.0)
+"""Retries after errors of the cluster."""
 
 
 class ReconcileTrigger:
@@ -52,20 +54,9 @@ class ReconcileTrigger:
         self._due, self._timer = float("inf"), None
 
 
-class Retries:
-    """Exponential backoff of consecutive errors."""
-
-    def __init__(self) -> None:
-        self._errors = 0
-
-    def succeeded(self) -> None:
-        """Reset the backoff."""
-        self._errors = 0
-
-    def delay(self) -> float:
-        """Count an error and return the seconds until the next attempt."""
-        self._errors += 1
-        return min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(self._errors - 1, 16))
+def cluster_retries() -> Retries:
+    """Return the count of consecutive errors of the cluster."""
+    return Retries(CLUSTER_BACKOFF, lambda: 0.0)
 
 
 class ActionRunner:
@@ -74,7 +65,7 @@ class ActionRunner:
     def __init__(self, done: Callable[[], None]) -> None:
         self._done = done
         self._task: asyncio.Task[bool] | None = None
-        self._retries = Retries()
+        self._retries = cluster_retries()
         self._backoff_until = float("-inf")
 
     def backoff(self) -> float:

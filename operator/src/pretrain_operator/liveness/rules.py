@@ -72,7 +72,7 @@ def judge(evidence: GenerationEvidence, timings: Timings) -> GenerationVerdict |
 
 
 def pod_gone(evidence: GenerationEvidence, _timings: Timings) -> GenerationVerdict | None:
-    """A member's pod is gone, or another agent took its slot."""
+    """End when a member's pod is gone or another agent took its slot."""
     for seen in evidence.members:
         if seen.gone:
             fault_time = seen.heard_at if seen.lost_at is None else seen.lost_at
@@ -81,12 +81,12 @@ def pod_gone(evidence: GenerationEvidence, _timings: Timings) -> GenerationVerdi
 
 
 def reported(evidence: GenerationEvidence, _timings: Timings) -> GenerationVerdict | None:
-    """A rank reported its own failure."""
+    """End when a rank reported its own failure."""
     return evidence.verdict
 
 
 def collective_error(evidence: GenerationEvidence, timings: Timings) -> GenerationVerdict | None:
-    """A collective failed: blame a disconnected member; without one, end with the error itself after a short wait."""
+    """Blame a disconnected member for a failed collective; without one, end with the error after a short wait."""
     suspicion = evidence.suspicion
     if suspicion is None:
         return None
@@ -98,7 +98,7 @@ def collective_error(evidence: GenerationEvidence, timings: Timings) -> Generati
 
 
 def connection_closed(evidence: GenerationEvidence, timings: Timings) -> GenerationVerdict | None:
-    """A member is disconnected and steps stall."""
+    """End when a member is disconnected and steps stall."""
     if evidence.blind:
         return None
     unreported = any(seen.member.rank == 0 and seen.lost_at is not None for seen in evidence.members)
@@ -116,7 +116,7 @@ def connection_closed(evidence: GenerationEvidence, timings: Timings) -> Generat
 
 
 def silent(evidence: GenerationEvidence, timings: Timings) -> GenerationVerdict | None:
-    """A connected member is silent and steps stall."""
+    """End when a connected member is silent and steps stall."""
     if evidence.blind:
         return None
     allowance, standstill = evidence.silence, max(timings.standstill_after, 3 * evidence.step_seconds)
@@ -131,7 +131,7 @@ def silent(evidence: GenerationEvidence, timings: Timings) -> GenerationVerdict 
 
 
 def hang(evidence: GenerationEvidence, _timings: Timings) -> GenerationVerdict | None:
-    """All members are heard and no rank advances."""
+    """End when members are heard but no rank advances."""
     idle = evidence.now - evidence.active_at
     if evidence.blind or idle < evidence.hang_timeout:
         return None

@@ -32,7 +32,7 @@ class GoodputCounters:
         self._began = now
         self._status = status
 
-    def looked(self, status: JobStatus) -> None:
+    def reconciled(self, status: JobStatus) -> None:
         """Follow the newest status."""
         self._status = status
 

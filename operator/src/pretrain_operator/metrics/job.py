@@ -93,10 +93,10 @@ class JobSeries:
             else:
                 self._counts[COUNTER_OF[measurement.measure]] += measurement.value
 
-    def looked(self, status: JobStatus) -> None:
+    def reconciled(self, status: JobStatus) -> None:
         """Follow the status of a reconcile."""
         self._status = status
-        self._goodput.looked(status)
+        self._goodput.reconciled(status)
         for incident in self._resolved.new(status.incidents):
             self._count_recovery(incident)
 

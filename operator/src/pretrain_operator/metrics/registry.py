@@ -51,11 +51,11 @@ class OperatorMetrics:
         """Return the listener of a job's service. A second call continues the same counters."""
         series = self._jobs.setdefault((namespace, name), JobSeries(self._clock))
 
-        def looked(status: JobStatus, seconds: float) -> None:
+        def reconciled(status: JobStatus, seconds: float) -> None:
             self._reconcile.observe(seconds)
-            series.looked(status)
+            series.reconciled(status)
 
-        return JobListener(began=series.began, step=series.step, measured=series.measured, looked=looked)
+        return JobListener(began=series.began, step=series.step, measured=series.measured, reconciled=reconciled)
 
     def forget(self, namespace: str, name: str) -> None:
         """Drop the series of a deleted job."""

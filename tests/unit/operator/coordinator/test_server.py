@@ -21,7 +21,7 @@ Client = TestClient[web.Request, web.Application]
 
 
 class Agent:
-    """A client that speaks as an agent does."""
+    """A client that follows the agents' protocol."""
 
     def __init__(self, socket: ClientWebSocketResponse) -> None:
         self.socket = socket
@@ -43,7 +43,7 @@ class Agent:
 
 
 async def authenticate(request: web.Request, uid: str) -> Caller | AuthenticationFailure:
-    """Whoever shows no token is believed; `SLOT/ATTEMPT` is a good one, a number is the status of a refusal."""
+    """Accept callers without a token; `SLOT/ATTEMPT` is a valid token, a number the status of a rejection."""
     token = request.headers.get("X-Token")
     if token is None:
         return Caller(None, None)
@@ -229,7 +229,9 @@ async def test_a_step_calls_for_no_look_and_what_else_is_said_does(server: Agent
     assert looks == ["step", "step", "save_failed", "look"]
 
 
-async def test_an_agent_that_does_not_read_delays_nobody_and_is_cut_off(server: AgentServer, client: Client) -> None:
+async def test_an_agent_that_does_not_read_delays_no_other_agent_and_is_disconnected(
+    server: AgentServer, client: Client
+) -> None:
     channel = a_channel(server, 2)
     deaf, good = await connect(client, 0), await connect(client, 1)
     await good.hears("joined")

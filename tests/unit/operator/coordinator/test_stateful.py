@@ -17,7 +17,7 @@ from pretrain_api.messages import reports
 from pretrain_api.spec.replicas import down_to_unit
 from pretrain_operator.facts.fact import Announced, Ended
 from pretrain_operator.liveness.timings import Timings
-from support.coordinator import World
+from support.coordinator import CoordinatorWorld
 
 SLOTS = 5
 QUICK = Timings(command_backoff=1.0, command_backoff_at_most=4.0, command_timeout=20.0, hold_seconds=5.0)
@@ -25,11 +25,11 @@ pick = st.integers(0, 99)
 
 
 class Faults(RuleBasedStateMachine):
-    """Everything that can go wrong, in any order."""
+    """Faults of every kind, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(timings=QUICK)
+        self.world = CoordinatorWorld(timings=QUICK)
 
     @initialize(
         replicas=st.integers(1, 4),
@@ -48,7 +48,7 @@ class Faults(RuleBasedStateMachine):
         workers: int,
         reconnect_after: float | None,
     ) -> None:
-        self.world = World(
+        self.world = CoordinatorWorld(
             timings=QUICK,
             replicas=replicas,
             min=min(least, replicas),

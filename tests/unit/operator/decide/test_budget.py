@@ -9,7 +9,7 @@ import pytest
 from pretrain_api.messages.reports import CheckpointRejected, Failed
 from pretrain_api.spec.job import Recovery
 from pretrain_api.status.job import JobStatus
-from pretrain_operator.decide.backoff import restart_delay
+from pretrain_operator.decide.slots import restart_delay
 from pretrain_operator.facts.fact import StartsFailed
 from pretrain_operator.projections.ledger import Ledger
 from support.operator.world import NOON, a_generation, a_job, a_restore, a_save, a_step, an_end, announced, said

@@ -1,4 +1,4 @@
-"""What is in the way of a job: said within one look, with a remedy, once, and gone when it is mended."""
+"""Obstacles: reported by one reconcile, once, with a remedy, and gone when resolved."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_enough_workers_that_are_on_their_way_are_not_blocked_by_the_others() ->
     assert blocked(status).status == "True"
 
 
-def test_an_invalid_spec_is_said_and_the_job_goes_on() -> None:
+def test_an_invalid_spec_is_reported_and_the_job_continues() -> None:
     job = a_job(2)
     wrong = "spec.workers.replicas: must be at least 1"
 
@@ -169,7 +169,7 @@ def test_nothing_is_in_the_way_of_a_job_that_wants_no_workers_but_a_mistake_in_i
     assert (wrong.phase, blocked(wrong).reason) == ("Suspended", "InvalidSpec")
 
 
-def test_pods_of_slots_that_are_not_wanted_any_more_are_in_nobodys_way() -> None:
+def test_pods_of_slots_that_are_no_longer_wanted_are_no_obstacle() -> None:
     job = a_job(1)
 
     assert obstacles(job, observed(job, a_pod(0), a_stuck_pod(1))) == ()
@@ -178,7 +178,7 @@ def test_pods_of_slots_that_are_not_wanted_any_more_are_in_nobodys_way() -> None
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
-def test_people_are_told_once_that_a_job_is_blocked_and_once_that_it_goes_on() -> None:
+def test_one_event_reports_the_obstacle_and_one_its_end() -> None:
     job = a_job(1)
     calm = said(job, observed(job, a_pod(0, phase="Pending")))
     stuck = said(job, observed(job, a_stuck_pod(0, "ErrImagePull", "not found")))

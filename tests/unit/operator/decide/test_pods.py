@@ -1,4 +1,4 @@
-"""Which pods should exist: every row of the table of `plan`."""
+"""The pods that should exist: every row of the table of `plan`."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_workers_that_ended_well_unheard_are_not_replaced_before_the_others_had_
     assert late.actions == (CreatePod(1, 1), CreatePod(2, 1))
 
 
-def test_workers_let_go_by_a_suspension_are_replaced_at_once_when_it_is_over() -> None:
+def test_workers_terminated_by_a_suspension_are_replaced_at_once_when_it_is_over() -> None:
     decision = decide(a_job(1), a_pod(0, 0, "Succeeded"), state="queued", healthy_since=NOON)
 
     assert decision.actions == (CreatePod(0, 1),)
@@ -161,7 +161,7 @@ def test_a_silent_member_of_the_generation_is_the_coordinators_business() -> Non
     assert decide(a_job(2), a_pod(0), a_pod(1), view=view).actions == ()
 
 
-def test_with_no_agent_heard_at_all_nobody_is_replaced() -> None:
+def test_with_no_agent_heard_at_all_no_worker_is_replaced() -> None:
     view = a_view(an_agent(0, heard=NOON - 60), an_agent(1, heard=NOON - 60))
 
     assert decide(a_job(2), a_pod(0), a_pod(1), view=view).actions == ()
@@ -305,7 +305,7 @@ def test_a_stop_first_asks_for_a_checkpoint() -> None:
     assert (decision.verdict.phase, decision.verdict.reason) == ("Holding", "Stopping")
 
 
-def test_a_stop_lets_the_agents_go_when_the_checkpoint_is_in_force() -> None:
+def test_a_stop_shuts_down_the_agents_once_the_checkpoint_is_committed() -> None:
     view = a_view(an_agent(0), current=a_generation(1, (0, 0)), holding=True)
 
     first = decide(a_job(1), a_pod(0), view=view, stopping=True)
@@ -316,7 +316,7 @@ def test_a_stop_lets_the_agents_go_when_the_checkpoint_is_in_force() -> None:
     assert then.actions[0].reason == "suspended"
 
 
-def test_a_stop_while_nobody_trains_suspends_at_once_and_replaces_nobody() -> None:
+def test_a_stop_without_training_suspends_at_once_and_replaces_no_worker() -> None:
     decision = decide(a_job(2), a_pod(0, 0, "Failed"), stopping=True)
 
     assert (decision.verdict.phase, decision.actions) == ("Suspended", ())

@@ -1,4 +1,4 @@
-"""When rounds begin."""
+"""Scheduling of reconciles."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from pretrain_operator.job.wakeup import ROUND_SECONDS, ActionRunner, ReconcileTrigger, Retries
+from pretrain_operator.job.wakeup import ROUND_SECONDS, ActionRunner, ReconcileTrigger, cluster_retries
 
 
 async def test_many_causes_are_one_awakening() -> None:
@@ -65,7 +65,7 @@ async def test_a_cause_during_a_round_starts_the_next_one() -> None:
 
 
 def test_delays_grow_with_errors_in_a_row() -> None:
-    retries = Retries()
+    retries = cluster_retries()
     assert [retries.delay() for _ in range(3)] == [0.1, 0.2, 0.4]
     assert [retries.delay() for _ in range(30)][-1] == 10.0
 

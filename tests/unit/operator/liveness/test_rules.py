@@ -17,7 +17,7 @@ def a_member(rank: int) -> Member:
 
 
 def evidence(closed_for: float, step_seconds: float) -> GenerationEvidence:
-    """Rank 1's connection broke so long ago, right after a step; rank 0 is heard all the time."""
+    """Rank 1 disconnected right after a step, this number of seconds ago; rank 0 is heard all the time."""
     broke = NOON - closed_for
     return GenerationEvidence(
         now=NOON,
