@@ -24,7 +24,11 @@ class StepPace:
     def stepped(self, step: int, time: float, seconds: float) -> StepPace:
         """Add a step that took `seconds` and completed at `time`. Steps that it repeats are forgotten."""
         kept = tuple(known for known in self.times if known[0] < step)
-        return replace(self, times=(*kept, (step, time))[-WINDOW:], durations=(*self.durations, seconds)[-DURATIONS:])
+        return replace(self.lasted(seconds), times=(*kept, (step, time))[-WINDOW:])
+
+    def lasted(self, seconds: float) -> StepPace:
+        """Add only the duration of a step, for the median."""
+        return replace(self, durations=(*self.durations, seconds)[-DURATIONS:])
 
     @property
     def stepped_at(self) -> float | None:

@@ -5,11 +5,10 @@ Every timeout by which coordinator or `decide` declares something lost stands he
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
-from statistics import median
 
 from pretrain_api.messages.protocol import HEARTBEAT_SECONDS
+from pretrain_operator.facts.pace import StepPace
 
 
 @dataclass(frozen=True)
@@ -111,13 +110,13 @@ class LearnedTimings:
     """Durations learned from the job: the step time and the gaps between an agent's messages."""
 
     def __init__(self) -> None:
-        self._steps: deque[float] = deque(maxlen=20)
+        self._pace = StepPace()
         self._gap = 0.0
 
     @property
     def step_seconds(self) -> float:
         """Median duration of the last steps; 0 before the first one."""
-        return median(self._steps) if self._steps else 0.0
+        return self._pace.median_seconds
 
     @property
     def gap(self) -> float:
@@ -126,11 +125,11 @@ class LearnedTimings:
 
     def learn_step(self, seconds: float) -> None:
         """Record the duration of a step."""
-        self._steps.append(seconds)
+        self._pace = self._pace.lasted(seconds)
 
     def seed_step(self, seconds: float) -> None:
         """Use a step time reported in a hello until a step is observed."""
-        if not self._steps and seconds > 0:
+        if not self._pace.durations and seconds > 0:
             self.learn_step(seconds)
 
     def learn_gap(self, seconds: float, at_most: float) -> None:
