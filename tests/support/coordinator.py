@@ -25,7 +25,7 @@ from pretrain_api.messages.protocol import (
 from pretrain_operator.coordinator.machine import Coordinator, ShutdownReason
 from pretrain_operator.coordinator.output import CoordinatorOutput
 from pretrain_operator.coordinator.types import Want
-from pretrain_operator.facts.fact import Announced, CoordinatorFact, Ended, Reported
+from pretrain_operator.facts.fact import CoordinatorFact, GenerationAnnounced, GenerationEnded, Reported
 from pretrain_operator.liveness.timings import Timings
 
 JOB = "job-1"
@@ -204,7 +204,7 @@ class CoordinatorWorld:
     def carry_out(self, output: CoordinatorOutput) -> None:
         for fact in output.facts:
             self.facts.append(fact)
-            if isinstance(fact, Announced):
+            if isinstance(fact, GenerationAnnounced):
                 self.check_announced(fact.generation)
         for connection, message in output.sends:
             if isinstance(message, Formed):
@@ -408,8 +408,8 @@ class CoordinatorWorld:
         """Slots of the current generation by rank."""
         return [member.slot for member in self.current.members] if self.current else []
 
-    def ended(self) -> list[Ended]:
-        return [fact for fact in self.facts if isinstance(fact, Ended)]
+    def ended(self) -> list[GenerationEnded]:
+        return [fact for fact in self.facts if isinstance(fact, GenerationEnded)]
 
     def causes(self) -> list[str]:
         return [fact.cause for fact in self.ended()]

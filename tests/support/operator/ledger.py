@@ -8,9 +8,9 @@ from pretrain_api.status.job import JobStatus, NodeFailure, Suspect
 from pretrain_api.status.records import Appraisal, StepRecord
 from pretrain_operator.cluster import Event, InjectedFault
 from pretrain_operator.facts.fact import (
-    Adopted,
     Fact,
     FaultsInjected,
+    GenerationAdopted,
     JobEnded,
     NodesObserved,
     PodsObserved,
@@ -49,7 +49,7 @@ class Book:
         return self.tell(FaultsInjected(now, faults), PodsObserved(now, running=pods_run, suspended=suspended))
 
     def adopt(self, generation: Any) -> JobStatus:
-        return self.tell(Adopted(NOON, generation))
+        return self.tell(GenerationAdopted(NOON, generation))
 
     def nodes(self, *crashes: tuple[str, NodeFailure], now: float = NOON, silent: tuple[str, ...] = ()) -> JobStatus:
         return self.tell(NodesObserved(now, crashes, frozenset(silent)))

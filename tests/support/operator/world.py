@@ -18,7 +18,7 @@ from pretrain_operator.coordinator.types import AgentView, CoordinatorView, Want
 from pretrain_operator.decide.observe import Observed
 from pretrain_operator.decide.pod_history import PodHistory
 from pretrain_operator.decide.workers import observed_workers
-from pretrain_operator.facts.fact import Announced, CoordinatorFact, Ended, Reported
+from pretrain_operator.facts.fact import CoordinatorFact, GenerationAnnounced, GenerationEnded, Reported
 from pretrain_operator.liveness.silence import SilenceClock
 from pretrain_operator.projections.ledger import Projected
 
@@ -180,13 +180,13 @@ def a_start(rank: int) -> Started:
     return Started(rank=rank, local_rank=0, pid=100 + rank)
 
 
-def an_end(time: float, number: int, cause: Any = "WorkerLost", *, step: int = 0, **fields: Any) -> Ended:
+def an_end(time: float, number: int, cause: Any = "WorkerLost", *, step: int = 0, **fields: Any) -> GenerationEnded:
     values: dict[str, Any] = {"fault_time": NOON + time} | fields
-    return Ended(time=NOON + time, number=number, cause=cause, step=step, **values)
+    return GenerationEnded(time=NOON + time, number=number, cause=cause, step=step, **values)
 
 
-def announced(time: float, generation: Generation) -> Announced:
-    return Announced(NOON + time, generation)
+def announced(time: float, generation: Generation) -> GenerationAnnounced:
+    return GenerationAnnounced(NOON + time, generation)
 
 
 class Crash(Exception):
@@ -377,7 +377,13 @@ class FakeChannel:
         joined = {i for i in world.alive() & want.pods if world.pods[i].phase == "Running"} - world.frozen
         chosen = sorted(i for i in joined if i[0] not in want.remove_slots)[: want.replicas]
         if members - joined:
-            self.facts((Ended(world.now, world.number, "WorkerLost", world.step, world.now, min(members - joined)[0]),))
+            self.facts(
+                (
+                    GenerationEnded(
+                        world.now, world.number, "WorkerLost", world.step, world.now, min(members - joined)[0]
+                    ),
+                )
+            )
             world.generation = None
             return True
         if world.generation is not None and not want.running and not world.holding:
@@ -388,12 +394,12 @@ class FakeChannel:
         if members == set(chosen):
             return self._step_after_a_crash()
         if world.generation is not None:
-            self.facts((Ended(world.now, world.number, "Resized", world.step, world.now),))
+            self.facts((GenerationEnded(world.now, world.number, "Resized", world.step, world.now),))
         world.number += 1
         world.step += 1
         world.holding = False
         world.generation = a_generation(world.number, *chosen)
-        self.facts((Announced(world.now, world.generation),))
+        self.facts((GenerationAnnounced(world.now, world.generation),))
         self.say(a_restore(world.step - 1))
         self.say(a_step(world.step))
         return True

@@ -20,7 +20,7 @@ from pretrain_operator.coordinator.output import CoordinatorOutput, OutputBuffer
 from pretrain_operator.coordinator.running_generation import RunningGeneration
 from pretrain_operator.coordinator.step_boundary import StepBoundary
 from pretrain_operator.coordinator.types import CoordinatorView, Want
-from pretrain_operator.facts.fact import Announced, Ended, Reported, is_step
+from pretrain_operator.facts.fact import GenerationAnnounced, GenerationEnded, Reported, is_step
 from pretrain_operator.liveness.rules import GenerationVerdict
 from pretrain_operator.liveness.timings import Timings
 
@@ -227,7 +227,7 @@ class Coordinator:
         generation = self._formation.advance(want, now, idle=idle)
         if generation is not None:
             self._running = RunningGeneration(generation, since=now)
-            self._outbox.publish(Announced(now, generation))
+            self._outbox.publish(GenerationAnnounced(now, generation))
 
     def _announce_and_dissolve(self) -> None:
         """Bring every agent to the current generation if it is a member, else to none."""
@@ -301,7 +301,7 @@ class Coordinator:
 
     def _end(self, running: RunningGeneration, verdict: GenerationVerdict, now: float) -> None:
         member = verdict.member
-        ended = Ended(
+        ended = GenerationEnded(
             time=now,
             number=running.number,
             cause=verdict.cause,

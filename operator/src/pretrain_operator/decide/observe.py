@@ -15,8 +15,8 @@ from pretrain_operator.decide.replacement import fell_silent
 from pretrain_operator.decide.sizing import missing_slots
 from pretrain_operator.decide.workers import ObservedWorker, is_alone, observed_workers
 from pretrain_operator.facts.fact import (
-    Adopted,
     FaultsInjected,
+    GenerationAdopted,
     NodesObserved,
     PodsObserved,
     ProfileRefused,
@@ -130,7 +130,7 @@ def observed_facts(
         message = "a worker ended before it joined" + _exit_message(snapshot, failed[-1])
         facts.append(StartsFailed(now, len(failed), message))
     if view.current is not None:
-        facts.append(Adopted(now, view.current))
+        facts.append(GenerationAdopted(now, view.current))
     facts.append(FaultsInjected(now, snapshot.faults))
     pods_run = any(pod.phase == "Running" for pod in snapshot.pods)
     facts.append(PodsObserved(now, running=pods_run, suspended=memory.written.phase == "Suspended"))

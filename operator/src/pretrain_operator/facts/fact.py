@@ -3,7 +3,7 @@
 | source | facts |
 |---|---|
 | agents, through the coordinator | `Reported` |
-| the coordinator | `Announced`, `Ended` |
+| the coordinator | `GenerationAnnounced`, `GenerationEnded` |
 | the job's service, of generations, pods and nodes that it observes | the others |
 """
 
@@ -37,7 +37,7 @@ class Reported:
 
 
 @dataclass(frozen=True)
-class Announced:
+class GenerationAnnounced:
     """A generation was announced to all its members."""
 
     time: float
@@ -45,7 +45,7 @@ class Announced:
 
 
 @dataclass(frozen=True)
-class Ended:
+class GenerationEnded:
     """A generation ended before the job finished."""
 
     time: float
@@ -66,7 +66,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Adopted:
+class GenerationAdopted:
     """A running generation was found that this process did not see announced."""
 
     time: float
@@ -126,8 +126,10 @@ class JobEnded:
     failed: bool
 
 
-CoordinatorFact = Ended | Announced | Reported
-ServiceFact = Adopted | PodsObserved | FaultsInjected | NodesObserved | StartsFailed | ProfileRefused | JobEnded
+CoordinatorFact = GenerationEnded | GenerationAnnounced | Reported
+ServiceFact = (
+    GenerationAdopted | PodsObserved | FaultsInjected | NodesObserved | StartsFailed | ProfileRefused | JobEnded
+)
 Fact = CoordinatorFact | ServiceFact
 
 

@@ -2,7 +2,7 @@
 
 Agents number their reports, and a coordinator passes each number on once. Two kinds of repetition remain: every rank
 reports a rollback, a hold or a rejected checkpoint, and agents replay unacknowledged reports to a new operator, whose
-status may include them already. Both are recognised here against a `Position`, which the status seeds.
+status may include them already. Both are recognised here against a `LineagePosition`, which the status seeds.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pretrain_api.messages.reports import (
 )
 from pretrain_api.status.job import Incident, JobStatus
 from pretrain_operator.facts.fact import (
-    Adopted,
-    Announced,
-    Ended,
     Fact,
+    GenerationAdopted,
+    GenerationAnnounced,
+    GenerationEnded,
     JobEnded,
     PodsObserved,
     ProfileRefused,
@@ -44,7 +44,7 @@ Occurrence = tuple[str, int, float]
 
 
 @dataclass(frozen=True)
-class Position:
+class LineagePosition:
     """Place of a run in its lineage, and the occurrences that a repetition is recognised by."""
 
     generation: int = 0
@@ -79,14 +79,14 @@ class Position:
         return self.rolled_to if self.rolled_to and generation == self.generation else generation
 
 
-def position_of(status: JobStatus) -> Position:
+def position_of(status: JobStatus) -> LineagePosition:
     """Return the position that a status shows."""
     last = status.generations[-1] if status.generations else None
     rolled_to = last.number if last is not None and last.formed_as is not None else 0
     key = status.latest_checkpoint
     rollbacks = [item for item in status.incidents if item.cause in DIVERGENCES and item.action in ("", "RolledBack")]
     diverged_at = max((_detected_at(item) for item in rollbacks if item.action), default=NEVER) if rolled_to else NEVER
-    return Position(
+    return LineagePosition(
         generation=(last.formed_as or last.number) if last is not None else 0,
         rolled_to=rolled_to,
         step=status.step,
@@ -101,12 +101,12 @@ def position_of(status: JobStatus) -> Position:
 
 
 @dataclass(frozen=True)
-class Entry:
+class AdmittedFact:
     """An admitted fact, with the position before and after it."""
 
     fact: Fact
-    before: Position
-    after: Position
+    before: LineagePosition
+    after: LineagePosition
 
 
 class FactLog:
@@ -115,16 +115,16 @@ class FactLog:
     def __init__(self, status: JobStatus) -> None:
         self.position = position_of(status)
 
-    def admit(self, fact: Fact) -> Entry | None:
+    def admit(self, fact: Fact) -> AdmittedFact | None:
         """Return the fact's entry, or None for a repetition, an outdated report or a fact after the job's end."""
         before = self.position
         if _is_excluded(before, fact):
             return None
         self.position = advance(before, fact)
-        return Entry(fact, before, self.position)
+        return AdmittedFact(fact, before, self.position)
 
 
-def is_repetition(position: Position, fact: Reported) -> bool:
+def is_repetition(position: LineagePosition, fact: Reported) -> bool:
     """Decide whether the occurrence that a rank reports is known. Kinds without a rule here are always new."""
     match body := fact.body:
         case Restored():
@@ -150,14 +150,14 @@ def is_repetition(position: Position, fact: Reported) -> bool:
             return False
 
 
-def advance(position: Position, fact: Fact) -> Position:
+def advance(position: LineagePosition, fact: Fact) -> LineagePosition:
     """Return the position after a fact that is no repetition."""
     match fact:
         case Reported():
             return _reported(position, fact)
-        case Announced() | Adopted():
+        case GenerationAnnounced() | GenerationAdopted():
             return replace(position, current=fact.generation.number)
-        case Ended():
+        case GenerationEnded():
             return replace(position, ended=fact.number)
         case ProfileRefused():
             return replace(position, profiles=position.profiles | {fact.request})
@@ -167,7 +167,7 @@ def advance(position: Position, fact: Fact) -> Position:
             return position
 
 
-def _reported(position: Position, fact: Reported) -> Position:
+def _reported(position: LineagePosition, fact: Reported) -> LineagePosition:
     match body := fact.body:
         case Restored():
             return replace(_in_generation(position, fact.generation), step=body.step)
@@ -196,17 +196,17 @@ def _reported(position: Position, fact: Reported) -> Position:
             return position
 
 
-def _is_excluded(position: Position, fact: Fact) -> bool:
-    if position.closed and isinstance(fact, Reported | Announced | Ended | PodsObserved | JobEnded):
+def _is_excluded(position: LineagePosition, fact: Fact) -> bool:
+    if position.closed and isinstance(fact, Reported | GenerationAnnounced | GenerationEnded | PodsObserved | JobEnded):
         return True
-    if isinstance(fact, Adopted):
+    if isinstance(fact, GenerationAdopted):
         return fact.generation.number == position.current
     if isinstance(fact, ProfileRefused):
         return fact.request in position.profiles
     return isinstance(fact, Reported) and (fact.generation < position.generation or is_repetition(position, fact))
 
 
-def _in_generation(position: Position, generation: int) -> Position:
+def _in_generation(position: LineagePosition, generation: int) -> LineagePosition:
     if generation == position.generation:
         return position
     return replace(position, generation=generation, rolled_to=0, diverged_at=NEVER)

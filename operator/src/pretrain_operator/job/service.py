@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from pretrain_api.spec.job import Recovery
 from pretrain_api.status.job import JobStatus
-from pretrain_operator.cluster import Cluster, Event, Refused, Snapshot
+from pretrain_operator.cluster import Cluster, Event, PodRefused, Snapshot
 from pretrain_operator.coordinator.types import Want
 from pretrain_operator.decide.actions import Action, CreatePod, DeleteJob, DeletePod, EndAgents
 from pretrain_operator.decide.lifecycle import EndReason
@@ -25,7 +25,7 @@ from pretrain_operator.decide.observe import (
 from pretrain_operator.decide.plan import Decision, plan
 from pretrain_operator.decide.pod_history import Identity
 from pretrain_operator.decide.status import compose, status_events, urgent_part
-from pretrain_operator.facts.fact import Adopted, CoordinatorFact, Fact, JobEnded, Reported
+from pretrain_operator.facts.fact import CoordinatorFact, Fact, GenerationAdopted, JobEnded, Reported
 from pretrain_operator.job.ports import CoordinatorPort, JobListener
 from pretrain_operator.job.wakeup import ActionRunner, ReconcileTrigger, cluster_retries
 from pretrain_operator.liveness.timings import TIMINGS
@@ -171,7 +171,7 @@ class JobService:
             if isinstance(fact, Reported) and not ledger.slice(GENERATIONS).knows(fact.generation):
                 current = self._coordinator.view().current
                 if current is not None and current.number == fact.generation:
-                    self._record(Adopted(fact.time, current), ledger, recovery)
+                    self._record(GenerationAdopted(fact.time, current), ledger, recovery)
             self._record(fact, ledger, recovery)
         routine = ledger.view().state == state and len(self._events) == events
         self._trigger.within(self._progress_seconds if routine else 0.0)
@@ -273,7 +273,7 @@ class JobService:
                 continue
             try:
                 await self._perform(action, reconciliation.spec_generation)
-            except Refused as error:
+            except PodRefused as error:
                 refused = True
                 refusal = PodRefusal.after(self._memory.refusal, error.reason, error.message, self._clock())
                 self._memory = replace(self._memory, refusal=refusal)

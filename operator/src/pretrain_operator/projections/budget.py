@@ -14,7 +14,7 @@ from pretrain_api.spec import job as spec
 from pretrain_api.spec.quantities import format_duration
 from pretrain_api.status.job import JobStatus
 from pretrain_operator.cluster import Event
-from pretrain_operator.facts.fact import Announced, Ended, StartsFailed
+from pretrain_operator.facts.fact import GenerationAnnounced, GenerationEnded, StartsFailed
 from pretrain_operator.projections.goodput import STEPPING
 from pretrain_operator.projections.projection import NO_EFFECTS, Context, Effects, Projection, on
 
@@ -94,7 +94,7 @@ def write(slice_: BudgetSlice, status: JobStatus) -> JobStatus:
     return status.model_copy(update={"bookkeeping": status.bookkeeping.model_copy(update=books)})
 
 
-def announced(slice_: BudgetSlice, fact: Announced, _: Context) -> Folded:
+def announced(slice_: BudgetSlice, fact: GenerationAnnounced, _: Context) -> Folded:
     """Begin the next generation. If no worker of an unexplained one is missing, the program failed."""
     spent, unexplained = slice_.spent, slice_.unexplained
     if unexplained is not None and _agents(unexplained) <= _agents(fact.generation):
@@ -102,7 +102,7 @@ def announced(slice_: BudgetSlice, fact: Announced, _: Context) -> Folded:
     return BudgetSlice(spent, slice_.fatal), NO_EFFECTS
 
 
-def ended(slice_: BudgetSlice, fact: Ended, context: Context) -> Folded:
+def ended(slice_: BudgetSlice, fact: GenerationEnded, context: Context) -> Folded:
     """Count a fault, unless the job's rules ignore it.
 
     The first rejection of a checkpoint is free: the next generation resumes from another one, and their number is
@@ -187,8 +187,8 @@ BUDGET = Projection(
     restore=restore,
     write=write,
     rules=(
-        on(Announced, announced),
-        on(Ended, ended),
+        on(GenerationAnnounced, announced),
+        on(GenerationEnded, ended),
         on(Failed, failed),
         on(CheckpointRejected, checkpoint_rejected),
         on(StartsFailed, starts_failed),

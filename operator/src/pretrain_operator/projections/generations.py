@@ -5,7 +5,7 @@ from __future__ import annotations
 from pretrain_api.messages.reports import Restored, RolledBack, Started, StepDone
 from pretrain_api.status.job import GenerationSummary, JobStatus
 from pretrain_operator.cluster import Event
-from pretrain_operator.facts.fact import Adopted, Announced
+from pretrain_operator.facts.fact import GenerationAdopted, GenerationAnnounced
 from pretrain_operator.projections.membership import Membership
 from pretrain_operator.projections.projection import NO_EFFECTS, Context, Effects, Projection, counted, on
 
@@ -13,7 +13,7 @@ Folded = tuple[Membership, Effects]
 
 
 def restore(status: JobStatus) -> Membership:
-    """Read the slice; the members of the current generation come with the next `Adopted` or `Announced`."""
+    """Read the slice; the members of the current generation come with the next fact that names it."""
     return Membership(status.generation, status.generations)
 
 
@@ -22,12 +22,12 @@ def write(slice_: Membership, status: JobStatus) -> JobStatus:
     return status.model_copy(update={"generation": slice_.highest, "generations": slice_.summaries})
 
 
-def adopted(slice_: Membership, fact: Adopted, _: Context) -> Folded:
+def adopted(slice_: Membership, fact: GenerationAdopted, _: Context) -> Folded:
     """Take over a generation that another process announced."""
     return slice_.with_current(fact.generation), NO_EFFECTS
 
 
-def announced(slice_: Membership, fact: Announced, _: Context) -> Folded:
+def announced(slice_: Membership, fact: GenerationAnnounced, _: Context) -> Folded:
     """Begin the next generation."""
     generation = fact.generation
     text = f"generation {generation.number} with {counted(len(generation.members), 'worker')}: {generation.reason}"
@@ -76,8 +76,8 @@ GENERATIONS = Projection(
     restore=restore,
     write=write,
     rules=(
-        on(Adopted, adopted),
-        on(Announced, announced),
+        on(GenerationAdopted, adopted),
+        on(GenerationAnnounced, announced),
         on(Started, started),
         on(Restored, restored),
         on(StepDone, step_done),

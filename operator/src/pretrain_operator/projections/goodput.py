@@ -20,7 +20,7 @@ from pretrain_api.messages.reports import (
     Unblocked,
 )
 from pretrain_api.status.job import Goodput, GoodputState, JobStatus
-from pretrain_operator.facts.fact import Announced, Ended, JobEnded, PodsObserved
+from pretrain_operator.facts.fact import GenerationAnnounced, GenerationEnded, JobEnded, PodsObserved
 from pretrain_operator.projections.projection import NO_EFFECTS, Context, Effects, Projection, on
 
 WITHOUT_WORKERS: tuple[GoodputState, ...] = ("queued", "suspended")
@@ -103,13 +103,13 @@ def pods_observed(slice_: GoodputSlice, fact: PodsObserved, _: Context) -> Folde
     return slice_, NO_EFFECTS
 
 
-def announced(slice_: GoodputSlice, fact: Announced, _: Context) -> Folded:
+def announced(slice_: GoodputSlice, fact: GenerationAnnounced, _: Context) -> Folded:
     """Begin to start a generation, unless a recovery or a hold lasts until it trains."""
     slice_ = replace(slice_, held_step=-1)
     return slice_.switch("starting", fact.time) if slice_.state in STEPPING else slice_, NO_EFFECTS
 
 
-def ended(slice_: GoodputSlice, fact: Ended, _: Context) -> Folded:
+def ended(slice_: GoodputSlice, fact: GenerationEnded, _: Context) -> Folded:
     """Begin a recovery at the time of the fault, or a hold at a planned end."""
     if slice_.state == "suspended" or (fact.intended and slice_.state == "recovering"):
         return slice_, NO_EFFECTS
@@ -217,8 +217,8 @@ GOODPUT = Projection(
     write=write,
     rules=(
         on(PodsObserved, pods_observed),
-        on(Announced, announced),
-        on(Ended, ended),
+        on(GenerationAnnounced, announced),
+        on(GenerationEnded, ended),
         on(Started, started),
         on(Restored, restored),
         on(StepDone, step_done),

@@ -10,7 +10,13 @@ from pretrain_api.messages.protocol import Generation
 from pretrain_api.messages.reports import CheckpointRejected, Diverged, Restored, RolledBack, Started, StepDone
 from pretrain_api.status.job import Incident, JobStatus
 from pretrain_operator.cluster import Event
-from pretrain_operator.facts.fact import Adopted, Announced, Ended, FaultsInjected, JobEnded
+from pretrain_operator.facts.fact import (
+    FaultsInjected,
+    GenerationAdopted,
+    GenerationAnnounced,
+    GenerationEnded,
+    JobEnded,
+)
 from pretrain_operator.facts.log import CHECKPOINT_CORRUPT, DIVERGENCES
 from pretrain_operator.projections.incident_times import IncidentTimes, explain, read, shown
 from pretrain_operator.projections.projection import NO_EFFECTS, Context, Effects, Measurement, Projection, counted, on
@@ -86,7 +92,7 @@ def write(slice_: IncidentSlice, status: JobStatus) -> JobStatus:
     return status.model_copy(update={"incidents": tuple(map(shown, slice_.incidents))})
 
 
-def adopted(slice_: IncidentSlice, fact: Adopted, _: Context) -> Folded:
+def adopted(slice_: IncidentSlice, fact: GenerationAdopted, _: Context) -> Folded:
     """Expect the adopted generation to resolve the open incidents, except divergences: its ranks roll back."""
 
     def expected(item: IncidentTimes) -> IncidentTimes:
@@ -97,7 +103,7 @@ def adopted(slice_: IncidentSlice, fact: Adopted, _: Context) -> Folded:
     return slice_.change_open(expected), NO_EFFECTS
 
 
-def announced(slice_: IncidentSlice, fact: Announced, context: Context) -> Folded:
+def announced(slice_: IncidentSlice, fact: GenerationAnnounced, context: Context) -> Folded:
     """Note the generation that is to resolve the open incidents."""
     same = _agents(context.membership.current) == _agents(fact.generation)
 
@@ -112,7 +118,7 @@ def announced(slice_: IncidentSlice, fact: Announced, context: Context) -> Folde
     return slice_.change_open(reformed), NO_EFFECTS
 
 
-def ended(slice_: IncidentSlice, fact: Ended, context: Context) -> Folded:
+def ended(slice_: IncidentSlice, fact: GenerationEnded, context: Context) -> Folded:
     """Open an incident for a fault. A planned end only restarts the recovery that is under way."""
     if context.state == "suspended":
         return slice_, _restart(fact)
@@ -217,11 +223,11 @@ def _restored(slice_: IncidentSlice, step: int, time: float) -> IncidentSlice:
     return slice_.lose_steps_above(step).change_open(lambda item: replace(item, restored=time))
 
 
-def _restart(fact: Ended) -> Effects:
+def _restart(fact: GenerationEnded) -> Effects:
     return NO_EFFECTS if fact.intended else Effects(measurements=(Measurement("restarts", label=fact.cause),))
 
 
-def _end_event(fact: Ended, step: int) -> Event:
+def _end_event(fact: GenerationEnded, step: int) -> Event:
     who = "" if fact.slot is None else f" (worker {fact.slot})"
     where = f" on {fact.node}" if fact.node else ""
     text = f"generation {fact.number} ended at step {step}{who}{where}"
@@ -261,9 +267,9 @@ INCIDENTS = Projection(
     restore=restore,
     write=write,
     rules=(
-        on(Adopted, adopted),
-        on(Announced, announced),
-        on(Ended, ended),
+        on(GenerationAdopted, adopted),
+        on(GenerationAnnounced, announced),
+        on(GenerationEnded, ended),
         on(Started, started),
         on(Restored, restored),
         on(StepDone, step_done),

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from pretrain_api.spec.job import Recovery
 from pretrain_api.status.job import GoodputState, JobStatus, Obstacle, Suspect
 from pretrain_operator.facts.fact import Fact, Reported
-from pretrain_operator.facts.log import Entry, FactLog
+from pretrain_operator.facts.log import AdmittedFact, FactLog
 from pretrain_operator.projections.budget import BUDGET, NOTHING_SPENT, Spent
 from pretrain_operator.projections.checkpoints import CHECKPOINTS
 from pretrain_operator.projections.evaluations import EVALUATIONS
@@ -109,7 +109,7 @@ class Ledger:
             answered_profiles=frozenset(profile.id for profile in self.slice(PROFILES).profiles),
         )
 
-    def _context(self, entry: Entry, recovery: Recovery) -> Context:
+    def _context(self, entry: AdmittedFact, recovery: Recovery) -> Context:
         fact, progress = entry.fact, self.slice(PROGRESS)
         return Context(
             time=fact.time,

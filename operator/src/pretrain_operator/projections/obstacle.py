@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pretrain_api.messages.reports import Blocked, StepDone, Unblocked
 from pretrain_api.status.job import JobStatus, Obstacle
-from pretrain_operator.facts.fact import Adopted, Announced, Ended
+from pretrain_operator.facts.fact import GenerationAdopted, GenerationAnnounced, GenerationEnded
 from pretrain_operator.projections.projection import NO_EFFECTS, Context, Effects, Projection, on
 
 
@@ -32,12 +32,12 @@ def write(slice_: ObstacleSlice, status: JobStatus) -> JobStatus:
     return status.model_copy(update={"bookkeeping": books})
 
 
-def adopted(slice_: ObstacleSlice, fact: Adopted, context: Context) -> Folded:
+def adopted(slice_: ObstacleSlice, fact: GenerationAdopted, context: Context) -> Folded:
     """Keep the obstacle unless the generation is a newer one than the status knew."""
     return FREE if fact.generation.number > context.membership.highest else slice_, NO_EFFECTS
 
 
-def generation_changed(_: ObstacleSlice, __: Announced | Ended, ___: Context) -> Folded:
+def generation_changed(_: ObstacleSlice, __: GenerationAnnounced | GenerationEnded, ___: Context) -> Folded:
     """Forget the obstacle of a generation that is over."""
     return FREE, NO_EFFECTS
 
@@ -62,9 +62,9 @@ OBSTACLE = Projection(
     restore=restore,
     write=write,
     rules=(
-        on(Adopted, adopted),
-        on(Announced, generation_changed),
-        on(Ended, generation_changed),
+        on(GenerationAdopted, adopted),
+        on(GenerationAnnounced, generation_changed),
+        on(GenerationEnded, generation_changed),
         on(StepDone, step_done),
         on(Blocked, blocked),
         on(Unblocked, unblocked),

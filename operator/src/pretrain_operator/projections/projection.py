@@ -15,7 +15,7 @@ from pretrain_api.spec.job import Recovery
 from pretrain_api.status.job import GoodputState, JobStatus
 from pretrain_api.status.records import Appraisal, StepRecord
 from pretrain_operator.cluster import Event
-from pretrain_operator.facts.log import Position
+from pretrain_operator.facts.log import LineagePosition
 from pretrain_operator.projections.membership import Membership
 
 Slice = TypeVar("Slice")
@@ -65,8 +65,8 @@ class Context:
     time: float
     recovery: Recovery
     """The job's rules."""
-    before: Position
-    position: Position
+    before: LineagePosition
+    position: LineagePosition
     """Place of the run after the fact."""
     membership: Membership
     state: GoodputState
@@ -101,16 +101,16 @@ Fold = Callable[[Slice, Kind, Context], tuple[Slice, Effects]]
 
 
 @dataclass(frozen=True)
-class Rule(Generic[Slice]):
+class FoldRule(Generic[Slice]):
     """The fold of one kind of fact or report."""
 
     kind: type
     fold: Callable[[Slice, Any, Context], tuple[Slice, Effects]]
 
 
-def on(kind: type[Kind], fold: Fold[Slice, Kind]) -> Rule[Slice]:
+def on(kind: type[Kind], fold: Fold[Slice, Kind]) -> FoldRule[Slice]:
     """Bind a fold to the type of fact, or of report body, that it takes."""
-    return Rule(kind, fold)
+    return FoldRule(kind, fold)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Projection(Generic[Slice]):
     """Read the slice from a status as last written."""
     write: Callable[[Slice, JobStatus], JobStatus]
     """Return the status with the slice in it."""
-    rules: tuple[Rule[Slice], ...]
+    rules: tuple[FoldRule[Slice], ...]
 
     @property
     def folds(self) -> Mapping[type, Callable[[Slice, Any, Context], tuple[Slice, Effects]]]:

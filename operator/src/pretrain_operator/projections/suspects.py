@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pretrain_api.messages.reports import Failed
 from pretrain_api.spec import job as spec
 from pretrain_api.status.job import JobStatus, NodeFailure, Suspect
-from pretrain_operator.facts.fact import Ended, NodesObserved
+from pretrain_operator.facts.fact import GenerationEnded, NodesObserved
 from pretrain_operator.liveness.timings import TIMINGS
 from pretrain_operator.projections.budget import action_on, decisive
 from pretrain_operator.projections.projection import NO_EFFECTS, Context, Effects, Projection, on
@@ -57,7 +57,7 @@ def nodes_observed(slice_: SuspectSlice, fact: NodesObserved, context: Context) 
     return SuspectSlice(suspects, suspects), NO_EFFECTS
 
 
-def ended(slice_: SuspectSlice, fact: Ended, context: Context) -> Folded:
+def ended(slice_: SuspectSlice, fact: GenerationEnded, context: Context) -> Folded:
     """Blame the node of a worker that fell silent, or whose ranks were killed from outside the job."""
     suspects = slice_.suspects
     if context.state == "suspended":
@@ -149,5 +149,5 @@ SUSPECTS = Projection(
     name="suspects",
     restore=restore,
     write=write,
-    rules=(on(NodesObserved, nodes_observed), on(Ended, ended), on(Failed, failed)),
+    rules=(on(NodesObserved, nodes_observed), on(GenerationEnded, ended), on(Failed, failed)),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pretrain_api.messages import protocol
 from pretrain_api.messages.protocol import Heartbeat
-from pretrain_operator.facts.fact import Ended
+from pretrain_operator.facts.fact import GenerationEnded
 from support.coordinator import a_running_world, a_want
 from support.operator.world import a_rolled_back
 
@@ -164,8 +164,8 @@ def test_heartbeats_alone_change_nothing() -> None:
 
 
 def test_an_ended_generation_says_whether_it_was_meant() -> None:
-    assert Ended(time=1, number=1, cause="Resized", step=1, fault_time=1).intended
-    assert not Ended(time=1, number=1, cause="Hang", step=1, fault_time=1).intended
+    assert GenerationEnded(time=1, number=1, cause="Resized", step=1, fault_time=1).intended
+    assert not GenerationEnded(time=1, number=1, cause="Hang", step=1, fault_time=1).intended
     assert a_want().running
 
 

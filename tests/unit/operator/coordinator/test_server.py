@@ -14,7 +14,7 @@ from pretrain_api.messages import protocol, reports
 from pretrain_api.messages.protocol import COORDINATOR_MESSAGE, CoordinatorMessage, Heartbeat, Hello, Report, StoreReady
 from pretrain_operator.coordinator.authentication import AuthenticationFailure, Caller
 from pretrain_operator.coordinator.server import AgentServer, CoordinatorChannel
-from pretrain_operator.facts.fact import Announced, CoordinatorFact, Ended, Reported
+from pretrain_operator.facts.fact import CoordinatorFact, GenerationAnnounced, GenerationEnded, Reported
 from support.coordinator import JOB, a_step, a_want
 
 Client = TestClient[web.Request, web.Application]
@@ -99,7 +99,7 @@ async def test_two_agents_become_a_generation_over_real_sockets(server: AgentSer
     assert isinstance(formed[0], protocol.Formed)
     assert (formed[0].epoch, formed[0].generation.store_port) == (7, 4242)
     assert channel.view().current == formed[0].generation
-    assert [type(fact) for fact in facts] == [Announced]
+    assert [type(fact) for fact in facts] == [GenerationAnnounced]
 
 
 async def test_a_report_is_acknowledged_after_the_facts_were_taken(server: AgentServer, client: Client) -> None:
@@ -280,7 +280,7 @@ async def test_a_closed_channel_lets_its_agents_go_and_is_gone(server: AgentServ
 async def test_a_silent_member_is_found_by_the_clock_alone(server: AgentServer, client: Client) -> None:
     channel = a_channel(server, 2)
     causes: list[str] = []
-    channel.on_facts(lambda facts: causes.extend(fact.cause for fact in facts if isinstance(fact, Ended)))
+    channel.on_facts(lambda facts: causes.extend(fact.cause for fact in facts if isinstance(fact, GenerationEnded)))
     talker, mute = await connect(client, 0), await connect(client, 1)
     await talker.hears("host_store")
     await talker.say(StoreReady(number=1, port=1))

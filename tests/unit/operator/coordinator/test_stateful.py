@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pretrain_api.messages import reports
 from pretrain_api.spec.replicas import down_to_unit
-from pretrain_operator.facts.fact import Announced, Ended
+from pretrain_operator.facts.fact import GenerationAnnounced, GenerationEnded
 from pretrain_operator.liveness.timings import Timings
 from support.coordinator import CoordinatorWorld
 
@@ -181,9 +181,9 @@ class Faults(RuleBasedStateMachine):
             return
         view = coordinator.view()
         said = self.world.facts[self.world.facts_before_boot :]
-        ended = [fact.number for fact in said if isinstance(fact, Ended)]
+        ended = [fact.number for fact in said if isinstance(fact, GenerationEnded)]
         assert len(ended) == len(set(ended)), "a generation ended twice"
-        announced = [fact.generation.number for fact in self.world.facts if isinstance(fact, Announced)]
+        announced = [fact.generation.number for fact in self.world.facts if isinstance(fact, GenerationAnnounced)]
         assert announced == sorted(set(announced))
         if view.current is not None:
             assert view.current.number not in ended

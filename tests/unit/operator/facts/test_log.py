@@ -26,7 +26,7 @@ from pretrain_api.messages.reports import (
     Unblocked,
 )
 from pretrain_api.status.job import JobStatus
-from pretrain_operator.facts.fact import Adopted, Fact, Reported
+from pretrain_operator.facts.fact import Fact, GenerationAdopted, Reported
 from pretrain_operator.facts.log import FactLog
 from support.operator.ledger import Book
 from support.operator.world import NOON, a_generation, a_restore, a_save, a_start, a_step, an_end, announced, said
@@ -143,7 +143,7 @@ def test_reports_replayed_to_a_new_operator_change_nothing(facts: list[Fact], at
     first.tell(*facts[:crash])
 
     second = first.again()
-    second.tell(Adopted(NOON, ONE), *facts[acknowledged:crash])
+    second.tell(GenerationAdopted(NOON, ONE), *facts[acknowledged:crash])
     assert shown(second.status) == shown(first.status), "a replay changes nothing"
 
     second.tell(*facts[crash:])

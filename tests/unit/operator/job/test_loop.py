@@ -11,7 +11,7 @@ import pytest
 from pretrain_api.messages.reports import Finished
 from pretrain_api.status.job import JobStatus
 from pretrain_operator.cluster import Placement
-from pretrain_operator.facts.fact import Announced, Ended
+from pretrain_operator.facts.fact import GenerationAnnounced, GenerationEnded
 from pretrain_operator.job.ports import JobListener
 from pretrain_operator.job.service import JobService
 from support.operator.world import FakeChannel, FakeCluster, World, a_generation, a_job, a_pod, a_restore, a_step
@@ -130,7 +130,7 @@ async def test_an_incident_is_written_at_once() -> None:
     stage = Stage()
     await stage.settle()
     now = stage.world.now
-    stage.channel.facts((Ended(now, 1, "Hang", 1, now),))
+    stage.channel.facts((GenerationEnded(now, 1, "Hang", 1, now),))
 
     reconciliation = await stage.service.decide()
     await stage.service.act(reconciliation)
@@ -151,7 +151,7 @@ async def test_events_report_phases_after_they_are_written() -> None:
 async def test_facts_told_before_the_first_look_are_kept() -> None:
     stage = Stage(World(a_job(1)))
     generation = a_generation(1, (0, 0))
-    stage.channel.facts((Announced(stage.world.now, generation),))
+    stage.channel.facts((GenerationAnnounced(stage.world.now, generation),))
     stage.world.number = 1
     stage.channel.say(a_restore(0))
     stage.channel.say(a_step(1))

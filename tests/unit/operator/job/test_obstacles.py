@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pretrain_api.messages.reports import Blocked, Finished
-from pretrain_operator.cluster import Placement, Refused
+from pretrain_operator.cluster import Placement, PodRefused
 from pretrain_operator.decide.conditions import condition_of
 from pretrain_operator.job.ports import JobListener
 from pretrain_operator.job.service import JobService
@@ -29,7 +29,7 @@ class QuotaCluster(FakeCluster):
         self.asked += 1
         self.placements.append(placement)
         if len(self.world.alive()) >= self.quota:
-            raise Refused("QuotaExceeded", f"worker {slot} cannot be created: exceeded quota; raise it")
+            raise PodRefused("QuotaExceeded", f"worker {slot} cannot be created: exceeded quota; raise it")
         await super().create_pod(slot, attempt, placement)
 
 
