@@ -1,12 +1,13 @@
-"""The rules of liveness on a scene made by hand."""
+"""The rules of liveness on evidence made by hand."""
 
 from __future__ import annotations
 
 import pytest
 
 from pretrain_api.messages.protocol import Member
-from pretrain_operator.coordinator.settings import Settings
-from pretrain_operator.liveness.rules import Scene, Witness, judge
+from pretrain_operator.liveness.rules import GenerationEvidence, MemberEvidence, judge
+from pretrain_operator.liveness.silence import SilenceClock
+from pretrain_operator.liveness.timings import Timings
 
 NOON = 1000.0
 
@@ -15,19 +16,18 @@ def a_member(rank: int) -> Member:
     return Member(agent_id=f"a{rank}", slot=rank, attempt=0, rank=rank, host="10.0.0.1", processes=1)
 
 
-def a_scene(closed_for: float, step_seconds: float) -> Scene:
-    """Rank 1's connection broke so long ago, right after a step; rank 0 is heard all the time."""
+def evidence(closed_for: float, step_seconds: float) -> GenerationEvidence:
+    """Rank 1 disconnected right after a step, this number of seconds ago; rank 0 is heard all the time."""
     broke = NOON - closed_for
-    return Scene(
+    return GenerationEvidence(
         now=NOON,
-        witnesses=(Witness(a_member(0), "", NOON, None), Witness(a_member(1), "", broke, broke)),
+        members=(MemberEvidence(a_member(0), "", NOON, None), MemberEvidence(a_member(1), "", broke, broke)),
         stepped=True,
         advanced_at=broke,
         active_at=broke,
         step_seconds=step_seconds,
         silence=1.0,
-        quiet_until=0.0,
-        heard_at=NOON,
+        clock=SilenceClock(heard_at=NOON),
         hang_timeout=60.0,
         verdict=None,
         suspicion=None,
@@ -52,6 +52,6 @@ def a_scene(closed_for: float, step_seconds: float) -> Scene:
 def test_a_broken_connection_is_a_loss_after_a_while_without_a_step(
     closed_for: float, step_seconds: float, lost: bool
 ) -> None:
-    verdict = judge(a_scene(closed_for, step_seconds), Settings())
+    verdict = judge(evidence(closed_for, step_seconds), Timings())
 
     assert (verdict is not None and verdict.cause == "WorkerLost") == lost

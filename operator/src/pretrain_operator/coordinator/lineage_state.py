@@ -1,4 +1,4 @@
-"""What ranks said that outlives their generation."""
+"""Coordinator state that outlives a generation: numbers, rejected checkpoints, the end of the job."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from pretrain_api.messages import reports
 from pretrain_api.messages.protocol import Generation
 
 
-class Memory:
-    """Numbers, rejected checkpoints, and how the job ended."""
+class LineageState:
+    """Generation numbers, rejected checkpoints and the final report, as learned from ranks."""
 
     def __init__(self, highest_number: int) -> None:
         self.highest = highest_number
-        """The highest generation number known; a generation below it is over."""
+        """Highest known generation number; generations below it are over."""
         self.owned = highest_number > 0
-        """The job has a record of its own in the lineage, or must be taken to have one."""
+        """The job has a lineage record of its own, or may have one."""
         self.rejected: tuple[str, ...] = ()
         self.finished: reports.Finished | None = None
         self.fatal: reports.Failed | None = None
 
     @property
     def over(self) -> bool:
-        """No generation is formed any more."""
+        """No further generation is formed."""
         return self.finished is not None or self.fatal is not None
 
     def next_number(self) -> int:
-        """Take the next number."""
+        """Allocate the next generation number."""
         self.highest += 1
         return self.highest
 
     def adopt(self, generation: Generation, step: int) -> None:
-        """A generation that somebody else formed runs and has done so many steps."""
+        """Learn from a running generation that another coordinator formed; `step`: steps it completed."""
         self.rejected = generation.rejected
         self.owned = not generation.may_take_over or step > 0
 
     def learn(self, body: reports.ReportBody) -> None:
-        """Keep what a rank of the current generation said."""
+        """Learn from a report of the current generation."""
         match body:
             case reports.StepDone() | reports.Restored():
                 self.owned = True
@@ -52,7 +52,7 @@ class Memory:
             case _:
                 pass
 
-    def condemn(self, body: reports.ReportBody) -> None:
-        """Keep a failure that no restart mends."""
+    def learn_fatal(self, body: reports.ReportBody) -> None:
+        """Record a failure that no restart can fix."""
         if isinstance(body, reports.Failed) and not body.retryable and not self.over:
             self.fatal = body
