@@ -143,7 +143,7 @@ def test_a_wrong_shard_is_fetched_again_only_when_it_was_replaced_or_after_a_lon
     [
         (Missing("00007.bin"), errors.DataMissing),
         (Unavailable("no answer"), errors.StorageUnavailable),
-        (AccessDenied("no"), errors.AccessDenied),
+        (AccessDenied("no"), errors.AccessDeniedError),
         (StoreError("nonsense"), errors.InvalidInput),
     ],
 )
