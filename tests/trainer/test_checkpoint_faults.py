@@ -16,6 +16,7 @@ from pretrain_api.messages.reports import Saved, SaveFailed
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.history import read_listing
 from pretrain_store.lineage import line
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import (
     CheckpointRejectedError,
     InvalidInput,
@@ -43,7 +44,7 @@ FILES = (".metadata", "__0_0.distcp")
 
 @pytest.fixture(autouse=True, scope="module")
 def alone() -> Iterator[None]:
-    with process_group({}):
+    with process_group(Environment.of({})):
         yield
 
 
@@ -204,7 +205,7 @@ def test_a_kill_in_mid_save_leaves_the_checkpoint_before_in_force(tmp_path: Path
 
 
 def _stall_in_a_save(folder: Path, files_put: int, pipe: Connection) -> None:
-    with process_group({}), pytest.MonkeyPatch.context() as patch:
+    with process_group(Environment.of({})), pytest.MonkeyPatch.context() as patch:
         store = a_flaky_store(folder, patch)
         checkpointer, trained = open_checkpointer(a_job(folder)), Trained(steps=1)
         saved(checkpointer, trained, 1)

@@ -15,6 +15,7 @@ from pretrain_agent.network.metrics_server import SAVE_STAGES
 from pretrain_api.checkpoint.lineage import StepRange, checkpoint_folder, manifest_key, parse_manifest_key
 from pretrain_api.messages.reports import Saved
 from pretrain_store.directory import DirectoryStore
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.core.progress import Progress
 from pretrain_trainer.core.ranks import Ranks, process_group
@@ -33,7 +34,7 @@ from support.trainer.world import run_ranks
 
 @pytest.fixture(autouse=True, scope="module")
 def alone() -> Iterator[None]:
-    with process_group({}):
+    with process_group(Environment.of({})):
         yield
 
 

@@ -28,6 +28,7 @@ from pretrain_trainer.checkpoint.dcp.state import tensors_of
 from pretrain_trainer.checkpoint.memory import snapshots
 from pretrain_trainer.checkpoint.memory.plan import Account, choose
 from pretrain_trainer.checkpoint.memory.snapshots import Part, Seal, Snapshots, intact, sealed
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.mesh import Mesh
 from pretrain_trainer.core.progress import Progress
 from pretrain_trainer.core.ranks import Ranks, process_group
@@ -42,7 +43,7 @@ from support.trainer.world import run_ranks
 
 @pytest.fixture
 def alone() -> Iterator[None]:
-    with process_group({}):
+    with process_group(Environment.of({})):
         yield
 
 

@@ -27,6 +27,7 @@ from pretrain_trainer.checkpoint.dcp.load import Received
 from pretrain_trainer.checkpoint.dcp.pinned_memory import Pinned, gpus
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
 from pretrain_trainer.checkpoint.dcp.transfer import broadcast
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import CheckpointRejectedError
 from pretrain_trainer.core.progress import Progress
 from pretrain_trainer.core.ranks import Ranks, process_group
@@ -49,7 +50,7 @@ GPUS = frozenset({torch.device("cuda", 0), torch.device("cuda", 1)})
 
 @pytest.fixture
 def alone() -> Iterator[None]:
-    with process_group({}):
+    with process_group(Environment.of({})):
         yield
 
 

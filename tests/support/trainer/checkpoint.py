@@ -21,6 +21,7 @@ from pretrain_store.directory import DirectoryStore
 from pretrain_store.errors import Unavailable
 from pretrain_trainer.checkpoint import Checkpointer, checkpointer
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.progress import Progress
 from pretrain_trainer.core.ranks import Ranks, process_group
 from support.store.values import an_identity
@@ -157,5 +158,5 @@ def a_flaky_store(folder: Path, patch: pytest.MonkeyPatch) -> FlakyStore:
 
 def on_rank(environ: Mapping[str, str], act: Callable[..., Any], *arguments: Any) -> Any:
     """Call `act(ranks, *arguments)` as one of the ranks of `run_ranks`, in their process group."""
-    with process_group(environ) as ranks:
+    with process_group(Environment.of(environ)) as ranks:
         return act(ranks, *arguments)
