@@ -112,9 +112,8 @@ GIB = 1 << 30
         (
             {"batch": {"sequences": 20, "microBatch": 10}},
             "set training.batch.microBatch to 5 (it is 10; the global batch stays as it is); or set "
-            "training.activationCheckpointing to full; or set training.parallelism.shard to full, so that state is "
-            "shared out over the workers; or set "
-            "training.precision to bf16",
+            "training.activationCheckpointing to full; or set training.parallelism.shard to full, which divides the "
+            "state among the workers; or set training.precision to bf16",
         ),
         (
             {
