@@ -15,7 +15,7 @@ from pretrain_api.messages import reports
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_store import errors as store
 from pretrain_trainer.checkpoint import Checkpointer
-from pretrain_trainer.core.collectives import Agreement
+from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import (
     AccessDenied,
     BucketMissing,
@@ -58,7 +58,7 @@ def alone() -> Iterator[None]:
 def waited(act: Act, speaks: bool = True) -> tuple[list[Any], list[float]]:
     """What was reported and how long each pause was, until the act could be done."""
     link, pauses = FakeLink(), list[float]()
-    assert Waiting(link, speaks, Agreement(None), pauses.append).until_clear(act) == 7
+    assert Waiting(link, speaks, Collectives(None), pauses.append).until_clear(act) == 7
     return link.reports, pauses
 
 
@@ -136,7 +136,7 @@ def test_all_ranks_wait_for_one_and_rank_0_speaks_for_it() -> None:
 def _blocked_on_rank_two(ranks: Ranks) -> tuple[int, list[tuple[str, str, str]], list[float]]:
     act = Act(DataMissing("rank 2 misses it"), DataMissing("rank 2 misses it")) if ranks.rank == 2 else Act()
     link, pauses = FakeLink(), list[float]()
-    result = Waiting(link, ranks.first, Agreement(None), pauses.append).together(act)
+    result = Waiting(link, ranks.first, Collectives(None), pauses.append).together(act)
     said = [(body.kind, getattr(body, "reason", ""), getattr(body, "message", "")) for body in link.reports]
     return result, said, pauses
 

@@ -32,7 +32,7 @@ from pretrain_trainer.checkpoint.memory.plan import Recall, Worker
 from pretrain_trainer.checkpoint.memory.snapshots import NoRoom, Part, Snapshots, prune
 from pretrain_trainer.checkpoint.restore import restore
 from pretrain_trainer.checkpoint.saver import Saver
-from pretrain_trainer.core.collectives import Agreement
+from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import CheckpointRejectedError, SupersededError
 from pretrain_trainer.core.mesh import Mesh
 from pretrain_trainer.core.progress import Progress
@@ -70,7 +70,7 @@ class Checkpointer:
         self._applicant = applicant
         self._store = store
         self._entry = entry
-        self._agreement = Agreement(None)
+        self._collectives = Collectives(None)
         self._group = None if _replicated(config.training.parallelism) else _background_group()
         self._saver: Saver | None = None
         self._worker = Worker.of(ranks, environ)
@@ -110,7 +110,7 @@ class Checkpointer:
             said = enter_remembering(mine, applicant, looking, Worker.of(ranks, environ)) or said
         elif mine is not None:
             said = enter(mine, applicant, looking)
-        agreed = Agreement(None).first_says(said)
+        agreed = Collectives(None).broadcast_object(said)
         for answer in (agreed, said):
             if isinstance(answer, Refusal):
                 raise answer.error()
@@ -142,7 +142,7 @@ class Checkpointer:
         if self._ranks.first:
             self._returning = self._returning or Returning(self._store, self._entry.record, wish, recall)
             said = self._returning.enter()
-        said = self._agreement.first_says(said)
+        said = self._collectives.broadcast_object(said)
         if isinstance(said, Refusal):
             raise said.error()
         assert said is not None  # the first rank always says something
@@ -233,7 +233,7 @@ class Checkpointer:
         """
         if self._saver is not None:
             self._saver.join()
-        key, stop = self._agreement.first_says(self._state())
+        key, stop = self._collectives.broadcast_object(self._state())
         if stop is not None:
             raise SupersededError(stop)
         return key
@@ -246,7 +246,7 @@ class Checkpointer:
                 probe(self._store)
             except StoreError as error:
                 said = refusal(error)
-        said = self._agreement.first_says(said)
+        said = self._collectives.broadcast_object(said)
         if said is not None:
             raise said.error()
 
@@ -276,7 +276,7 @@ class Checkpointer:
     def _pass_over(self, rejected: str) -> None:
         """Enter the history anew, from the newest checkpoint that was not found damaged."""
         self._applicant = self._applicant.without(rejected)
-        said = self._agreement.first_says(enter(self._store, self._applicant) if self._ranks.first else None)
+        said = self._collectives.broadcast_object(enter(self._store, self._applicant) if self._ranks.first else None)
         if isinstance(said, Refusal):
             raise said.error()
         assert said is not None
@@ -311,7 +311,7 @@ class Checkpointer:
             own = _Verdict.JOIN
         if self._group is None:
             return own
-        return _Verdict(self._agreement.highest(own if self._ranks.first else _Verdict.BEGIN))
+        return _Verdict(self._collectives.all_reduce_max(own if self._ranks.first else _Verdict.BEGIN))
 
     def _state(self) -> tuple[str | None, str | None]:
         """The key of the last manifest put, and why to stop: as rank 0 knows it."""

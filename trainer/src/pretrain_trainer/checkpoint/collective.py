@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 from pretrain_store.errors import Corrupt, Missing, StoreError
 from pretrain_trainer.checkpoint.dcp.load import Unusable
 from pretrain_trainer.checkpoint.history.claim import refusal
-from pretrain_trainer.core.collectives import Agreement
+from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import CheckpointRejectedError, CollectiveFailed
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.core.waits import in_the_way
@@ -35,7 +35,7 @@ class Together:
     def __init__(self, ranks: Ranks, key: str) -> None:
         self.ranks = ranks
         self.key = key
-        self.agreement = Agreement(None)
+        self.collectives = Collectives(None)
 
     def all_or_none(self, act: Callable[[], Result]) -> Result:
         """Have each rank do its part; if one fails none goes on. Collective.
@@ -49,10 +49,10 @@ class Together:
         except Exception as error:
             failure = error
         own = _outcome(failure)
-        worst = self.agreement.highest(own)
+        worst = self.collectives.all_reduce_max(own)
         if worst == _Outcome.FINE:
             return cast("Result", result)
-        said = self.agreement.all_say(f"rank {self.ranks.rank}: {failure}" if own == worst else "")
+        said = self.collectives.all_gather_object(f"rank {self.ranks.rank}: {failure}" if own == worst else "")
         message = next(text for text in said if text)
         if worst == _Outcome.DAMAGED:
             raise CheckpointRejectedError(self.key, message) from failure
@@ -65,7 +65,7 @@ class Together:
     def _shared(self, failure: Exception | None) -> Exception:
         """The obstacle of the first rank that met one. Collective."""
         own = refusal(failure) if isinstance(failure, StoreError) else None
-        return next(said for said in self.agreement.all_say(own) if said is not None).error()
+        return next(said for said in self.collectives.all_gather_object(own) if said is not None).error()
 
 
 def _outcome(failure: Exception | None) -> _Outcome:

@@ -47,7 +47,7 @@ def restore(
             links = folders.enter_context(linked).path if linked is not None else None
             objects = _InFolder(store, manifest, scratch.path, links)
         together.all_or_none(lambda: objects.fetch((METADATA,) if first else ()))
-        content = together.agreement.first_says(objects.read(METADATA) if first else b"")
+        content = together.collectives.broadcast_object(objects.read(METADATA) if first else b"")
         loading = together.all_or_none(lambda: target.plan(read_metadata(content), together.key))
         if isinstance(objects, _InFolder) and sharded:
             _share(together, manifest, loading, objects)
@@ -148,7 +148,7 @@ def owners(wanted: Sequence[frozenset[str]], manifest: Manifest) -> dict[str, in
 
 def _share(together: Together, manifest: Manifest, loading: Loading, objects: _InFolder) -> None:
     """Bring to the folder the files that this rank wants, reading its share of what all want."""
-    wanted = together.agreement.all_say(frozenset(loading.files))
+    wanted = together.collectives.all_gather_object(frozenset(loading.files))
     readers = owners(wanted, manifest)
     together.all_or_none(lambda: objects.fetch([name for name, rank in readers.items() if rank == together.ranks.rank]))
     exchange(wanted, {name: (rank,) for name, rank in readers.items()}, lambda name: objects.folder / name)

@@ -23,7 +23,7 @@ from pretrain_sdk.scratch import Scratch
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.dcp.layout import Layout, Signature, lay_out, staged
 from pretrain_trainer.checkpoint.history.commit import Committer, upload
-from pretrain_trainer.core.collectives import Agreement
+from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.progress import Progress
 from pretrain_trainer.core.stage_timer import Stages
 
@@ -173,8 +173,8 @@ class Saver:
         progress, stages = running.progress, running.stages
         layout, part = self._upload(progress.step, make)
         stages.done("upload")
-        agreement = Agreement(self._group) if self._group is not None else None
-        parts = agreement.all_say(part) if agreement else [part]
+        collectives = Collectives(self._group) if self._group is not None else None
+        parts = collectives.all_gather_object(part) if collectives else [part]
         stages.done("agree")
         failures = [f"rank {rank}: {part.failure}" for rank, part in enumerate(parts) if part.failure]
         self._layout = layout if all(part.laid_out for part in parts) else None  # it is made by all together
@@ -182,7 +182,7 @@ class Saver:
             return Ended(progress.step, None, "; ".join(failures))
         ended = self._commit_first(progress, tuple(item for part in parts for item in part.objects))
         stages.done("commit")
-        return agreement.first_says(ended) if agreement else ended
+        return collectives.broadcast_object(ended) if collectives else ended
 
     def _commit_first(self, progress: Progress, objects: tuple[StoredObject, ...]) -> Ended:
         if self._committer is None:

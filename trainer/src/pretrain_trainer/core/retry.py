@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pretrain_api.messages.reports import Blocked, Unblocked
 from pretrain_sdk.rank_link import AgentLink
-from pretrain_trainer.core.collectives import Agreement
+from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import DataDelayed, Obstacle
 
 Result = TypeVar("Result")
@@ -25,10 +25,10 @@ MESSAGE_LENGTH = 2000
 class Waiting:
     """What the ranks of one process group do when something is in the way. Rank 0 says so for all."""
 
-    def __init__(self, link: AgentLink, speaks: bool, agreement: Agreement, sleep: Callable[[float], None]) -> None:
+    def __init__(self, link: AgentLink, speaks: bool, collectives: Collectives, sleep: Callable[[float], None]) -> None:
         self._link = link
         self._speaks = speaks
-        self._agreement = agreement
+        self._collectives = collectives
         self._sleep = sleep
 
     def until_clear(self, act: Callable[[], Result]) -> Result:
@@ -61,9 +61,9 @@ class Waiting:
             result = act()
         except Obstacle as obstacle:
             own = obstacle
-        if not self._agreement.highest(0 if own is None else 1):
+        if not self._collectives.all_reduce_max(0 if own is None else 1):
             return result  # type: ignore[return-value]  # act returned it
-        said = self._agreement.all_say(None if own is None else (type(own), str(own)))
+        said = self._collectives.all_gather_object(None if own is None else (type(own), str(own)))
         found = [item for item in said if item is not None]
         kind, message = min(found, key=lambda item: item[0] is DataDelayed)  # what must be mended is said first
         raise kind(message) from own

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from pretrain_api.spec.training import MAX_METRICS, Evaluation
-from pretrain_trainer.core.collectives import Agreement
+from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.core.progress import Progress
 from pretrain_trainer.eval_api import DIFFERENT, GivenUp, Meeting, Trained
@@ -95,7 +95,7 @@ def _agreed(meeting: Meeting, answer: Answer) -> Answer:
     try:
         meeting.at("end", failed=bool(answer.problem))
     except GivenUp as given_up:
-        said = Agreement(None).all_say(answer.problem)
+        said = Collectives(None).all_gather_object(answer.problem)
         causes = [problem for problem in said if problem and problem != _said(given_up)]
         return Answer(problem=(causes or [DIFFERENT])[0])
     return answer

@@ -40,7 +40,7 @@ from pretrain_trainer.checkpoint.dcp.state import (
     tensors_of_model,
 )
 from pretrain_trainer.checkpoint.history.claim import now
-from pretrain_trainer.core.collectives import Agreement
+from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import InvalidInput, Obstacle
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.core.waits import in_the_way
@@ -76,7 +76,7 @@ class Beginning:
         self._tokenizer = tokenizer
         self._ranks = ranks
         self._environ = environ
-        self._agreement = Agreement(None)
+        self._collectives = Collectives(None)
 
     @classmethod
     def of(
@@ -222,7 +222,7 @@ class Beginning:
         failure = None
         if self._ranks.first:
             result, failure = self._tried(act)
-        said, failed = self._agreement.first_says((result, failure))
+        said, failed = self._collectives.broadcast_object((result, failure))
         if failed is not None:
             raise failed
         return said  # pyright: ignore[reportReturnType]  # act returned it
@@ -230,7 +230,7 @@ class Beginning:
     def _each(self, act: Callable[[], Result]) -> Result:
         """What `act` returns on this rank; what it raises on any is raised on all."""
         result, failure = self._tried(act)
-        failed = next((said for said in self._agreement.all_say(failure) if said is not None), None)
+        failed = next((said for said in self._collectives.all_gather_object(failure) if said is not None), None)
         if failed is not None:
             raise failed
         return result  # pyright: ignore[reportReturnType]  # act returned it
@@ -290,10 +290,10 @@ def _check_tensors(tensors: Mapping[str, Tensor], model: Decoder, shape: Resolve
 def _spread(tensors: Iterator[tuple[str, Tensor]], model: nn.Module, ranks: Ranks) -> None:
     """From the first rank's iterator to every rank's part of the model."""
     own = dict(model.state_dict(keep_vars=True))
-    agreement = Agreement(None)
+    collectives = Collectives(None)
     while True:
         name, tensor = next(tensors, ("", torch.empty(0))) if ranks.first else ("", torch.empty(0))
-        name, size = agreement.first_says((name, tuple(tensor.shape)))
+        name, size = collectives.broadcast_object((name, tuple(tensor.shape)))
         if not name:
             return
         whole = tensor.float().contiguous() if ranks.first else torch.empty(size)

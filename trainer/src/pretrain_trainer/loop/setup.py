@@ -22,7 +22,7 @@ from pretrain_api.spec.schedule import LearningRates
 from pretrain_api.spec.support import training_errors
 from pretrain_api.spec.training import Training
 from pretrain_sdk.rank_link import AgentLink
-from pretrain_trainer.core.collectives import Agreement
+from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.core.mesh import Mesh
 from pretrain_trainer.core.progress import Progress
@@ -119,7 +119,7 @@ def prepare(
     check_supported(training)
     ranks = replace(ranks, mesh=Mesh.of(training.parallelism, ranks.world_size, ranks.worker_size))
     torch.set_num_threads(config.threads)
-    stages, waiting = Stages(), Waiting(link, ranks.first, Agreement(None), time.sleep)
+    stages, waiting = Stages(), Waiting(link, ranks.first, Collectives(None), time.sleep)
     first_of_job = link.generation is None or link.generation.may_take_over
 
     data = OpenedData.of(config, waiting, environ)

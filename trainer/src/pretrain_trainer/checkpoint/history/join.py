@@ -8,7 +8,7 @@ from pretrain_api.checkpoint.lineage import LineageRecord, MemoryState
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.history.claim import Applicant, Entry, Refusal, Survey, put, survey
 from pretrain_trainer.checkpoint.memory.plan import Account, Recall, Worker, choose, damaged
-from pretrain_trainer.core.collectives import Agreement
+from pretrain_trainer.core.collectives import Collectives
 
 
 def enter_remembering(
@@ -17,13 +17,13 @@ def enter_remembering(
     """As `enter`, on all ranks: before the first one puts the record, all say what they have, and verify what is
     chosen of it. `store` is the first rank's alone, which returns what all are told. Collective.
     """
-    agreement = Agreement(None)
-    accounts = _accounts(agreement, worker)
+    collectives = Collectives(None)
+    accounts = _accounts(collectives, worker)
     found = survey(store, applicant, look) if store is not None else None
     recall: Recall | None = None
     if any(said.seals for said in accounts):
-        allowed = agreement.first_says(_allowed(found, applicant, accounts))
-        recall = _intact(agreement, worker, accounts, allowed.__contains__)
+        allowed = collectives.broadcast_object(_allowed(found, applicant, accounts))
+        recall = _intact(collectives, worker, accounts, allowed.__contains__)
     if store is None or not isinstance(found, Survey):
         return found if isinstance(found, Refusal) else None
     return put(store, applicant, found, recall)
@@ -35,23 +35,23 @@ def own_state_before(step: int, record: LineageRecord, worker: Worker) -> Recall
     def allowed(state: MemoryState) -> bool:
         return state.step < step and (state.generation, state.nonce) == (record.generation, record.nonce)
 
-    agreement = Agreement(None)
-    return _intact(agreement, worker, _accounts(agreement, worker), allowed)
+    collectives = Collectives(None)
+    return _intact(collectives, worker, _accounts(collectives, worker), allowed)
 
 
-def _accounts(agreement: Agreement, worker: Worker) -> list[Account]:
+def _accounts(collectives: Collectives, worker: Worker) -> list[Account]:
     seals = tuple(seal for _, seal in worker.found()) if worker.speaks else ()
-    return agreement.all_say(Account(worker.first, seals))
+    return collectives.all_gather_object(Account(worker.first, seals))
 
 
 def _intact(
-    agreement: Agreement, worker: Worker, accounts: Sequence[Account], allowed: Callable[[MemoryState], bool]
+    collectives: Collectives, worker: Worker, accounts: Sequence[Account], allowed: Callable[[MemoryState], bool]
 ) -> Recall | None:
     """The newest state that is allowed, if its files are what was sealed."""
     recall = choose(accounts, allowed)
     if recall is None:
         return None
-    bad = agreement.all_say(damaged(worker, recall))
+    bad = collectives.all_gather_object(damaged(worker, recall))
     return recall.without(pair for pairs in bad for pair in pairs)
 
 

@@ -39,7 +39,7 @@ def _load_replicated(together: Together, recall: Recall, folders: Mapping[int, P
     reads = recall.everywhere or together.ranks.rank == source
     content = together.all_or_none(lambda: (folders[0] / METADATA).read_bytes() if reads else b"")
     if not recall.everywhere:
-        content = together.agreement.says(content, source)
+        content = together.collectives.broadcast_object(content, source)
     loading = together.all_or_none(lambda: target.plan(read_metadata(content), together.key))
     together.all_or_none(lambda: loading.load(folders[0]) if reads else None)
     if not recall.everywhere:
@@ -52,13 +52,13 @@ def _load_parts(together: Together, recall: Recall, folders: Mapping[int, Path],
     speaks = [part for part in folders if recall.holders[part][0] == rank]
     read = together.all_or_none(lambda: {part: (folders[part] / METADATA).read_bytes() for part in speaks})
     said: dict[int, bytes] = {}
-    for contents in together.agreement.all_say(read):
+    for contents in together.collectives.all_gather_object(read):
         said.update(contents)
     metadata = together.all_or_none(lambda: merged({_name(part): read_metadata(said[part]) for part in sorted(said)}))
     loading = together.all_or_none(lambda: target.plan(metadata, together.key))
     for part, folder in folders.items():
         (scratch / _name(part)).symlink_to(folder)
-    wanted = together.agreement.all_say(frozenset(loading.files))
+    wanted = together.collectives.all_gather_object(frozenset(loading.files))
     holders = {name: recall.ranks_with(_part(name)) for name in frozenset[str]().union(*wanted)}
     exchange(wanted, holders, lambda name: scratch / name)
     together.all_or_none(lambda: loading.load(scratch))
