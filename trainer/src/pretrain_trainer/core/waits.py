@@ -13,11 +13,11 @@ def in_the_way(error: store.StoreError) -> Obstacle | None:
     cause = error.__cause__
     plain = cause if isinstance(cause, store.StoreError) else error  # without a remedy of its own
     match plain:
-        case store.BucketMissing():
+        case store.NoSuchBucket():
             return BucketMissing(f"{plain}: create the bucket; {_ITSELF} when it is there")
-        case store.AccessDenied():
+        case store.CredentialsRejected():
             return AccessDenied(f"{plain}: allow these credentials what is needed, or correct them; {_ITSELF} then")
-        case store.Unavailable():
+        case store.StoreUnavailable():
             return StorageUnavailable(f"{plain}: check the service and the way to it; {_ITSELF} when it answers")
         case _:
             return None

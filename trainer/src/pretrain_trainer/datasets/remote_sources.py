@@ -12,9 +12,9 @@ import numpy as np
 from pretrain_api.dataset import DATASET_FILE, Shard
 from pretrain_api.messages.trainer_config import Cache, TrainerConfig
 from pretrain_api.spec.job import Storage
-from pretrain_store.errors import Missing, StoreError
-from pretrain_store.open import Service, is_remote
-from pretrain_store.port import ENDURING, LOOKING
+from pretrain_store.errors import ObjectNotFound, StoreError
+from pretrain_store.open import S3Service, is_remote
+from pretrain_store.port import FEW_RETRIES, FULL_RETRIES
 from pretrain_trainer.core.errors import DataCorrupt, DataMissing
 from pretrain_trainer.core.waits import of_field
 from pretrain_trainer.datasets.corpus import Place, Tokens, folder
@@ -25,8 +25,8 @@ class Sources:
     """Where the sources of a run lie: in folders, or in S3 behind one cache."""
 
     def __init__(self, storage: Storage, environ: Mapping[str, str], cache: ShardCache) -> None:
-        self._looking = Service(storage, environ, LOOKING)
-        self._enduring = Service(storage, environ, ENDURING)
+        self._looking = S3Service(storage, environ, FEW_RETRIES)
+        self._enduring = S3Service(storage, environ, FULL_RETRIES)
         self._cache = cache
 
     @classmethod
@@ -68,7 +68,7 @@ class CachedShard:
 class _Remote:
     """A Place in S3."""
 
-    def __init__(self, looking: Service, enduring: Service, cache: ShardCache, uri: str, field: str) -> None:
+    def __init__(self, looking: S3Service, enduring: S3Service, cache: ShardCache, uri: str, field: str) -> None:
         self._looking = looking
         self._enduring = enduring
         self._cache = cache
@@ -79,7 +79,7 @@ class _Remote:
         """See Place. It does not try for long: whoever waits asks again."""
         try:
             return self._looking.folder(self._uri).get(name)
-        except Missing as error:
+        except ObjectNotFound as error:
             raise DataMissing(
                 f"{self._field}: there is no {self._uri}/{name}: upload it; training goes on by itself when it is there"
             ) from error

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain_store.digest import digest_of, digested
-from pretrain_store.errors import Missing, StoreError
+from pretrain_store.errors import ObjectNotFound, StoreError
 from pretrain_store.port import ObjectReader
 from pretrain_trainer.core.errors import DataCorrupt, DataMissing, InvalidInput, StorageUnavailable
 from pretrain_trainer.core.waits import of_field
@@ -249,7 +249,7 @@ def _named(shard: RemoteShard) -> Generator[None]:
     """The store's errors as this program's, with the source's field."""
     try:
         yield
-    except Missing as error:
+    except ObjectNotFound as error:
         raise DataMissing(
             f"{shard.field}: there is no {shard.uri}, which the source's description names: upload it; "
             "training goes on by itself"
