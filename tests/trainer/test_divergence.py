@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pretrain_api.checkpoint.lineage import LossMemory
-from pretrain_trainer.stability.detector import Verdict, anew, look
+from pretrain_trainer.stability.detector import StepVerdict, anew, look
 
 Curve = Callable[[np.random.Generator, np.ndarray], tuple[np.ndarray, np.ndarray]]
 STEPS = 400
@@ -27,7 +27,7 @@ class Found:
     outliers: int
 
 
-def judged(losses: Sequence[float], norms: Sequence[float], threshold: float = 5.0) -> list[Verdict]:
+def judged(losses: Sequence[float], norms: Sequence[float], threshold: float = 5.0) -> list[StepVerdict]:
     """The verdicts, step by step, up to the first divergence."""
     watch, verdicts = LossMemory(), []
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):

@@ -17,7 +17,15 @@ from pretrain_trainer.observability.gpu_peaks import GPUS, gpu_peak
 from pretrain_trainer.observability.memory import from_counters, process_memory
 from pretrain_trainer.observability.mfu import Utilization, arithmetic, ranks_of_a_machine
 from pretrain_trainer.observability.step_report import LATELY_STEPS, lately
-from pretrain_trainer.observability.step_timing import COMPUTED, DATA, REDUCED, UPDATED, EventMarks, HostMarks, Pace
+from pretrain_trainer.observability.step_timing import (
+    COMPUTED,
+    DATA,
+    REDUCED,
+    UPDATED,
+    DeviceStepMarks,
+    HostStepMarks,
+    StepTimer,
+)
 from support.operator.world import a_step
 from support.trainer.world import a_config, a_corpus, a_generation, run_training
 
@@ -210,7 +218,7 @@ class FakeEvent:
 
 def test_on_a_gpu_nothing_is_waited_for_and_the_update_is_told_a_step_later() -> None:
     device = Device()
-    marks = EventMarks(lambda: FakeEvent(device))
+    marks = DeviceStepMarks(lambda: FakeEvent(device))
     told = []
     for step in (1, 2, 3):
         marks.mark(DATA)
@@ -232,7 +240,7 @@ def test_on_a_gpu_nothing_is_waited_for_and_the_update_is_told_a_step_later() ->
 
 
 def test_parts_of_a_step_on_a_cpu_add_up() -> None:
-    pace = Pace(100, HostMarks())
+    pace = StepTimer(100, HostStepMarks())
     pace.begin()
     pace.data_read()
     pace.computed()

@@ -8,7 +8,7 @@ import torch
 
 from pretrain_api.spec.job import Storage
 from pretrain_sdk.rank_logs import LOGS_VARIABLE
-from pretrain_trainer.loop.failures import ending
+from pretrain_trainer.observability.failures import process_exit
 from pretrain_trainer.observability.oom_snapshot import describe, write_snapshot
 from support.trainer.world import a_config, a_corpus, run_program
 
@@ -42,7 +42,7 @@ def test_it_lies_beside_the_logs_or_else_in_the_store(tmp_path: Path) -> None:
 
 
 def test_the_failure_says_where_it_lies_and_goes_without_when_there_is_none(tmp_path: Path) -> None:
-    end = ending(OUT_OF_MEMORY, 0)
+    end = process_exit(OUT_OF_MEMORY, 0)
 
     assert end.with_snapshot("/logs/x").report.message.endswith("what the memory held: /logs/x")  # type: ignore[union-attr]
     assert end.with_snapshot("/logs/x").message.endswith("what the memory held: /logs/x")

@@ -143,7 +143,7 @@ def test_a_wrong_shard_is_fetched_again_only_when_it_was_replaced_or_after_a_lon
     [
         (ObjectNotFound("00007.bin"), errors.DataMissing),
         (StoreUnavailable("no answer"), errors.StorageUnavailable),
-        (CredentialsRejected("no"), errors.AccessDenied),
+        (CredentialsRejected("no"), errors.AccessDeniedError),
         (StoreError("nonsense"), errors.InvalidInput),
     ],
 )

@@ -17,17 +17,16 @@ from pretrain_store import errors as store
 from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import (
-    AccessDenied,
-    BucketMissing,
+    AccessDeniedError,
+    BucketMissingError,
     DataDelayed,
     DataMissing,
     InvalidInput,
-    Obstacle,
+    ObstacleError,
     StorageUnavailable,
 )
 from pretrain_trainer.core.ranks import Ranks, process_group
-from pretrain_trainer.core.retry import Waiting
-from pretrain_trainer.core.waits import in_the_way
+from pretrain_trainer.core.waits import ObstacleRetry, in_the_way
 from pretrain_trainer.loop.train import train
 from support.store.moto import CORPUS, Bucket, moto
 from support.trainer.checkpoint import on_rank
@@ -58,7 +57,7 @@ def alone() -> Iterator[None]:
 def waited(act: Act, speaks: bool = True) -> tuple[list[Any], list[float]]:
     """What was reported and how long each pause was, until the act could be done."""
     link, pauses = FakeLink(), list[float]()
-    assert Waiting(link, speaks, Collectives(None), pauses.append).until_clear(act) == 7
+    assert ObstacleRetry(link, speaks, Collectives(None), pauses.append).retry_until_clear(act) == 7
     return link.reports, pauses
 
 
@@ -77,7 +76,9 @@ class TestWaiting:
         assert pauses == [1, 2, 4, 8, *[10] * 1996]
 
     def test_another_obstacle_is_said_too(self) -> None:
-        said, _ = waited(Act(BucketMissing("a"), BucketMissing("a"), AccessDenied("a"), AccessDenied("b")))
+        said, _ = waited(
+            Act(BucketMissingError("a"), BucketMissingError("a"), AccessDeniedError("a"), AccessDeniedError("b"))
+        )
 
         assert [(body.kind, getattr(body, "reason", ""), getattr(body, "message", "")) for body in said] == [
             ("blocked", "BucketMissing", "a"),
@@ -102,8 +103,8 @@ class TestWaiting:
 @pytest.mark.parametrize(
     ("error", "obstacle"),
     [
-        (store.NoSuchBucket("x"), BucketMissing),
-        (store.CredentialsRejected("x"), AccessDenied),
+        (store.NoSuchBucket("x"), BucketMissingError),
+        (store.CredentialsRejected("x"), AccessDeniedError),
         (store.StoreUnavailable("x"), StorageUnavailable),
         (store.StoreRefused("x"), None),
         (store.ConditionalPutUnsupported("x"), None),
@@ -111,7 +112,7 @@ class TestWaiting:
     ],
 )
 def test_only_what_somebody_may_mend_outside_is_an_obstacle(
-    error: store.StoreError, obstacle: type[Obstacle] | None
+    error: store.StoreError, obstacle: type[ObstacleError] | None
 ) -> None:
     found = in_the_way(error)
 
@@ -136,7 +137,7 @@ def test_all_ranks_wait_for_one_and_rank_0_speaks_for_it() -> None:
 def _blocked_on_rank_two(ranks: Ranks) -> tuple[int, list[tuple[str, str, str]], list[float]]:
     act = Act(DataMissing("rank 2 misses it"), DataMissing("rank 2 misses it")) if ranks.rank == 2 else Act()
     link, pauses = FakeLink(), list[float]()
-    result = Waiting(link, ranks.first, Collectives(None), pauses.append).together(act)
+    result = ObstacleRetry(link, ranks.first, Collectives(None), pauses.append).retry_on_all_ranks(act)
     said = [(body.kind, getattr(body, "reason", ""), getattr(body, "message", "")) for body in link.reports]
     return result, said, pauses
 

@@ -12,8 +12,8 @@ import pytest
 from pretrain_api.messages.reports import Evaluated, Sampled
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_trainer.checkpoint import Checkpointer
-from pretrain_trainer.loop.failures import ending
 from pretrain_trainer.loop.train import train
+from pretrain_trainer.observability.failures import process_exit
 from support.trainer.world import RANK_SECONDS, FakeLink, RankEnd, a_config, a_generation, run_ranks
 
 GPT2 = {"family": "gpt2", "layers": 4, "heads": 4, "width": 32, "context": 16}
@@ -103,6 +103,6 @@ def train_case(environ: Mapping[str, str], case: Case, checkpointer: type[Checkp
     try:
         train(case.config, link, checkpointer.open, environ)
     except Exception as error:
-        end = ending(error, int(environ["RANK"]))
+        end = process_exit(error, int(environ["RANK"]))
         return RankEnd([*link.reports, end.report], end.exit_code)
     return RankEnd(link.reports, 0)

@@ -41,12 +41,12 @@ from pretrain_trainer.checkpoint.saver import Saver
 from pretrain_trainer.core.progress import Progress
 from pretrain_trainer.core.ranks import Ranks, process_group
 from pretrain_trainer.loop import setup
-from pretrain_trainer.loop.failures import Ending, ending
 from pretrain_trainer.loop.train import train
+from pretrain_trainer.observability.failures import ProcessExit, process_exit
 from pretrain_trainer.parallelism.exact import ExactGradients, ExactShardedGradients
 from pretrain_trainer.parallelism.gradients import Gradients, Reduced, Signals
 from pretrain_trainer.stability import rollback
-from pretrain_trainer.stability.guard import Wish
+from pretrain_trainer.stability.guard import RollbackRequest
 from support.ports import free_port
 
 VOCABULARY = 61
@@ -206,7 +206,7 @@ class FileCheckpointer:
     def rollbacks(self) -> tuple[Rollback, ...]:
         return ()
 
-    def go_back(self, wish: Wish) -> None:
+    def go_back(self, wish: RollbackRequest) -> None:
         raise NotImplementedError
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
@@ -417,13 +417,13 @@ def _rank(pipe: Connection, environ: dict[str, Any], target: Callable[..., Any],
         pipe.send(RankCrashed(traceback.format_exc()))
 
 
-def losing_a_peer(environ: Mapping[str, str], config: TrainerConfig) -> Ending:
+def losing_a_peer(environ: Mapping[str, str], config: TrainerConfig) -> ProcessExit:
     """Train until rank 1 is killed after step 3; how the others end."""
     rank = int(environ["RANK"])
     try:
         train(config, DeadlyLink() if rank == 1 else FakeLink(), lambda *_: NoCheckpointer(), environ)
     except Exception as error:
-        return ending(error, rank)
+        return process_exit(error, rank)
     raise AssertionError("training went on without a peer")
 
 
@@ -482,7 +482,7 @@ def _train(environ: Mapping[str, str], config: TrainerConfig, script: Script) ->
     try:
         train(config, link, open_checkpointer, environ)
     except Exception as error:
-        end = ending(error, rank)
+        end = process_exit(error, rank)
         return RankEnd([*link.reports, *([end.report] if end.report else [])], end.exit_code)
     return RankEnd(link.reports, 0, watching.parameters)
 

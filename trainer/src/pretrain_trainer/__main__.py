@@ -14,8 +14,8 @@ from pretrain_sdk.rank_link import AgentLink, UnattendedLink, connect
 from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.loop.console_link import PrintedLink
-from pretrain_trainer.loop.failures import ending
 from pretrain_trainer.loop.train import train
+from pretrain_trainer.observability.failures import process_exit
 from pretrain_trainer.observability.oom_snapshot import write_snapshot
 
 INTERRUPTED = 130
@@ -55,7 +55,7 @@ def main() -> None:
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)
     except BaseException as error:  # DCP's CheckpointException is no Exception
-        end = ending(error, rank, config.training if config is not None else None)
+        end = process_exit(error, rank, config.training if config is not None else None)
         if end.exit_code is ExitCode.OUT_OF_MEMORY:
             storage = config.checkpoint.storage if config is not None else None
             number = link.generation.number if link.generation is not None else 0

@@ -12,8 +12,3 @@ import torch.distributed.checkpoint.state_dict
 import torch.distributed.fsdp
 import torch.distributed.tensor
 import torch.optim  # noqa: F401
-
-import pretrain_trainer.checkpoint
-import pretrain_trainer.loop.console_link
-import pretrain_trainer.loop.failures
-import pretrain_trainer.loop.train  # noqa: F401

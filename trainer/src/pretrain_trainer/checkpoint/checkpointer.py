@@ -37,7 +37,7 @@ from pretrain_trainer.core.errors import CheckpointRejectedError, SupersededErro
 from pretrain_trainer.core.mesh import Mesh
 from pretrain_trainer.core.progress import Progress
 from pretrain_trainer.core.ranks import Ranks
-from pretrain_trainer.stability.guard import Wish
+from pretrain_trainer.stability.guard import RollbackRequest
 
 _log = logging.getLogger(__name__)
 _STOPPED = "a later generation of another job goes on with this history: this one must stop"
@@ -129,7 +129,7 @@ class Checkpointer:
         record = self._entry.record
         return tuple(rollback for rollback in record.rollbacks if rollback.job_uid == record.job_uid)
 
-    def go_back(self, wish: Wish) -> None:
+    def go_back(self, wish: RollbackRequest) -> None:
         """Enter the history anew, under the next number, from a state before a divergence. Collective.
 
         Saves under way are waited for, lest one come into force later. Raises on all ranks alike NumberTakenError and

@@ -17,7 +17,7 @@ from pretrain_trainer.checkpoint.dcp.load import PARALLEL, Loading, Received, Un
 from pretrain_trainer.checkpoint.dcp.target import Target
 from pretrain_trainer.checkpoint.dcp.transfer import broadcast, exchange
 from pretrain_trainer.core.parallel_map import each
-from pretrain_trainer.core.stage_timer import Stages
+from pretrain_trainer.core.stage_timer import StageTimer
 
 
 def restore(
@@ -36,7 +36,7 @@ def restore(
     is fetched are links, which saves copying it to memory.
     """
     first = together.ranks.first
-    stages = Stages()
+    stages = StageTimer()
     with ExitStack() as folders:
         objects: _InMemory | _InFolder
         if not sharded and target.replaceable:

@@ -25,7 +25,7 @@ from pretrain_trainer.checkpoint.dcp.layout import Layout, Signature, lay_out, s
 from pretrain_trainer.checkpoint.history.commit import Committer, upload
 from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.progress import Progress
-from pretrain_trainer.core.stage_timer import Stages
+from pretrain_trainer.core.stage_timer import StageTimer
 
 _ANYTHING = (Exception, CheckpointException)
 """A save that fails is reported and never fatal, whatever the reason. DCP's own error is no Exception."""
@@ -56,7 +56,7 @@ class _Running:
     progress: Progress
     began: float
     stall: float
-    stages: Stages
+    stages: StageTimer
     thread: threading.Thread = field(init=False)
 
 
@@ -100,7 +100,7 @@ class Saver:
     def begin(self, progress: Progress, tensors: Mapping[str, Tensor]) -> float:
         """Copy the tensors and start the rest; returns the seconds that it took. No save may be under way elsewhere."""
         self.join()
-        began, stages = time.perf_counter(), Stages()
+        began, stages = time.perf_counter(), StageTimer()
         layout = self._layout
         if layout is not None and layout.signature == Signature.of(tensors):
             layout.fill(tensors)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from pretrain_trainer.core.mesh import Mesh, Place
+from pretrain_trainer.core.mesh import Mesh, MeshPosition
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Ranks:
     """How the ranks are laid out; None: each is a replica of the model."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> MeshPosition:
         """Which part of the model this rank has, and which share of the data."""
         return (self.mesh or Mesh(self.world_size)).place(self.rank)
 

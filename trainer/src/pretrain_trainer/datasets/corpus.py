@@ -29,18 +29,18 @@ from pretrain_api.spec.model import ResolvedModel
 from pretrain_api.spec.training import Source, Training
 from pretrain_store.open import split_uri
 from pretrain_trainer.core.errors import InvalidInput
-from pretrain_trainer.datasets.order import MixSource, Order, Sequences
+from pretrain_trainer.datasets.order import DataOrder, MixSource, Sequences
 
 Tokens = NDArray[np.unsignedinteger]
 OpenShard = Callable[[], Tokens]
 """Maps a shard; the mapping lasts as long as what is returned."""
 
 
-class Place(Protocol):
+class SourceLocation(Protocol):
     """Where a source or a tokeniser lies."""
 
     def read(self, name: str) -> bytes:
-        """A whole small file. Raises InvalidInput when it is not there, or an Obstacle where one may wait for it."""
+        """A whole small file. Raises InvalidInput when it is not there, or an Obstacle."""
         ...
 
     def shard(self, shard: Shard, dtype: np.dtype[np.unsignedinteger]) -> OpenShard:
@@ -52,7 +52,7 @@ class Place(Protocol):
         ...
 
 
-Locate = Callable[[str, str], Place]
+Locate = Callable[[str, str], SourceLocation]
 """From a folder's URI, and the field that it stands in, to the place."""
 
 
@@ -90,7 +90,7 @@ class Reading:
 
     def __init__(self, sources: Sequence[TokenSource], sequences: Sequences, context: int) -> None:
         self.windows = np.empty((len(sequences.windows), context + 1), dtype=np.int64)
-        self._left = deque(_parts(sources, sequences))
+        self._left = deque(_shard_reads(sources, sequences))
 
     @property
     def shards(self) -> tuple[OpenShard, ...]:
@@ -108,21 +108,21 @@ class Reading:
         return True
 
 
-class _Part(NamedTuple):
+class _ShardRead(NamedTuple):
     source: TokenSource
     shard: int
     windows: NDArray[np.int64]
     rows: NDArray[np.intp]
 
 
-def _parts(sources: Sequence[TokenSource], sequences: Sequences) -> Iterator[_Part]:
+def _shard_reads(sources: Sequence[TokenSource], sequences: Sequences) -> Iterator[_ShardRead]:
     for index, source in enumerate(sources):
         rows = np.flatnonzero(sequences.sources == index)
         windows = sequences.windows[rows]
         shards = source.shards_of(windows)
         for shard in np.unique(shards).tolist():
             here = shards == shard
-            yield _Part(source, shard, windows[here], rows[here])
+            yield _ShardRead(source, shard, windows[here], rows[here])
 
 
 def read_windows(source: TokenSource, windows: NDArray[np.int64], context: int) -> NDArray[np.int64]:
@@ -159,7 +159,7 @@ class Batches:
             MixSource(source.name, source.weight, tokens.windows)
             for source, tokens in zip(training.data.sources, corpus.sources, strict=True)
         ]
-        self._order = Order(mix, training.batch.sequences, training.seed)
+        self._order = DataOrder(mix, training.batch.sequences, training.seed)
         self._sources = corpus.sources
         self._micro_batch = training.batch.micro_batch
         self._context = context
@@ -182,7 +182,7 @@ class Batches:
         return list(torch.from_numpy(reading.windows).split(self._micro_batch)) if len(reading.windows) else []
 
 
-def folder(uri: str, field: str) -> Place:
+def folder(uri: str, field: str) -> SourceLocation:
     """A folder of this machine, or of a volume."""
     parsed = urlparse(uri)
     if parsed.scheme not in ("", "file"):
@@ -251,14 +251,14 @@ def _check_tokens(source: TokenSource, corpus: Corpus, shape: ResolvedModel) -> 
 
 
 class _Folder:
-    """A Place in the file system. Its shards are mapped at once and stay so."""
+    """A SourceLocation in the file system. Its shards are mapped at once and stay so."""
 
     def __init__(self, path: Path, field: str) -> None:
         self._path = path
         self._field = field
 
     def read(self, name: str) -> bytes:
-        """See Place."""
+        """See SourceLocation."""
         path = self._path / name
         try:
             return path.read_bytes()
@@ -266,7 +266,7 @@ class _Folder:
             raise InvalidInput(f"{self._field}: {path} cannot be read ({error.strerror}): correct the path") from error
 
     def shard(self, shard: Shard, dtype: np.dtype[np.unsignedinteger]) -> OpenShard:
-        """See Place. Its size is checked."""
+        """See SourceLocation. Its size is checked."""
         path, wanted = self._path / shard.name, shard.tokens * dtype.itemsize
         try:
             size = path.stat().st_size
@@ -281,6 +281,6 @@ class _Folder:
         return lambda: mapped
 
     def undescribed(self, why: str) -> Exception:
-        """See Place."""
+        """See SourceLocation."""
         where = self._path / DATASET_FILE
         return InvalidInput(f"{self._field}: {where} is no dataset description ({why}): make the data anew")

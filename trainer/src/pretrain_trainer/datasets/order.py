@@ -50,7 +50,7 @@ class Sequences:
     windows: NDArray[np.int64]
 
 
-class Order:
+class DataOrder:
     """The data order of a run."""
 
     def __init__(self, sources: Sequence[MixSource], sequences_per_step: int, seed: int) -> None:

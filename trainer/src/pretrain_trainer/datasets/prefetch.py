@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pretrain_api.checkpoint.lineage import StepRange
 from pretrain_trainer.core.errors import DataDelayed, TrainerError
-from pretrain_trainer.core.retry import Waiting
+from pretrain_trainer.core.waits import ObstacleRetry
 from pretrain_trainer.datasets.corpus import Batches, Reading
 from pretrain_trainer.datasets.remote_sources import CachedShard
 
@@ -26,7 +26,7 @@ class FetchedBatches:
     """`Batches` of which some lie in S3. All ranks take every step's data together: none waits unseen for another."""
 
     def __init__(
-        self, batches: Batches, waiting: Waiting, clock: Callable[[], float], steps_ahead: int = STEPS_AHEAD
+        self, batches: Batches, waiting: ObstacleRetry, clock: Callable[[], float], steps_ahead: int = STEPS_AHEAD
     ) -> None:
         self._batches = batches
         self._waiting = waiting
@@ -38,7 +38,7 @@ class FetchedBatches:
         """See Batches. Collective."""
         reading = self._batches.reading(step, skipped, share)
         self._ahead.fetch_after(_Position(step, tuple(skipped), share))
-        self._waiting.together(lambda: self._read(reading, step))
+        self._waiting.retry_on_all_ranks(lambda: self._read(reading, step))
         return self._batches.cut(reading)
 
     def _read(self, reading: Reading, step: int) -> None:

@@ -17,7 +17,7 @@ from pretrain_store.open import S3Service, is_remote
 from pretrain_store.port import FEW_RETRIES, FULL_RETRIES
 from pretrain_trainer.core.errors import DataCorrupt, DataMissing
 from pretrain_trainer.core.waits import of_field
-from pretrain_trainer.datasets.corpus import Place, Tokens, folder
+from pretrain_trainer.datasets.corpus import SourceLocation, Tokens, folder
 from pretrain_trainer.datasets.shard_cache import RemoteShard, ShardCache
 
 
@@ -35,7 +35,7 @@ class Sources:
         cache = ShardCache(cache_folder(config.cache, environ), config.cache.bytes)
         return cls(config.checkpoint.storage, environ, cache)
 
-    def locate(self, uri: str, field: str) -> Place:
+    def locate(self, uri: str, field: str) -> SourceLocation:
         """See data.Locate."""
         if not is_remote(uri):
             return folder(uri, field)
@@ -66,7 +66,7 @@ class CachedShard:
 
 
 class _Remote:
-    """A Place in S3."""
+    """A SourceLocation in S3."""
 
     def __init__(self, looking: S3Service, enduring: S3Service, cache: ShardCache, uri: str, field: str) -> None:
         self._looking = looking
@@ -76,7 +76,7 @@ class _Remote:
         self._field = field
 
     def read(self, name: str) -> bytes:
-        """See Place. It does not try for long: whoever waits asks again."""
+        """See SourceLocation. It does not try for long: whoever waits asks again."""
         try:
             return self._looking.folder(self._uri).get(name)
         except ObjectNotFound as error:
@@ -87,7 +87,7 @@ class _Remote:
             raise of_field(error, self._field) from error
 
     def shard(self, shard: Shard, dtype: np.dtype[np.unsignedinteger]) -> CachedShard:
-        """See Place. Nothing is fetched yet."""
+        """See SourceLocation. Nothing is fetched yet."""
         size = shard.tokens * dtype.itemsize
         fetched = RemoteShard(
             partial(self._enduring.folder, self._uri), self._uri, shard.name, size, shard.sha256, dtype, self._field
@@ -95,7 +95,7 @@ class _Remote:
         return CachedShard(self._cache, fetched)
 
     def undescribed(self, why: str) -> Exception:
-        """See Place."""
+        """See SourceLocation."""
         return DataCorrupt(
             f"{self._field}: {self._uri}/{DATASET_FILE} is no dataset description ({why}): upload the data anew; "
             "training goes on by itself"

@@ -32,8 +32,8 @@ from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.core.progress import Progress
 from pretrain_trainer.eval_api import DIFFERENT, GivenUp, Meeting, Trained
 from pretrain_trainer.evaluation.held_out import at_rest
-from pretrain_trainer.loop.failures import known_error
 from pretrain_trainer.loop.setup import Run
+from pretrain_trainer.observability.failures import known_error
 
 Hook = Callable[[Trained], Mapping[str, float]]
 

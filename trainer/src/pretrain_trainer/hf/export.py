@@ -58,8 +58,8 @@ from pretrain_trainer.core.errors import (
 )
 from pretrain_trainer.datasets.corpus import folder
 from pretrain_trainer.hf.folder import ModelFolder, digests
-from pretrain_trainer.loop.failures import ending
 from pretrain_trainer.models.decoder import Decoder, build
+from pretrain_trainer.observability.failures import process_exit
 
 INTERRUPTED = 130
 _MOST_NAMED = 20
@@ -90,7 +90,7 @@ def main() -> None:
         print(f"--out cannot be written: {error}", file=sys.stderr)
         sys.exit(TrainerError.exit_code)
     except Exception as error:
-        end = ending(error, 0)
+        end = process_exit(error, 0)
         if not end.expected:
             traceback.print_exc()
         print(end.message, file=sys.stderr)

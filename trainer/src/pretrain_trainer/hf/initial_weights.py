@@ -41,7 +41,7 @@ from pretrain_trainer.checkpoint.dcp.state import (
 )
 from pretrain_trainer.checkpoint.history.claim import now
 from pretrain_trainer.core.collectives import Collectives
-from pretrain_trainer.core.errors import InvalidInput, Obstacle
+from pretrain_trainer.core.errors import InvalidInput, ObstacleError
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.core.waits import in_the_way
 from pretrain_trainer.hf.mapping import import_state
@@ -238,7 +238,7 @@ class Beginning:
     def _tried(self, act: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
         try:
             return act(), None
-        except (InvalidInput, Obstacle) as error:
+        except (InvalidInput, ObstacleError) as error:
             return None, error
         except InvalidOrigin as error:
             return None, InvalidInput(str(error))

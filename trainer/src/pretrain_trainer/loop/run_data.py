@@ -12,7 +12,7 @@ from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_api.spec.model import resolve
 from pretrain_api.spec.training import Training
 from pretrain_store.open import is_remote
-from pretrain_trainer.core.retry import Waiting
+from pretrain_trainer.core.waits import ObstacleRetry
 from pretrain_trainer.datasets.corpus import Corpus, open_corpus
 from pretrain_trainer.datasets.remote_sources import Sources
 from pretrain_trainer.datasets.unigram import unigram_loss
@@ -29,12 +29,12 @@ class OpenedData:
     training: Training
     corpus: Corpus
     tokenizer: Tokenizer
-    waiting: Waiting
+    waiting: ObstacleRetry
     remote: bool
     """Some of it is in S3, and may have to be waited for."""
 
     @classmethod
-    def of(cls, config: TrainerConfig, waiting: Waiting, environ: Mapping[str, str]) -> Self:
+    def of(cls, config: TrainerConfig, waiting: ObstacleRetry, environ: Mapping[str, str]) -> Self:
         """That of a job, once nothing is in the way. Raises InvalidInput. Collective."""
         training, sources, remote = config.training, Sources.of(config, environ), _remote(config.training)
         corpus = _reading(waiting, remote)(lambda: open_corpus(training, resolve(training.model), sources.locate))
@@ -58,9 +58,9 @@ class OpenedData:
         return _reading(self.waiting, self.remote)(act)
 
 
-def _reading(waiting: Waiting, remote: bool) -> Callable[[Callable[[], Value]], Value]:
+def _reading(waiting: ObstacleRetry, remote: bool) -> Callable[[Callable[[], Value]], Value]:
     """How what reads is called: where each rank fetches for itself, until all of them could."""
-    return waiting.together if remote else waiting.until_clear
+    return waiting.retry_on_all_ranks if remote else waiting.retry_until_clear
 
 
 def _remote(training: Training) -> bool:

@@ -12,7 +12,7 @@ from pretrain_api.checkpoint.lineage import Manifest, Rollback, manifest_key, pa
 from pretrain_api.messages.reports import Saved, SaveFailed
 from pretrain_api.spec.job import Interval, Memory
 from pretrain_trainer.core.progress import Progress
-from pretrain_trainer.stability.guard import Wish
+from pretrain_trainer.stability.guard import RollbackRequest
 
 DEFAULT_STEPS = 50
 STALL_RATIO = 100
@@ -39,7 +39,7 @@ class Checkpointer(Protocol):
         """Those of this job so far, oldest first."""
         ...
 
-    def go_back(self, wish: Wish) -> None:
+    def go_back(self, wish: RollbackRequest) -> None:
         """Enter the history under a new number with a parent from before a divergence. Collective."""
         ...
 
@@ -68,7 +68,7 @@ class Checkpointer(Protocol):
         ...
 
     def look(self) -> None:
-        """Raise an Obstacle, on all ranks alike, when nothing can be saved now. Collective."""
+        """Raise an ObstacleError, on all ranks alike, when nothing can be saved now. Collective."""
         ...
 
     def close(self) -> None:

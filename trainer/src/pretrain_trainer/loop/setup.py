@@ -27,8 +27,8 @@ from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.core.mesh import Mesh
 from pretrain_trainer.core.progress import Progress
 from pretrain_trainer.core.ranks import Ranks
-from pretrain_trainer.core.retry import Waiting
-from pretrain_trainer.core.stage_timer import Stages
+from pretrain_trainer.core.stage_timer import StageTimer
+from pretrain_trainer.core.waits import ObstacleRetry
 from pretrain_trainer.datasets.corpus import Batches, Corpus
 from pretrain_trainer.datasets.prefetch import FetchedBatches
 from pretrain_trainer.datasets.remote_sources import cache_folder
@@ -76,7 +76,7 @@ class Run:
     checkpointer: Checkpointer
     saves: Saves
     utilization: Utilization
-    waiting: Waiting
+    waiting: ObstacleRetry
     start: Progress
     guard: Guard
     begin_anew: Callable[[], None]
@@ -119,7 +119,7 @@ def prepare(
     check_supported(training)
     ranks = replace(ranks, mesh=Mesh.of(training.parallelism, ranks.world_size, ranks.worker_size))
     torch.set_num_threads(config.threads)
-    stages, waiting = Stages(), Waiting(link, ranks.first, Collectives(None), time.sleep)
+    stages, waiting = StageTimer(), ObstacleRetry(link, ranks.first, Collectives(None), time.sleep)
     first_of_job = link.generation is None or link.generation.may_take_over
 
     data = OpenedData.of(config, waiting, environ)
@@ -154,8 +154,8 @@ def _claim(
     identity = job_identity(training, resolve(training.model), datasets, corpus.tokenizer_digest)
     beginning = Beginning.of(config, identity, corpus.tokenizer, ranks, environ)
     if beginning is not None and (generation is None or generation.may_take_over):
-        data.waiting.until_clear(beginning.check)  # before anything is written
-    opened = data.waiting.until_clear(lambda: open_checkpointer(config, identity, generation, ranks, environ))
+        data.waiting.retry_until_clear(beginning.check)  # before anything is written
+    opened = data.waiting.retry_until_clear(lambda: open_checkpointer(config, identity, generation, ranks, environ))
     return _Claim(opened, beginning)
 
 
@@ -178,22 +178,24 @@ def _build(config: TrainerConfig, data: OpenedData, ranks: Ranks, environ: Mappi
     return _Built(model, groups, build_optimizer(model, training.optimizer, training.exact), parameters)
 
 
-def _restore(config: TrainerConfig, claim: _Claim, built: _Built, waiting: Waiting) -> tuple[Progress, Origin | None]:
+def _restore(
+    config: TrainerConfig, claim: _Claim, built: _Built, waiting: ObstacleRetry
+) -> tuple[Progress, Origin | None]:
     """(the progress to go on from, where else the first weights were taken from)."""
-    start = waiting.until_clear(lambda: claim.checkpointer.restore(built.model, built.optimizer))
+    start = waiting.retry_until_clear(lambda: claim.checkpointer.restore(built.model, built.optimizer))
     if claim.beginning is None or not claim.anew or start.step:
         return start, None
     load, shape = claim.beginning.load, resolve(config.training.model)
-    return start, waiting.until_clear(lambda: load(built.model, built.optimizer, shape))
+    return start, waiting.retry_until_clear(lambda: load(built.model, built.optimizer, shape))
 
 
-def _begin_anew(config: TrainerConfig, claim: _Claim, built: _Built, waiting: Waiting) -> None:
+def _begin_anew(config: TrainerConfig, claim: _Claim, built: _Built, waiting: ObstacleRetry) -> None:
     """Give model and optimizer the state that they had before the first step. Collective."""
     built.optimizer.state.clear()
     initialise_part(built.model, config.training.seed)
     if claim.beginning is not None:
         load, shape = claim.beginning.load, resolve(config.training.model)
-        waiting.until_clear(lambda: load(built.model, built.optimizer, shape))
+        waiting.retry_until_clear(lambda: load(built.model, built.optimizer, shape))
 
 
 def _put_together(

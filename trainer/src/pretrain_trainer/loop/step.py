@@ -9,14 +9,14 @@ from pretrain_api.checkpoint.lineage import data_step
 from pretrain_trainer.core.progress import Progress
 from pretrain_trainer.loop.setup import Run
 from pretrain_trainer.models.optimizer import set_learning_rate
-from pretrain_trainer.observability.step_timing import Pace
+from pretrain_trainer.observability.step_timing import StepTimer
 from pretrain_trainer.parallelism.forward_backward import MicroBatch
 from pretrain_trainer.parallelism.gradients import Reduced, Signals
 from pretrain_trainer.parallelism.work_division import largest_share, share
-from pretrain_trainer.stability.detector import Verdict
+from pretrain_trainer.stability.detector import StepVerdict
 
 
-def compute_gradients(run: Run, progress: Progress, signals: Signals, pace: Pace) -> Reduced:
+def compute_gradients(run: Run, progress: Progress, signals: Signals, pace: StepTimer) -> Reduced:
     """Gradients of the next step, summed over all micro-batches and ranks. Collective."""
     training, place, step = run.training, run.ranks.place, progress.step + 1
     total = training.batch.sequences // training.batch.micro_batch
@@ -44,7 +44,7 @@ def compute_gradients(run: Run, progress: Progress, signals: Signals, pace: Pace
     return reduced
 
 
-def update(run: Run, progress: Progress, verdict: Verdict) -> tuple[Progress, float]:
+def update(run: Run, progress: Progress, verdict: StepVerdict) -> tuple[Progress, float]:
     """(the progress after the update, its learning rate). The update of a verdict that forbids it is dropped."""
     step = progress.step + 1
     rate = run.rates.at(step)

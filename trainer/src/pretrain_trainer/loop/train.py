@@ -19,7 +19,7 @@ from pretrain_trainer.loop.setup import OpenCheckpointer, Run, prepare
 from pretrain_trainer.loop.step import compute_gradients, update
 from pretrain_trainer.observability.profiler import Profiling
 from pretrain_trainer.observability.step_report import lately, own_part, step_done
-from pretrain_trainer.observability.step_timing import Pace, marks_on
+from pretrain_trainer.observability.step_timing import StepTimer, marks_on
 from pretrain_trainer.parallelism.gradients import Reduced, Signals
 from pretrain_trainer.stability.rollback import roll_back
 
@@ -35,7 +35,7 @@ def train(
         run = prepare(config, link, ranks, open_checkpointer, environ)
         control = Control(link, time.monotonic)
         profiling = Profiling(ranks, link, config.checkpoint.storage, environ)
-        pace = Pace(run.step_tokens, marks_on(ranks.device))
+        pace = StepTimer(run.step_tokens, marks_on(ranks.device))
         appraisal = Appraisal(run, hook)
         progress = run.start
 
@@ -70,7 +70,7 @@ def train(
         run.checkpointer.close()
 
 
-def _report_step(run: Run, progress: Progress, reduced: Reduced, rate: float, pace: Pace) -> Progress:
+def _report_step(run: Run, progress: Progress, reduced: Reduced, rate: float, pace: StepTimer) -> Progress:
     """Say that the step is done; the progress with that remembered."""
     times = pace.end(run.saves.take_stall())
     run.utilization.step_done()
@@ -115,7 +115,7 @@ def _settle_last(run: Run, progress: Progress) -> str:
         _report_saves(run)
         if checkpoint is not None:
             return checkpoint
-        run.waiting.until_clear(run.checkpointer.look)
+        run.waiting.retry_until_clear(run.checkpointer.look)
     raise FinalSaveFailed(
         f"the checkpoint of the last step ({progress.step}) could not be written in {FINAL_ATTEMPTS} attempts: "
         "see the failed saves reported before this, and check that checkpoint.storage is writable and has space"

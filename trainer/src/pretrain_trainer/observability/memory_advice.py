@@ -15,7 +15,7 @@ _GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Held:
+class PeakMemory:
     """Memory of a rank, in bytes."""
 
     peak: int
@@ -24,7 +24,7 @@ class Held:
     """"the device" or "this host"."""
 
     @classmethod
-    def now(cls) -> Held:
+    def now(cls) -> PeakMemory:
         """Of the accelerator where there is one, else of this process; its host may serve others."""
         if torch.cuda.is_available():
             device = torch.device("cuda", torch.cuda.current_device())
@@ -34,7 +34,7 @@ class Held:
         return cls(process_memory().peak_bytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this host")
 
 
-def advice(training: Training, held: Held) -> str:
+def advice(training: Training, held: PeakMemory) -> str:
     """A clause that says what this rank held at most, and what to change, the gentlest first."""
     changes = list(_changes(training))
     remedy = "; or ".join(changes) if changes else "use devices with more memory, or a smaller model"

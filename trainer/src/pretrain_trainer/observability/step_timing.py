@@ -36,7 +36,7 @@ class StepTimes:
     """How long the save before this step held up the loop."""
 
 
-class Marks(Protocol):
+class StepMarks(Protocol):
     """The moments of a step: its data is there, backward is done, the sums are there, the update is done."""
 
     def mark(self, moment: int) -> None:
@@ -48,7 +48,7 @@ class Marks(Protocol):
         ...
 
 
-class HostMarks:
+class HostStepMarks:
     """By the host's clock, where the host does the work."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class HostMarks:
         return computed - data, reduced - computed, updated - reduced
 
 
-class Event(Protocol):
+class DeviceEvent(Protocol):
     """The part of torch.cuda.Event that is used here."""
 
     def record(self) -> None:
@@ -80,10 +80,10 @@ class Event(Protocol):
         ...
 
 
-class EventMarks:
+class DeviceStepMarks:
     """By events in the device's current stream. They are made once and recorded again in every step."""
 
-    def __init__(self, make: Callable[[], Event]) -> None:
+    def __init__(self, make: Callable[[], DeviceEvent]) -> None:
         self._events = [make() for _ in range(4)]
         self._last = [0.0] * 3
         self._updated = False
@@ -108,17 +108,17 @@ class EventMarks:
             self._last[moment] = start.elapsed_time(end) / 1000
 
 
-def marks_on(device: torch.device) -> Marks:
+def marks_on(device: torch.device) -> StepMarks:
     """The marks for work on this device."""
     if device.type == "cuda":
-        return EventMarks(lambda: torch.cuda.Event(enable_timing=True))
-    return HostMarks()
+        return DeviceStepMarks(lambda: torch.cuda.Event(enable_timing=True))
+    return HostStepMarks()
 
 
-class Pace:
+class StepTimer:
     """The times of the last steps. Evaluations and holds between steps are not in it."""
 
-    def __init__(self, step_tokens: int, marks: Marks) -> None:
+    def __init__(self, step_tokens: int, marks: StepMarks) -> None:
         self._step_tokens = step_tokens
         self._recent: deque[float] = deque(maxlen=SPEED_STEPS)
         self._began = 0.0

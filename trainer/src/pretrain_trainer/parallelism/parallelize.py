@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from pretrain_trainer.core.mesh import Mesh, Place
+from pretrain_trainer.core.mesh import Mesh, MeshPosition
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.models.decoder import Decoder, initial_values
 from pretrain_trainer.parallelism.fsdp import shard_over
@@ -31,7 +31,7 @@ class Groups:
     """This rank's place in the mesh, and its process groups along it; None: there is nobody to talk to."""
 
     mesh: Mesh
-    place: Place
+    place: MeshPosition
     sharded: bool
     """FSDP2 sums gradients, over `shard` and `replicate`."""
     devices: DeviceMesh | None = None
@@ -115,7 +115,7 @@ def _sizes(mesh: Mesh) -> dict[str, int]:
     }
 
 
-def _ends(laid_out: Tensor, place: Place) -> dist.ProcessGroup | None:
+def _ends(laid_out: Tensor, place: MeshPosition) -> dist.ProcessGroup | None:
     """The group of the first and last stage of each replica and tensor rank; None on those between."""
     pairs = torch.stack((laid_out[0], laid_out[-1]), dim=-1).view(-1, 2).tolist()
     group, _ = dist.new_subgroups_by_enumeration(pairs)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pretrain_trainer.core.errors import CollectiveFailed
-from pretrain_trainer.core.mesh import Place
+from pretrain_trainer.core.mesh import MeshPosition
 from pretrain_trainer.models.decoder import Decoder
 from pretrain_trainer.parallelism.forward_backward import Loss, MicroBatch, padded
 from pretrain_trainer.parallelism.gradients import Gradients
@@ -35,7 +35,7 @@ class StageGradients(Gradients, Protocol):
 class Stage:
     """This rank's stage, and the ranks of its replica's other stages."""
 
-    place: Place
+    place: MeshPosition
     group: dist.ProcessGroup
     """In the order of the stages."""
     device: torch.device
@@ -160,7 +160,7 @@ class Elsewhere(nn.Module):
         return x
 
 
-def keep_stage(model: Decoder, place: Place) -> None:
+def keep_stage(model: Decoder, place: MeshPosition) -> None:
     """Leave in the model what this stage has of it: its blocks, the embeddings on the first, norm and head on the last.
 
     A tied embedding is on both, and stays equal there since its gradients are summed.

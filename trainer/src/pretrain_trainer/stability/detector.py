@@ -50,7 +50,7 @@ Look = Literal["normal", "outlier", "spike", "not finite"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StepVerdict:
     """What a step's loss and gradient norm mean. `since` is the step at which a spike began, else the step itself."""
 
     look: Look
@@ -76,10 +76,10 @@ class Verdict:
         return len(self.watch.outliers) >= UNEASY_OUTLIERS
 
 
-def look(watch: LossMemory, step: int, loss: float, norm: float, *, threshold: float, total_steps: int) -> Verdict:
+def look(watch: LossMemory, step: int, loss: float, norm: float, *, threshold: float, total_steps: int) -> StepVerdict:
     """Judge step `step`, whose loss is in nats per token and whose gradient norm is that before clipping."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        return Verdict("not finite", step, step, watch, f"loss {loss:.6g}, gradient norm {norm:.6g}")
+        return StepVerdict("not finite", step, step, watch, f"loss {loss:.6g}, gradient norm {norm:.6g}")
     loss, norm = _kept(loss), _kept(norm)
     said = _outlying(watch, loss, norm, threshold)
     outliers = tuple(earlier for earlier in watch.outliers if earlier > step - WITHIN_STEPS)
@@ -87,9 +87,9 @@ def look(watch: LossMemory, step: int, loss: float, norm: float, *, threshold: f
         outliers = (*outliers, step)
         kept = watch.model_copy(update={"outliers": outliers})
         if len(outliers) < SPIKE_STEPS:
-            return Verdict("outlier", step, step, kept, said)
+            return StepVerdict("outlier", step, step, kept, said)
         said += f"; {len(outliers)} of the last {step - outliers[0] + 1} steps were like that"
-        return Verdict("spike", step, outliers[0], kept, said)
+        return StepVerdict("spike", step, outliers[0], kept, said)
     after, plateau = _span(watch, loss, max(LEAST_SPAN, total_steps // SPANS))
     after = after.model_copy(
         update={
@@ -98,7 +98,7 @@ def look(watch: LossMemory, step: int, loss: float, norm: float, *, threshold: f
             "outliers": outliers,
         }
     )
-    return Verdict("normal", step, step, after, plateau=plateau)
+    return StepVerdict("normal", step, step, after, plateau=plateau)
 
 
 def anew(watch: LossMemory) -> LossMemory:

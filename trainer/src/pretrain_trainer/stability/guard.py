@@ -16,10 +16,10 @@ from pretrain_api.checkpoint.lineage import Rollback, SlowedRange, StepRange, da
 from pretrain_api.messages import reports
 from pretrain_api.spec.job import Divergence
 from pretrain_sdk.rank_link import AgentLink
-from pretrain_trainer.core.errors import Diverged
+from pretrain_trainer.core.errors import DivergedError
 from pretrain_trainer.core.progress import Progress
 from pretrain_trainer.parallelism.gradients import Reduced
-from pretrain_trainer.stability.detector import Verdict, anew, look
+from pretrain_trainer.stability.detector import StepVerdict, anew, look
 
 REMEDY = (
     "lower training.optimizer.learningRate, lengthen training.schedule.warmupSteps, or look at the data of these steps"
@@ -31,10 +31,10 @@ Answer = Literal["update", "drop", "roll back"]
 
 
 @dataclass(frozen=True)
-class Wish:
+class RollbackRequest:
     """A rollback that is wanted: why, and what is to change."""
 
-    verdict: Verdict
+    verdict: StepVerdict
     settings: Divergence
     skipped: tuple[StepRange, ...]
     """What is skipped up to now."""
@@ -67,7 +67,7 @@ class Guard:
         self._speaks = speaks
         self._began: dict[int, float] = {}
 
-    def look(self, progress: Progress, reduced: Reduced) -> Verdict:
+    def look(self, progress: Progress, reduced: Reduced) -> StepVerdict:
         """The verdict on the next step, whose loss and gradient norm these are."""
         step, threshold, total = progress.step + 1, self._settings.threshold, self._total_steps
         verdict = look(progress.watch, step, reduced.loss, reduced.norm, threshold=threshold, total_steps=total)
@@ -78,7 +78,7 @@ class Guard:
         self._began = {earlier: began for earlier, began in self._began.items() if earlier in outliers} | {step: now}
         return verdict
 
-    def answer(self, verdict: Verdict) -> Answer:
+    def answer(self, verdict: StepVerdict) -> Answer:
         """What is to be done with the step."""
         action = self._settings.action
         if action == "Rollback":
@@ -87,26 +87,26 @@ class Guard:
             return "drop"
         return "update"
 
-    def may_save(self, verdict: Verdict) -> bool:
+    def may_save(self, verdict: StepVerdict) -> bool:
         """Whether a checkpoint of this step is worth having: not while a spike may have begun that is rolled back."""
         return self._settings.action != "Rollback" or not verdict.uneasy
 
-    def wish(self, verdict: Verdict, progress: Progress, earlier: Sequence[Rollback]) -> Wish:
-        """The rollback that is called for, which is said. Raises Diverged when there were enough of them."""
+    def wish(self, verdict: StepVerdict, progress: Progress, earlier: Sequence[Rollback]) -> RollbackRequest:
+        """The rollback that is called for, which is said. Raises DivergedError when there were enough of them."""
         self._say(verdict, "Rollback")
         if len(earlier) >= self._settings.max_rollbacks:
-            raise Diverged(self._account(verdict, earlier))
-        return Wish(verdict, self._settings, progress.skipped)
+            raise DivergedError(self._account(verdict, earlier))
+        return RollbackRequest(verdict, self._settings, progress.skipped)
 
-    def stepped(self, verdict: Verdict, progress: Progress) -> Progress:
-        """`progress`, which counts the step, with what is to be remembered of it. Raises Diverged."""
+    def stepped(self, verdict: StepVerdict, progress: Progress) -> Progress:
+        """`progress`, which counts the step, with what is to be remembered of it. Raises DivergedError."""
         dropped, watch = progress.dropped, verdict.watch
         if self.answer(verdict) == "drop":
             dropped = merged((*dropped, StepRange(first=verdict.step, last=verdict.step)))
             self._say(verdict, "Drop")
             most = max(1, self._settings.skip_steps)
             if dropped[-1].last - dropped[-1].first + 1 > most:
-                raise Diverged(
+                raise DivergedError(
                     f"step {verdict.step}: {verdict.said}; the updates of more than {most} steps in a row had to be "
                     f"dropped (recovery.divergence.skipSteps): {REMEDY}"
                 )
@@ -117,7 +117,7 @@ class Guard:
             self._link.report(reports.Plateau(step=verdict.step, lowest=watch.lowest or 0.0))
         return replace(progress, dropped=dropped, watch=watch)
 
-    def _say(self, verdict: Verdict, action: Literal["Rollback", "Drop", "Warn"]) -> None:
+    def _say(self, verdict: StepVerdict, action: Literal["Rollback", "Drop", "Warn"]) -> None:
         if not self._speaks:
             return
         began = self._began.get(verdict.since)
@@ -132,7 +132,7 @@ class Guard:
             )
         )
 
-    def _account(self, verdict: Verdict, earlier: Sequence[Rollback]) -> str:
+    def _account(self, verdict: StepVerdict, earlier: Sequence[Rollback]) -> str:
         """What happened, and what was tried before."""
         text = f"step {verdict.step}: {verdict.said}"
         if not earlier:

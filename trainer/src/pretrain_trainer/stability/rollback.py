@@ -8,10 +8,10 @@ from pretrain_api.checkpoint.lineage import manifest_key
 from pretrain_api.messages.reports import RolledBack
 from pretrain_trainer.core.progress import Progress
 from pretrain_trainer.loop.setup import Run
-from pretrain_trainer.stability.detector import Verdict
+from pretrain_trainer.stability.detector import StepVerdict
 
 
-def roll_back(run: Run, progress: Progress, verdict: Verdict) -> Progress:
+def roll_back(run: Run, progress: Progress, verdict: StepVerdict) -> Progress:
     """Take a number above this generation's, load what its record names, and say so; the progress to go on from.
 
     Raises Diverged when there were enough rollbacks, NumberTakenError and SupersededError when somebody else goes on,
@@ -20,10 +20,10 @@ def roll_back(run: Run, progress: Progress, verdict: Verdict) -> Progress:
     began = time.perf_counter()
     checkpointer = run.checkpointer
     wish = run.guard.wish(verdict, progress, checkpointer.rollbacks)
-    run.waiting.until_clear(lambda: checkpointer.go_back(wish))
+    run.waiting.retry_until_clear(lambda: checkpointer.go_back(wish))
     for outcome in run.saves.outcomes():
         run.link.report(outcome)
-    start = run.waiting.until_clear(lambda: checkpointer.restore(run.model, run.optimizer))
+    start = run.waiting.retry_until_clear(lambda: checkpointer.restore(run.model, run.optimizer))
     if checkpointer.parent is None and not checkpointer.recalled:
         run.begin_anew()
     run.saves.go_back()

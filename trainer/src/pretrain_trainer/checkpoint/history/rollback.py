@@ -17,7 +17,7 @@ from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.history.claim import Entry, Refusal, now, refusal
 from pretrain_trainer.checkpoint.memory.plan import Recall
 from pretrain_trainer.core.progress import Progress
-from pretrain_trainer.stability.guard import Wish
+from pretrain_trainer.stability.guard import RollbackRequest
 
 REASON = "RolledBack"
 """The record's reason, where generations have why they were formed."""
@@ -29,7 +29,7 @@ class Returning:
     `recall`: the newest state that the holder's generation keeps in memory from before the trouble.
     """
 
-    def __init__(self, store: ObjectStore, holder: LineageRecord, wish: Wish, recall: Recall | None) -> None:
+    def __init__(self, store: ObjectStore, holder: LineageRecord, wish: RollbackRequest, recall: Recall | None) -> None:
         self._store = store
         self._holder = holder
         self._wish = wish

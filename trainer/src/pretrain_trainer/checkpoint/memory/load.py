@@ -12,7 +12,7 @@ from pretrain_trainer.checkpoint.dcp.load import merged, read_metadata
 from pretrain_trainer.checkpoint.dcp.target import Target
 from pretrain_trainer.checkpoint.dcp.transfer import broadcast, exchange
 from pretrain_trainer.checkpoint.memory.plan import Recall, Worker
-from pretrain_trainer.core.stage_timer import Stages
+from pretrain_trainer.core.stage_timer import StageTimer
 
 
 def recall_state(
@@ -22,7 +22,7 @@ def recall_state(
 
     Its digests were checked when it was chosen.
     """
-    stages = Stages()
+    stages = StageTimer()
     folders = {seal.part: path for path, seal in worker.found() if seal.state == recall.state}
     if recall.replicated:
         _load_replicated(together, recall, folders, target)

@@ -16,7 +16,7 @@ from pretrain_trainer.core.errors import (
     NumberTakenError,
     TrainerError,
 )
-from pretrain_trainer.observability.memory_advice import Held, advice
+from pretrain_trainer.observability.memory_advice import PeakMemory, advice
 
 _COLLECTIVE_SIGNS = (
     "connection closed by peer",
@@ -35,7 +35,7 @@ MESSAGE_LENGTH = 2000
 
 
 @dataclass(frozen=True)
-class Ending:
+class ProcessExit:
     """How the process ends. Ranks that raise the same error together each say so: a silent one would look killed."""
 
     exit_code: ExitCode
@@ -44,7 +44,7 @@ class Ending:
     expected: bool
     """Whether the message says all: if not, a traceback helps."""
 
-    def with_snapshot(self, location: str) -> Ending:
+    def with_snapshot(self, location: str) -> ProcessExit:
         """The same, saying where the memory's snapshot lies; empty: there is none."""
         if not location or not isinstance(self.report, Failed):
             return self
@@ -53,14 +53,14 @@ class Ending:
         return replace(self, message=self.message + added, report=report)
 
 
-def ending(error: BaseException, rank: int, training: Training | None = None) -> Ending:
+def process_exit(error: BaseException, rank: int, training: Training | None = None) -> ProcessExit:
     """The ending that this error asks for. `training`: what did not fit, should it be out of memory."""
     known = known_error(error, training)
     if known is None:
         message = str(error)[:MESSAGE_LENGTH]
         report = Failed(rank=rank, exit_code=ExitCode.FAILED, reason=type(error).__name__, message=message)
-        return Ending(ExitCode.FAILED, f"{type(error).__name__}: {message}", report, expected=False)
-    return Ending(known.exit_code, str(known), _report(known, rank), expected=True)
+        return ProcessExit(ExitCode.FAILED, f"{type(error).__name__}: {message}", report, expected=False)
+    return ProcessExit(known.exit_code, str(known), _report(known, rank), expected=True)
 
 
 class _OutOfMemory(TrainerError):
@@ -78,7 +78,7 @@ def known_error(error: BaseException, training: Training | None = None) -> Train
     text = str(error).lower()
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in text for sign in _MEMORY_SIGNS):
         said = f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"[:MESSAGE_LENGTH]
-        remedy = advice(training, Held.now()) if training is not None else "lower training.batch.microBatch"
+        remedy = advice(training, PeakMemory.now()) if training is not None else "lower training.batch.microBatch"
         return _OutOfMemory(f"out of memory: {remedy} {said}")
     if isinstance(error, dist.DistError | ConnectionError):  # a ConnectionError is the agent's: it is gone
         return CollectiveFailed(str(error))
