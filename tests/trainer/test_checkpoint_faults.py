@@ -15,7 +15,7 @@ from pretrain_api.checkpoint.lineage import Manifest, manifest_key
 from pretrain_api.messages.reports import Saved, SaveFailed
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.history import read_listing
-from pretrain_store.lineage import line
+from pretrain_store.lineage import checkpoint_chain
 from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import (
     CheckpointRejectedError,
@@ -175,7 +175,7 @@ def test_an_unattended_run_takes_the_next_number_and_passes_over_damage_by_itsel
     assert_equal(again.state(), trained.state())
     listing = read_listing(DirectoryStore(tmp_path / "checkpoints"))
     assert listing.records[3].rejected == (newest,)
-    assert line(listing) == (key, first)
+    assert checkpoint_chain(listing) == (key, first)
 
 
 # --- crashes and zombies ----------------------------------------------------------------------------------------------
@@ -248,8 +248,8 @@ def test_the_late_commit_of_a_zombie_is_on_no_line_and_the_zombie_stops(
     second = saved(successor, trained, 3)
 
     assert manifest_key(1, 2) in listing.manifests, "its commit did happen"
-    assert line(listing) == (first,)
-    assert line(read_listing(store)) == (second, first)
+    assert checkpoint_chain(listing) == (first,)
+    assert checkpoint_chain(read_listing(store)) == (second, first)
     assert [type(outcome) for outcome in zombie.poll()] == [Saved, Saved]
     with pytest.raises(SupersededError):
         zombie.poll()

@@ -26,7 +26,7 @@ from pretrain_api.spec.job import Checkpoint, Memory
 from pretrain_sdk.scratch import MEMORY_VARIABLE
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.history import read_listing
-from pretrain_store.lineage import line
+from pretrain_store.lineage import checkpoint_chain
 from support.store.moto import Bucket, moto
 from support.trainer.poison import CONTEXT, EVERY, POISON, SEQUENCES, STEPS, a_poisoned_corpus
 from support.trainer.world import RankEnd, Script, a_config, run_training
@@ -131,7 +131,7 @@ def test_poisoned_data_is_gone_back_from_and_passed_over(
     assert record_of(out, 2).rollbacks == (rollback,)
     assert record_of(out, 2).parent == manifest_key(1, 30)
     assert manifest_of(out, 2, STEPS).skipped == (SKIPPED,)
-    assert manifest_key(1, 40) not in line(read_listing(DirectoryStore(out)))
+    assert manifest_key(1, 40) not in checkpoint_chain(read_listing(DirectoryStore(out)))
     assert ends[0].of(Finished)[0].checkpoint == manifest_key(2, STEPS)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain_store.errors import AccessDenied, Missing, StoreError, Unavailable
+from pretrain_store.errors import CredentialsRejected, ObjectNotFound, StoreError, StoreUnavailable
 from pretrain_store.port import ObjectInfo
 from pretrain_trainer.core import errors
 from pretrain_trainer.datasets.shard_cache import CONDEMNED_SECONDS, RemoteShard, ShardCache
@@ -37,7 +37,7 @@ class Bucket:
         if self.failure is not None:
             raise self.failure
         if key not in self.objects:
-            raise Missing(key)
+            raise ObjectNotFound(key)
         return self.objects[key]
 
     def fetch(self, key: str, path: Path) -> None:
@@ -141,9 +141,9 @@ def test_a_wrong_shard_is_fetched_again_only_when_it_was_replaced_or_after_a_lon
 @pytest.mark.parametrize(
     ("failure", "obstacle"),
     [
-        (Missing("00007.bin"), errors.DataMissing),
-        (Unavailable("no answer"), errors.StorageUnavailable),
-        (AccessDenied("no"), errors.AccessDeniedError),
+        (ObjectNotFound("00007.bin"), errors.DataMissing),
+        (StoreUnavailable("no answer"), errors.StorageUnavailable),
+        (CredentialsRejected("no"), errors.AccessDeniedError),
         (StoreError("nonsense"), errors.InvalidInput),
     ],
 )

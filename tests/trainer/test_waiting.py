@@ -104,12 +104,12 @@ class TestWaiting:
 @pytest.mark.parametrize(
     ("error", "obstacle"),
     [
-        (store.BucketMissing("x"), BucketMissingError),
-        (store.AccessDenied("x"), AccessDeniedError),
-        (store.Unavailable("x"), StorageUnavailable),
-        (store.Refused("x"), None),
-        (store.Unsupported("x"), None),
-        (store.Missing("x"), None),
+        (store.NoSuchBucket("x"), BucketMissingError),
+        (store.CredentialsRejected("x"), AccessDeniedError),
+        (store.StoreUnavailable("x"), StorageUnavailable),
+        (store.StoreRefused("x"), None),
+        (store.ConditionalPutUnsupported("x"), None),
+        (store.ObjectNotFound("x"), None),
     ],
 )
 def test_only_what_somebody_may_mend_outside_is_an_obstacle(
@@ -122,8 +122,8 @@ def test_only_what_somebody_may_mend_outside_is_an_obstacle(
 
 
 def test_an_obstacle_has_one_remedy() -> None:
-    wrapped = store.AccessDenied("checkpoint.storage cannot be used: no; allow reading")
-    wrapped.__cause__ = store.AccessDenied("no")
+    wrapped = store.CredentialsRejected("checkpoint.storage cannot be used: no; allow reading")
+    wrapped.__cause__ = store.CredentialsRejected("no")
 
     assert str(in_the_way(wrapped)).startswith("no: allow")
 

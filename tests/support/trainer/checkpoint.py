@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from pretrain_api.checkpoint.lineage import JobIdentity, StoredObject
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_store.directory import DirectoryStore
-from pretrain_store.errors import Unavailable
+from pretrain_store.errors import StoreUnavailable
 from pretrain_trainer.checkpoint import Checkpointer, checkpointer
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
 from pretrain_trainer.core.environment import Environment
@@ -145,7 +145,7 @@ class FlakyStore(DirectoryStore):
                 self.stalled.set()
                 assert self.gate.wait(60)
         if self.down:
-            raise Unavailable("no route to the store")
+            raise StoreUnavailable("no route to the store")
         return super().put_file(key, path)
 
 

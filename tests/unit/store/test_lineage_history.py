@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pretrain_api.checkpoint.lineage import manifest_key, parse_manifest_key
-from pretrain_store.errors import Corrupt, Exists, NoUsableCheckpoint
-from pretrain_store.lineage import choose_parent, line
+from pretrain_store.errors import AllCheckpointsCorrupt, CheckpointCorrupt, ObjectExists
+from pretrain_store.lineage import checkpoint_chain
+from pretrain_store.parent import choose_parent
 from support.worlds.lineage import World, Writer
 
 MOST_WRITERS = 5
@@ -82,7 +83,7 @@ class History(RuleBasedStateMachine):
             self.world.retired.add(call.key)
             self.world.memory.delete(call.key)
         else:
-            with suppress(Exists):
+            with suppress(ObjectExists):
                 self.world.apply(writer, call)
 
     @precondition(lambda self: self.world.memory.objects)
@@ -114,12 +115,12 @@ class History(RuleBasedStateMachine):
             writer.advance("killed")
         last = self.a_restart()
         for _ in tuple(self.world.trained):
-            if isinstance(last.ended, Corrupt):
+            if isinstance(last.ended, CheckpointCorrupt):
                 last = self.a_restart()
-        if isinstance(last.ended, NoUsableCheckpoint):
+        if isinstance(last.ended, AllCheckpointsCorrupt):
             return
         assert last.ended is None, last.ended
-        kept = line(self.world.listing())
+        kept = checkpoint_chain(self.world.listing())
         newest = [manifest_key(last.generation, self.parent_step(last) + steps) for steps in (9, 6)]
         assert kept[:2] == tuple(newest)
         choice = choose_parent(self.world.listing(), ())
@@ -139,7 +140,7 @@ class History(RuleBasedStateMachine):
         return [writer for writer in self.writers if writer.pending is not None]
 
     def head(self) -> tuple[str, ...]:
-        return line(self.world.listing())[:3]
+        return checkpoint_chain(self.world.listing())[:3]
 
     def writer(
         self, number: int, *, job_uid: str = "job", first: bool, saves: int, diverges: frozenset[int] = frozenset()

@@ -18,7 +18,7 @@ from pretrain_api.messages.reports import Saved, SaveFailed
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_api.spec.training import Parallelism
 from pretrain_store.errors import StoreError
-from pretrain_store.open import links_of, look, open_store, probe
+from pretrain_store.open import check_reachable, link_folder, open_store, probe
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.collective import Together
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
@@ -104,7 +104,7 @@ class Checkpointer:
             store = open_store(config.checkpoint.storage, environ)
         except StoreError as error:
             said = refusal(error)
-        looking = partial(look, config.checkpoint.storage, environ)
+        looking = partial(check_reachable, config.checkpoint.storage, environ)
         mine = store if ranks.first else None
         if generation is not None and config.checkpoint.memory is not None:
             said = enter_remembering(mine, applicant, looking, Worker.of(ranks, environ)) or said
@@ -162,7 +162,7 @@ class Checkpointer:
             return self._entry.start_from(recall)
         while self.parent is not None:
             together = Together(self._ranks, manifest_key(self.parent.generation, self.parent.step))
-            sharded, near = self._group is not None, links_of(self._config.checkpoint.storage)
+            sharded, near = self._group is not None, link_folder(self._config.checkpoint.storage)
             try:
                 self.seconds = restore(together, self._store, self.parent, target, sharded, self._environ, near)
             except CheckpointRejectedError as rejected:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TypeVar, cast
 
-from pretrain_store.errors import Corrupt, Missing, StoreError
+from pretrain_store.errors import CheckpointCorrupt, ObjectNotFound, StoreError
 from pretrain_trainer.checkpoint.dcp.load import Unusable
 from pretrain_trainer.checkpoint.history.claim import refusal
 from pretrain_trainer.core.collectives import Collectives
@@ -15,7 +15,7 @@ from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.core.waits import in_the_way
 
 Result = TypeVar("Result")
-DAMAGED = (Corrupt, Missing, Unusable)
+DAMAGED = (CheckpointCorrupt, ObjectNotFound, Unusable)
 """Errors that no retry mends: the checkpoint is passed over."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pretrain_api.checkpoint.lineage import Manifest, StoredObject, checkpoint_folder
 from pretrain_sdk.scratch import Scratch
-from pretrain_store.errors import Unavailable
+from pretrain_store.errors import StoreUnavailable
 from pretrain_store.history import receive, verify
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.collective import Together
@@ -118,7 +118,7 @@ class _InFolder:
         try:
             verify(self._manifest.model_copy(update={"objects": (item,)}), links)
         except OSError as error:  # it is read here for the first time
-            raise Unavailable(f"{self._store.describe()}: {item.key}: {error.strerror or error}") from error
+            raise StoreUnavailable(f"{self._store.describe()}: {item.key}: {error.strerror or error}") from error
         (self.folder / item.key).symlink_to(links / item.key)
 
     def load(self, target: Target, loading: Loading) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import TypeVar
 
+from pretrain_api.backoff import Backoff
 from pretrain_api.messages.reports import Blocked, Unblocked
 from pretrain_sdk.rank_link import AgentLink
 from pretrain_store import errors as store
@@ -25,8 +26,8 @@ from pretrain_trainer.core.errors import (
 
 Result = TypeVar("Result")
 
-_PAUSES = (1.0, 2.0, 4.0, 8.0, 10.0)
-"""Seconds between tries; the last one repeats."""
+_BACKOFF = Backoff(first=1.0, factor=2.0, most=10.0, jitter=0.0)
+"""Pauses between tries; without jitter, since all ranks pause alike."""
 MESSAGE_LENGTH = 2000
 _RESUMES = "training resumes by itself"
 
@@ -45,13 +46,13 @@ class ObstacleRetry:
     def retry_until_clear(self, act: Callable[[], Result]) -> Result:
         """Call `act` until it raises no ObstacleError and return its result. It must raise on all ranks alike."""
         reported: Blocked | None = None
-        for attempt in count():
+        for attempt in count(1):
             try:
                 result = act()
             except ObstacleError as obstacle:
                 reported = self._report(obstacle, reported)
                 if not isinstance(obstacle, DataDelayed):
-                    self._sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
+                    self._sleep(_BACKOFF.longest(attempt))
             else:
                 if reported is not None and self._reports:
                     self._link.report(Unblocked())
@@ -91,11 +92,11 @@ def in_the_way(error: store.StoreError) -> ObstacleError | None:
     cause = error.__cause__
     plain = cause if isinstance(cause, store.StoreError) else error  # without a remedy of its own
     match plain:
-        case store.BucketMissing():
+        case store.NoSuchBucket():
             return BucketMissingError(f"{plain}: create the bucket; {_RESUMES} when it exists")
-        case store.AccessDenied():
+        case store.CredentialsRejected():
             return AccessDeniedError(f"{plain}: grant these credentials access, or correct them; {_RESUMES}")
-        case store.Unavailable():
+        case store.StoreUnavailable():
             return StorageUnavailable(f"{plain}: check the service and the network; {_RESUMES} when it answers")
         case _:
             return None

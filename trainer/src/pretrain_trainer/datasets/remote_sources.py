@@ -11,9 +11,9 @@ import numpy as np
 from pretrain_api.dataset import DATASET_FILE, Shard
 from pretrain_api.messages.trainer_config import Cache, TrainerConfig
 from pretrain_api.spec.job import Storage
-from pretrain_store.errors import Missing, StoreError
-from pretrain_store.open import Service, is_remote
-from pretrain_store.port import ENDURING, LOOKING
+from pretrain_store.errors import ObjectNotFound, StoreError
+from pretrain_store.open import S3Service, is_remote
+from pretrain_store.port import FEW_RETRIES, FULL_RETRIES
 from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import DataCorrupt, DataMissing
 from pretrain_trainer.core.waits import of_field
@@ -25,8 +25,8 @@ class Sources:
     """Locations of the sources of a run: folders, or S3 behind one cache."""
 
     def __init__(self, storage: Storage, environment: Environment, cache: ShardCache) -> None:
-        self._looking = Service(storage, environment.variables, LOOKING)
-        self._enduring = Service(storage, environment.variables, ENDURING)
+        self._looking = S3Service(storage, environment.variables, FEW_RETRIES)
+        self._enduring = S3Service(storage, environment.variables, FULL_RETRIES)
         self._cache = cache
 
     @classmethod
@@ -68,7 +68,7 @@ class CachedShard:
 class _Remote:
     """A location in S3."""
 
-    def __init__(self, looking: Service, enduring: Service, cache: ShardCache, uri: str, field: str) -> None:
+    def __init__(self, looking: S3Service, enduring: S3Service, cache: ShardCache, uri: str, field: str) -> None:
         self._looking = looking
         self._enduring = enduring
         self._cache = cache
@@ -79,7 +79,7 @@ class _Remote:
         """See SourceLocation. Fails fast: the caller retries."""
         try:
             return self._looking.folder(self._uri).get(name)
-        except Missing as error:
+        except ObjectNotFound as error:
             raise DataMissing(
                 f"{self._field}: there is no {self._uri}/{name}: upload it; training resumes by itself when it exists"
             ) from error

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain_store.digest import digest_of, digested
-from pretrain_store.errors import Missing, StoreError
+from pretrain_store.errors import ObjectNotFound, StoreError
 from pretrain_store.port import ObjectReader
 from pretrain_trainer.core.errors import DataCorrupt, DataMissing, InvalidInput, StorageUnavailable
 from pretrain_trainer.core.waits import of_field
@@ -248,7 +248,7 @@ def _named(shard: RemoteShard) -> Generator[None]:
     """Translate errors of the store, with the field of the source."""
     try:
         yield
-    except Missing as error:
+    except ObjectNotFound as error:
         raise DataMissing(
             f"{shard.field}: there is no {shard.uri}, which the source's description names: upload it; "
             "training resumes by itself"

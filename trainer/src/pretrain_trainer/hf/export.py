@@ -41,10 +41,10 @@ from pretrain_api.messages.export import (
 )
 from pretrain_api.spec.model import ResolvedModel, resolve
 from pretrain_sdk.scratch import Scratch
-from pretrain_store.errors import Corrupt, HistoryError, Missing, StoreError
+from pretrain_store.errors import CheckpointCorrupt, HistoryError, ObjectNotFound, StoreError
 from pretrain_store.history import read_listing, read_manifest, verify
-from pretrain_store.lineage import intact
-from pretrain_store.open import Service, is_remote, open_store, split_uri
+from pretrain_store.lineage import intact_chain
+from pretrain_store.open import S3Service, is_remote, open_store, split_uri
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.dcp.layout import METADATA
 from pretrain_trainer.checkpoint.dcp.load import Loading, Unusable, read_metadata
@@ -142,7 +142,7 @@ def _open(request: ExportRequest, environ: Mapping[str, str]) -> Run:
     store = open_store(request.config.checkpoint.storage, environ)
     try:
         identity = JobIdentity.from_json(store.get(IDENTITY_KEY))
-    except Missing:
+    except ObjectNotFound:
         raise InvalidInput(
             f"{store.describe()} holds no run: correct checkpoint.storage, or train first; a run's folder is what "
             "`pretrain run --out` named"
@@ -165,7 +165,7 @@ def _tokenizer(request: ExportRequest, environ: Mapping[str, str], identity: Job
     uri = request.config.training.data.tokenizer
     where, name = split_uri(uri)
     if is_remote(uri):
-        content = Service(request.config.checkpoint.storage, environ).folder(where).get(name)
+        content = S3Service(request.config.checkpoint.storage, environ).folder(where).get(name)
     else:
         content = folder(where, "training.data.tokenizer").read(name)
     if hashlib.sha256(content).hexdigest() != identity.tokenizer_digest:
@@ -178,19 +178,19 @@ def _tokenizer(request: ExportRequest, environ: Mapping[str, str], identity: Job
 def _newest(run: Run, step: int | None, say: Say) -> tuple[Decoder, Manifest, str]:
     """The model of the wanted step, or of the newest checkpoint of the line that is what was saved."""
     listing = read_listing(run.store)
-    keys = intact(listing)
+    keys = intact_chain(listing)
     if not keys:
         raise InvalidInput(f"{run.store.describe()} holds no checkpoint yet: wait for the first one")
     if step is not None:
         keys = tuple(key for key in keys if _step(key) == step)
         if not keys:
-            raise InvalidInput(f"--step {step}: there is no such checkpoint; there are {_steps(intact(listing))}")
+            raise InvalidInput(f"--step {step}: there is no such checkpoint; there are {_steps(intact_chain(listing))}")
     found: list[str] = []
     for key in keys:
         try:
             manifest = read_manifest(run.store, key)
             return _load(run, manifest, say), manifest, key
-        except (Corrupt, Missing, Unusable) as damage:
+        except (CheckpointCorrupt, ObjectNotFound, Unusable) as damage:
             found.append(key)
             if step is not None:
                 raise CheckpointRejectedError(key, str(damage)) from damage

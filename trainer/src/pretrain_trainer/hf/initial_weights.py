@@ -26,7 +26,7 @@ from pretrain_api.spec.model import ResolvedModel
 from pretrain_api.spec.training import From
 from pretrain_sdk.scratch import Scratch
 from pretrain_store.digest import digest_of
-from pretrain_store.errors import Exists, HistoryError, Missing, StoreError, UnfitOrigin
+from pretrain_store.errors import HistoryError, InvalidOrigin, ObjectExists, ObjectNotFound, StoreError
 from pretrain_store.history import read_listing, verify
 from pretrain_store.open import open_store
 from pretrain_store.origin import choose_checkpoint, open_origin, provenance, recorded, weight_files
@@ -131,7 +131,7 @@ class Beginning:
         content = origin.model_copy(update={"created_at": origin.created_at or now()}).to_json().encode()
         try:
             store.put(ORIGIN_KEY, content, if_absent=True)
-        except Exists:
+        except ObjectExists:
             if recorded(store, self._start) != origin:
                 store.put(ORIGIN_KEY, content)
 
@@ -206,7 +206,7 @@ class Beginning:
         found: dict[str, str] = {}
         for name in files:
             if "/" in name or name.startswith("."):
-                raise UnfitOrigin(f"{self._start.field}: its index names {name}, which is outside {self._start.uri}")
+                raise InvalidOrigin(f"{self._start.field}: its index names {name}, which is outside {self._start.uri}")
             there.fetch(name, folder / name)
             found[name] = digest_of(folder / name).sha256
             if found[name] != wanted.get(name, found[name]):
@@ -240,9 +240,9 @@ class Beginning:
             return act(), None
         except (InvalidInput, ObstacleError) as error:
             return None, error
-        except UnfitOrigin as error:
+        except InvalidOrigin as error:
             return None, InvalidInput(str(error))
-        except (HistoryError, Missing, Unusable) as damage:
+        except (HistoryError, ObjectNotFound, Unusable) as damage:
             start = self._start
             return None, InvalidInput(f"{start.field}: {start.uri} cannot be loaded ({damage}): name something else")
         except StoreError as error:

@@ -15,7 +15,7 @@ import torch
 
 from pretrain_api.spec.job import Storage
 from pretrain_store.open import open_store
-from pretrain_store.port import LOOKING
+from pretrain_store.port import FEW_RETRIES
 from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.observability.memory import process_memory
 
@@ -39,7 +39,7 @@ def write_snapshot(
         path.write_bytes(_allocator() if gpu else describe().encode())
         if environment.logs or storage is None:
             return str(path)
-        store, key = open_store(storage, environment.variables, LOOKING), f"{FOLDER}g{generation:06d}/{name}"
+        store, key = open_store(storage, environment.variables, FEW_RETRIES), f"{FOLDER}g{generation:06d}/{name}"
         store.put_file(key, path)
         path.unlink()
         return f"{storage.path or store.describe()}/{key}"

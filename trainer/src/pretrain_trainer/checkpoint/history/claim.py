@@ -11,19 +11,20 @@ from pretrain_api.checkpoint.lineage import JobIdentity, LineageRecord, Manifest
 from pretrain_api.messages.protocol import Generation
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_store.errors import (
-    Corrupt,
+    AllCheckpointsCorrupt,
+    CheckpointCorrupt,
+    ConditionalPutUnsupported,
+    GenerationTaken,
     HistoryError,
     IdentityMismatch,
-    NoUsableCheckpoint,
-    NumberTaken,
-    Refused,
+    PrefixTakenOver,
     StoreError,
-    Superseded,
-    Unsupported,
+    StoreRefused,
 )
 from pretrain_store.history import claim_identity, put_record, read_listing, read_manifest
-from pretrain_store.lineage import Choice, Listing, choose_parent, continues, inherited, refuse_foreign
+from pretrain_store.lineage import Listing, may_resume_from, refuse_foreign_job
 from pretrain_store.open import probe
+from pretrain_store.parent import ParentChoice, choose_parent, inherited_interventions
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.memory.plan import Recall
 from pretrain_trainer.core.errors import (
@@ -46,12 +47,12 @@ class Survey:
     """What a generation finds before it enters: the history, and where it goes on from."""
 
     listing: Listing
-    choice: Choice
+    choice: ParentChoice
     parent: Manifest | None
 
     def allows(self, job_uid: str, state: MemoryState) -> bool:
         """Whether this state in memory may be restored instead of the parent."""
-        return continues(self.listing, self.choice.parent, job_uid, state)
+        return may_resume_from(self.listing, self.choice.parent, job_uid, state)
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def survey(store: ObjectStore, applicant: Applicant, look: Callable[[], None] = 
             probe(store)
         claim_identity(store, applicant.identity)
         listing = read_listing(store)
-        refuse_foreign(listing, applicant.job_uid, may_take_over=applicant.may_take_over)
+        refuse_foreign_job(listing, applicant.job_uid, may_take_over=applicant.may_take_over)
         choice = choose_parent(listing, applicant.rejected)
         parent = read_manifest(store, choice.parent) if choice.parent is not None else None
     except (StoreError, HistoryError) as error:
@@ -162,7 +163,7 @@ def survey(store: ObjectStore, applicant: Applicant, look: Callable[[], None] = 
 
 def put(store: ObjectStore, applicant: Applicant, found: Survey, recall: Recall | None) -> Entry | Refusal:
     """Put the applicant's lineage record, which says what it goes on from."""
-    course = inherited(found.listing, found.parent)
+    course = inherited_interventions(found.listing, found.parent)
     record = LineageRecord(
         generation=applicant.number or found.listing.highest + 1,
         nonce=uuid.uuid4().hex,
@@ -190,15 +191,15 @@ def refusal(error: StoreError | HistoryError) -> Refusal:
     if obstacle is not None:
         return Refusal(type(obstacle), (str(obstacle),))
     match error:
-        case IdentityMismatch() | Refused() | Unsupported():
+        case IdentityMismatch() | StoreRefused() | ConditionalPutUnsupported():
             return Refusal(InvalidInput, (str(error),))
-        case NumberTaken():
+        case GenerationTaken():
             return Refusal(NumberTakenError, (error.highest,))
-        case Superseded():
+        case PrefixTakenOver():
             return Refusal(SupersededError, (str(error),))
-        case NoUsableCheckpoint():
+        case AllCheckpointsCorrupt():
             return Refusal(NoUsableCheckpointError, (str(error),))
-        case Corrupt():
+        case CheckpointCorrupt():
             return Refusal(CheckpointRejectedError, (error.key, error.why))
         case _:  # a store that contradicts itself: something that it has just listed is not there
             return Refusal(StorageUnavailable, (str(error),))

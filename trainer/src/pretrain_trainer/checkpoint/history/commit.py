@@ -8,8 +8,9 @@ from pretrain_api.checkpoint.lineage import LineageRecord, Manifest, StoredObjec
 from pretrain_api.spec.job import Retain
 from pretrain_store.errors import HistoryError, StoreError
 from pretrain_store.history import commit, read_listing, retire, sweep
-from pretrain_store.lineage import Listing, doomed, superseded
+from pretrain_store.lineage import Listing, later_record
 from pretrain_store.port import ObjectStore
+from pretrain_store.retention import plan_retention
 from pretrain_trainer.checkpoint.dcp.layout import Layout
 from pretrain_trainer.checkpoint.history.claim import now
 from pretrain_trainer.core.parallel_map import each
@@ -58,14 +59,14 @@ class Committer:
         try:
             first = self._listing is None
             self._listing = read_listing(self._store, self._listing)
-            later = superseded(self._listing, generation)
+            later = later_record(self._listing, generation)
             if later is not None:
                 self.superseded = (
                     f"generation {later.generation} of job {later.job_uid or 'unknown'} goes on with this history: "
                     f"generation {generation} must stop"
                 )
                 return
-            retire(self._store, doomed(self._listing, generation, self._retain))
+            retire(self._store, plan_retention(self._listing, generation, self._retain))
             if first:
                 sweep(self._store, generation)
         except (StoreError, HistoryError) as error:

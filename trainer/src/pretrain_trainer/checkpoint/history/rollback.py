@@ -9,9 +9,10 @@ from __future__ import annotations
 import uuid
 
 from pretrain_api.checkpoint.lineage import LineageRecord, Manifest, Rollback, merged
-from pretrain_store.errors import Corrupt, HistoryError, NumberTaken, StoreError
+from pretrain_store.errors import CheckpointCorrupt, GenerationTaken, HistoryError, StoreError
 from pretrain_store.history import put_record, read_listing, read_manifest
-from pretrain_store.lineage import Choice, Listing, choose_return, inherited, refuse_foreign, superseded
+from pretrain_store.lineage import Listing, later_record, refuse_foreign_job
+from pretrain_store.parent import ParentChoice, choose_rollback, inherited_interventions
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.history.claim import Entry, Refusal, now, refusal
 from pretrain_trainer.checkpoint.memory.plan import Recall
@@ -49,15 +50,15 @@ class Returning:
     def _planned(self) -> Entry:
         holder, wish, verdict = self._holder, self._wish, self._wish.verdict
         listing = read_listing(self._store)
-        if superseded(listing, holder.generation) is not None:
-            refuse_foreign(listing, holder.job_uid, may_take_over=False)
-            raise NumberTaken(listing.highest)
+        if later_record(listing, holder.generation) is not None:
+            refuse_foreign_job(listing, holder.job_uid, may_take_over=False)
+            raise GenerationTaken(listing.highest)
         choice, parent = self._choose(listing)
         came_to = Progress.of(parent) if parent is not None else Progress()
         recall = self._recall if self._is_better(came_to.step) else None
         if recall is not None:
             came_to = recall.progress
-        course = inherited(listing, parent)
+        course = inherited_interventions(listing, parent)
         rollback = Rollback(
             generation=listing.highest + 1,
             job_uid=holder.job_uid,
@@ -90,12 +91,12 @@ class Returning:
         tried = max((rollback.to_step for rollback in self._holder.rollbacks), default=-1)
         return self._recall is not None and self._recall.state.step > checkpoint > tried
 
-    def _choose(self, listing: Listing) -> tuple[Choice, Manifest | None]:
+    def _choose(self, listing: Listing) -> tuple[ParentChoice, Manifest | None]:
         """A checkpoint whose manifest can be read; whether its shards can, the load will show."""
         rejected: tuple[str, ...] = ()
         while True:
-            choice = choose_return(listing, self._wish.verdict.since, rejected)
+            choice = choose_rollback(listing, self._wish.verdict.since, rejected)
             try:
                 return choice, None if choice.parent is None else read_manifest(self._store, choice.parent)
-            except Corrupt as corrupt:
+            except CheckpointCorrupt as corrupt:
                 rejected = (*rejected, corrupt.key)
