@@ -13,14 +13,14 @@ import torch.distributed as dist
 from pretrain_api.messages.reports import Evaluated, Finished, ReportBody, Saved, SaveFailed, StepDone
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_trainer.core.environment import Environment
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import process_group
 from pretrain_trainer.loop.callbacks import Callback, Callbacks, CompletedStep, UndeclaredCollective
 from pretrain_trainer.loop.train import train
 from support.trainer.world import FakeLink, FileCheckpointer, a_config, a_corpus, run_ranks
 
 STEP = CompletedStep(
-    Progress(1, 16),
+    TrainingProgress(1, 16),
     StepDone(step=1, loss=1, grad_norm=1, learning_rate=1, tokens=1, tokens_per_second=1, seconds=1),
     finite=True,
     last=False,
@@ -52,7 +52,7 @@ class Recording(Callback):
     def on_evaluation(self, evaluated: Evaluated) -> None:
         self.journal.append(f"{self.name}: evaluated {evaluated.step}")
 
-    def on_end(self, progress: Progress) -> None:
+    def on_end(self, progress: TrainingProgress) -> None:
         self.journal.append(f"{self.name}: end {progress.step}")
 
 
@@ -79,7 +79,7 @@ class Asking(Callback):
     def after_step(self, completed: CompletedStep) -> None:
         getattr(self, "_after_step", int)()
 
-    def on_end(self, progress: Progress) -> None:
+    def on_end(self, progress: TrainingProgress) -> None:
         getattr(self, "_on_end", int)()
 
 

@@ -29,7 +29,7 @@ from pretrain_trainer.checkpoint.dcp.state import tensors_of
 from pretrain_trainer.checkpoint.dcp.transfer import broadcast
 from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import CheckpointRejectedError
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks, process_group
 from support.trainer.checkpoint import (
     Trained,
@@ -252,7 +252,7 @@ def _save_in_several_files(ranks: Ranks, folder: Path) -> dict[str, np.ndarray]:
     checkpointer = open_checkpointer(a_job(folder, shard="full"), 1, ranks)
     for step in (2, 3):
         trained.train(1)
-        checkpointer.save(Progress(step), trained.model, trained.optimizer)
+        checkpointer.save(TrainingProgress(step), trained.model, trained.optimizer)
         assert checkpointer.wait() is not None
     return arrays(trained.state())
 

@@ -39,7 +39,7 @@ from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.checkpoint.history.rollback import Returning
 from pretrain_trainer.checkpoint.saver import Saver
 from pretrain_trainer.core.environment import Environment
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks, process_group
 from pretrain_trainer.loop import build, rollback
 from pretrain_trainer.loop.train import train
@@ -209,14 +209,14 @@ class FileCheckpointer:
     def go_back(self, wish: RollbackRequest) -> None:
         raise NotImplementedError
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> TrainingProgress:
         if self._state is None:
-            return Progress()
+            return TrainingProgress()
         model.load_state_dict(self._state["model"])
         optimizer.load_state_dict(self._state["optimizer"])
-        return Progress(self._state["step"], self._state["tokens"])
+        return TrainingProgress(self._state["step"], self._state["tokens"])
 
-    def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+    def save(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
         if progress.step in self._failing:
             self._failing.remove(progress.step)
             self._key = None
@@ -230,7 +230,7 @@ class FileCheckpointer:
         self._outcomes.append(Saved(step=progress.step, checkpoint=self._key, bytes=1, stall_seconds=0.0, seconds=0.0))
         return 0.0
 
-    def remember(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+    def remember(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
         return 0.0
 
     def settle_memory(self) -> None:
@@ -257,7 +257,7 @@ class NoCheckpointer(FileCheckpointer):
         self._key, self.parent, self._state, self._outcomes, self._failing = None, None, None, [], []
         self._generation, self._rank = 1, -1
 
-    def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+    def save(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
         self._key = manifest_key(1, progress.step)
         return 0.0
 
@@ -268,7 +268,7 @@ class NoCheckpointer(FileCheckpointer):
 class PatientCheckpointer(Checkpointer):
     """One whose saves are over before the next step: how fast a rank writes decides nothing."""
 
-    def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+    def save(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
         """See Checkpointer."""
         stall = super().save(progress, model, optimizer)
         self.wait()
@@ -518,9 +518,9 @@ class _Watching(NoCheckpointer):
         self._model: nn.Module | None = None
         self.parameters = ""
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> TrainingProgress:
         self._model = model
-        return Progress(skipped=self._skipped)
+        return TrainingProgress(skipped=self._skipped)
 
     def close(self) -> None:
         assert self._model is not None

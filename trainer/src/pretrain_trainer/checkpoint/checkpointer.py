@@ -35,7 +35,7 @@ from pretrain_trainer.checkpoint.saver import Saver
 from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import CheckpointRejectedError, SupersededError
 from pretrain_trainer.core.mesh import Mesh
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.stability.guard import RollbackRequest
 
@@ -150,7 +150,7 @@ class Checkpointer:
         if self._saver is not None:
             self._saver.go_on_as(said.record.generation, self._committer())
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> TrainingProgress:
         """Load the later state in memory if there is one, else the parent; what is loaded was verified. Collective.
 
         Raises CheckpointRejectedError on all ranks when it is damaged; an unattended run goes on from an earlier one.
@@ -173,7 +173,7 @@ class Checkpointer:
                 break
         return self._entry.start()
 
-    def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+    def save(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
         """Start to save; returns the seconds that this blocked. Collective where state is sharded.
 
         A save of the same step is joined. While one of another step is under way, the new one is reported as failed.
@@ -194,7 +194,7 @@ class Checkpointer:
                 pass
         return 0.0
 
-    def remember(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+    def remember(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
         """Keep this state in memory; returns the seconds that this blocked. Where that fails training goes on."""
         if self._snapshots is not None and self._snapshots.record != self._entry.record:
             self._snapshots = self._make_snapshots()  # it goes on under another number

@@ -24,7 +24,7 @@ from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.dcp.layout import Layout, Signature, lay_out, staged
 from pretrain_trainer.checkpoint.history.commit import Committer, upload
 from pretrain_trainer.core.collectives import Collectives
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.stage_timer import StageTimer
 
 _ANYTHING = (Exception, CheckpointException)
@@ -53,7 +53,7 @@ class _Part:
 class _Running:
     """A save under way. Its thread is a daemon: a store that hangs must not keep a process from ending."""
 
-    progress: Progress
+    progress: TrainingProgress
     began: float
     stall: float
     stages: StageTimer
@@ -97,7 +97,7 @@ class Saver:
         """Why this generation must stop, once it is known."""
         return self._committer.superseded if self._committer is not None else None
 
-    def begin(self, progress: Progress, tensors: Mapping[str, Tensor]) -> float:
+    def begin(self, progress: TrainingProgress, tensors: Mapping[str, Tensor]) -> float:
         """Copy the tensors and start the rest; returns the seconds that it took. No save may be under way elsewhere."""
         self.join()
         began, stages = time.perf_counter(), StageTimer()
@@ -184,7 +184,7 @@ class Saver:
         stages.done("commit")
         return collectives.broadcast_object(ended) if collectives else ended
 
-    def _commit_first(self, progress: Progress, objects: tuple[StoredObject, ...]) -> Ended:
+    def _commit_first(self, progress: TrainingProgress, objects: tuple[StoredObject, ...]) -> Ended:
         if self._committer is None:
             return Ended(progress.step, None)
         try:

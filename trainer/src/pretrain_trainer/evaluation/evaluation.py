@@ -10,7 +10,7 @@ import time
 from pretrain_api.messages.reports import Evaluated, Evaluating, Sampled
 from pretrain_api.spec.training import Evaluation, Sampling
 from pretrain_sdk.rank_link import AgentLink
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.evaluation.held_out import HeldOut, at_rest, evaluate
 from pretrain_trainer.evaluation.hook import Hook, HookResult, call_hook
 from pretrain_trainer.evaluation.sampling import sample
@@ -39,7 +39,7 @@ class Evaluator:
         """Decide whether to evaluate after this step; `last`: no step follows."""
         return self._last_step != step if last else step % self._settings.every == 0
 
-    def evaluate(self, progress: Progress) -> Evaluated:
+    def evaluate(self, progress: TrainingProgress) -> Evaluated:
         """Return the losses, and the metrics of the user's function on this rank. Collective."""
         self._last_step = progress.step
         began = _begin(progress, self._model, self._link)
@@ -71,7 +71,7 @@ class Sampler:
             return self._last_step != step
         return bool(self._settings.every) and step % (self._settings.every or 1) == 0
 
-    def sample(self, progress: Progress) -> None:
+    def sample(self, progress: TrainingProgress) -> None:
         """Sample a text for each prompt on the first replica; on all ranks where the model is sharded. Collective."""
         model, self._last_step = self._model, progress.step
         if not (model.ranks.place.replica == 0 or model.padded):
@@ -84,7 +84,7 @@ class Sampler:
                 self._link.report(Sampled(step=progress.step, number=number, prompt=prompt, text=text))
 
 
-def _begin(progress: Progress, model: EvaluatedModel, link: AgentLink) -> float:
+def _begin(progress: TrainingProgress, model: EvaluatedModel, link: AgentLink) -> float:
     """Report that the next step is delayed; return the time."""
     if model.ranks.first:
         link.report(Evaluating(step=progress.step))

@@ -29,7 +29,7 @@ from torch import Tensor
 from pretrain_api.spec.training import MAX_METRICS, Evaluation
 from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import InvalidInput
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.evaluation.held_out import at_rest
 from pretrain_trainer.evaluation.trained_model import (
     DIFFERENT,
@@ -79,7 +79,7 @@ def load_hook(evaluation: Evaluation | None) -> Hook | None:
     return cast(Hook, function)
 
 
-def call_hook(hook: Hook, evaluated: EvaluatedModel, progress: Progress) -> HookResult:
+def call_hook(hook: Hook, evaluated: EvaluatedModel, progress: TrainingProgress) -> HookResult:
     """Call the function on all ranks, which agree on whether it succeeded. Collective.
 
     Re-raises errors that end the run: a lost peer, memory exhausted.

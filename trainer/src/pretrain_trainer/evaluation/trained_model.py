@@ -16,7 +16,7 @@ import torch.distributed as dist
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.evaluation.held_out import HeldOut, evaluate
 from pretrain_trainer.models.decoder import Decoder
@@ -70,7 +70,7 @@ class CallMatcher:
 class Trained:
     """The model after `step` steps on `tokens` tokens, in evaluation mode without gradients. Must not be modified."""
 
-    def __init__(self, evaluated: EvaluatedModel, progress: Progress, matcher: CallMatcher) -> None:
+    def __init__(self, evaluated: EvaluatedModel, progress: TrainingProgress, matcher: CallMatcher) -> None:
         self._evaluated = evaluated
         self._matcher = matcher
         self.step: int = progress.step

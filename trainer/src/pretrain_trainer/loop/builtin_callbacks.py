@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pretrain_api.messages.reports import Evaluated, Saved, SaveFailed
 from pretrain_sdk.rank_link import AgentLink
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.evaluation.evaluation import Evaluator, Sampler
 from pretrain_trainer.loop.callbacks import Callback, CompletedStep
 from pretrain_trainer.observability.profiler import Profiler
@@ -47,7 +47,7 @@ class ProfilingCallback(Callback):
         """End the step in the trace."""
         self._profiler.step_done(completed.progress.step, last=completed.last)
 
-    def on_end(self, progress: Progress) -> None:
+    def on_end(self, progress: TrainingProgress) -> None:
         """Wait until the trace is written."""
         self._profiler.finish()
 
@@ -66,7 +66,7 @@ class EvaluationCallback(Callback):
         if self._evaluator.due(completed.progress.step):
             self._announce(self._evaluator.evaluate(completed.progress))
 
-    def on_end(self, progress: Progress) -> None:
+    def on_end(self, progress: TrainingProgress) -> None:
         """Evaluate unless the last step was evaluated."""
         if self._evaluator.due(progress.step, last=True):
             self._announce(self._evaluator.evaluate(progress))
@@ -85,7 +85,7 @@ class SamplingCallback(Callback):
         if self._sampler.due(completed.progress.step):
             self._sampler.sample(completed.progress)
 
-    def on_end(self, progress: Progress) -> None:
+    def on_end(self, progress: TrainingProgress) -> None:
         """Sample unless the last step was sampled."""
         if self._sampler.due(progress.step, last=True):
             self._sampler.sample(progress)

@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain_api.messages.reports import Evaluated, Saved, SaveFailed, StepDone
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 
 COLLECTIVE_NAMESPACES = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd"})
 """Namespaces of the operators behind torch.distributed."""
@@ -43,7 +43,7 @@ class UndeclaredCollective(RuntimeError):
 class CompletedStep:
     """A step whose update was made, or dropped."""
 
-    progress: Progress
+    progress: TrainingProgress
     report: StepDone
     finite: bool
     """False where loss or gradient is not a number; the update was dropped."""
@@ -69,7 +69,7 @@ class Callback:
     def on_evaluation(self, evaluated: Evaluated) -> None:
         """Act on an evaluation. Losses are equal on all ranks; metrics of the user's function are this rank's own."""
 
-    def on_end(self, progress: Progress) -> None:
+    def on_end(self, progress: TrainingProgress) -> None:
         """Act on the end of training, once the last checkpoint is committed. Not called when a run fails."""
 
 
@@ -109,7 +109,7 @@ class Callbacks:
         """Call `on_evaluation` of all callbacks."""
         self._call(self._overriding["on_evaluation"], lambda callback: callback.on_evaluation(evaluated))
 
-    def on_end(self, progress: Progress) -> None:
+    def on_end(self, progress: TrainingProgress) -> None:
         """Call `on_end` of all callbacks."""
         self._call(self._overriding["on_end"], lambda callback: callback.on_end(progress))
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from pretrain_api.checkpoint.lineage import manifest_key
 from pretrain_api.messages.reports import RolledBack, Saved, SaveFailed
 from pretrain_sdk.rank_link import AgentLink
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.waits import ObstacleRetry
 from pretrain_trainer.loop.step_saves import CheckpointerPort, StepSaves
 from pretrain_trainer.stability.guard import RollbackRequest
@@ -31,7 +31,9 @@ class InPlaceRollback:
     retry: ObstacleRetry
     link: AgentLink
 
-    def perform(self, request: RollbackRequest, on_checkpoint: Callable[[Saved | SaveFailed], None]) -> Progress:
+    def perform(
+        self, request: RollbackRequest, on_checkpoint: Callable[[Saved | SaveFailed], None]
+    ) -> TrainingProgress:
         """Take the next generation number, load the parent of its record and report it; return the progress.
 
         Collective. Raises NumberTakenError and SupersededError when another generation resumes, and

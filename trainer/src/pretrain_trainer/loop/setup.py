@@ -23,7 +23,7 @@ from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.core.mesh import Mesh
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.core.stage_timer import StageTimer
 from pretrain_trainer.core.waits import ObstacleRetry
@@ -53,7 +53,7 @@ class PreparedRun:
 
     ranks: Ranks
     total_steps: int
-    start: Progress
+    start: TrainingProgress
     step: OptimizerStep
     guard: DivergenceGuard
     rollback: InPlaceRollback
@@ -140,7 +140,7 @@ def _join_lineage(setup: Setup, data: OpenedData, open_checkpointer: OpenCheckpo
     return JoinedLineage(opened, weights)
 
 
-def _restore(setup: Setup, lineage: JoinedLineage, built: BuiltModel) -> tuple[Progress, Origin | None]:
+def _restore(setup: Setup, lineage: JoinedLineage, built: BuiltModel) -> tuple[TrainingProgress, Origin | None]:
     """Load the latest state; return its progress, and the origin of initial weights where those were loaded."""
     checkpointer, weights = lineage.checkpointer, lineage.initial_weights
     start = setup.retry.retry_until_clear(lambda: checkpointer.restore(built.model, built.optimizer))
@@ -162,7 +162,7 @@ def _assemble(
     data: OpenedData,
     lineage: JoinedLineage,
     built: BuiltModel,
-    start: Progress,
+    start: TrainingProgress,
     held_out: tuple[HeldOut, ...],
 ) -> PreparedRun:
     training, ranks, link = setup.config.training, setup.ranks, setup.link
@@ -216,7 +216,7 @@ def check_supported(training: Training) -> None:
 
 
 def _restored(
-    start: Progress,
+    start: TrainingProgress,
     checkpointer: CheckpointerPort,
     origin: Origin | None,
     parameters: int,

@@ -11,7 +11,7 @@ from pretrain_api.checkpoint.lineage import data_step
 from pretrain_api.spec.schedule import LearningRates
 from pretrain_api.spec.training import Training
 from pretrain_trainer.core.mesh import MeshPosition
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.datasets.corpus import Batches
 from pretrain_trainer.datasets.prefetch import FetchedBatches
 from pretrain_trainer.models.optimizer import set_learning_rate
@@ -40,7 +40,7 @@ class OptimizerStep:
     nan_steps: frozenset[int]
     """Data steps with an injected fault: one micro-batch has a weight of NaN."""
 
-    def compute_gradients(self, progress: Progress, signals: Signals, timer: StepTimer) -> Reduced:
+    def compute_gradients(self, progress: TrainingProgress, signals: Signals, timer: StepTimer) -> Reduced:
         """Compute the next step's gradients, summed over all micro-batches and ranks. Collective."""
         total = self.training.batch.sequences // self.training.batch.micro_batch
         mine = share(total, self.place.replica, self.place.replicas)
@@ -65,13 +65,15 @@ class OptimizerStep:
         timer.reduced()
         return reduced
 
-    def learning_rate(self, progress: Progress) -> float:
+    def learning_rate(self, progress: TrainingProgress) -> float:
         """Return the rate of the next step, lowered within `progress.slowed`."""
         step = progress.step + 1
         slowed = (one.factor for one in progress.slowed if one.first <= step <= one.last)
         return self.rates.at(step) * math.prod(slowed)
 
-    def update(self, guard: DivergenceGuard, progress: Progress, verdict: StepVerdict) -> tuple[Progress, float]:
+    def update(
+        self, guard: DivergenceGuard, progress: TrainingProgress, verdict: StepVerdict
+    ) -> tuple[TrainingProgress, float]:
         """Return the progress after the update, and its learning rate. Drops the update where the verdict says so."""
         rate = self.learning_rate(progress)
         counted = replace(progress, step=progress.step + 1, tokens=progress.tokens + self.step_tokens)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from pretrain_api.checkpoint.lineage import Manifest, Rollback, manifest_key, parse_manifest_key
 from pretrain_api.messages.reports import Saved, SaveFailed
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.loop.save_policy import SavePolicy
 from pretrain_trainer.stability.guard import RollbackRequest
 
@@ -37,15 +37,15 @@ class CheckpointerPort(Protocol):
         """Add a lineage record whose parent precedes a divergence. Collective."""
         ...
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> TrainingProgress:
         """Verify and load the latest state; do nothing if there is none. Collective."""
         ...
 
-    def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+    def save(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
         """Start a save; return the seconds that this call blocked."""
         ...
 
-    def remember(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+    def remember(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
         """Keep this state in memory; return the seconds that this call blocked."""
         ...
 
@@ -106,7 +106,7 @@ class StepSaves:
         if self._policy.due_in_memory(step):
             self._checkpointer.settle_memory()
 
-    def after_step(self, progress: Progress, *, due: bool, sound: bool) -> None:
+    def after_step(self, progress: TrainingProgress, *, due: bool, sound: bool) -> None:
         """Keep the state in memory if it is due, and start a save if `due`; defer it unless the state is `sound`."""
         if self._policy.due_in_memory(progress.step):
             self._stall += self._checkpointer.remember(progress, self._model, self._optimizer)
@@ -115,7 +115,7 @@ class StepSaves:
         elif due:
             self._policy = self._policy.defer()
 
-    def begin(self, progress: Progress) -> None:
+    def begin(self, progress: TrainingProgress) -> None:
         """Start a save; blocks for the copy only."""
         self._policy = self._policy.restart(progress.step, self._clock())
         stall = self._checkpointer.save(progress, self._model, self._optimizer)
@@ -135,7 +135,7 @@ class StepSaves:
         stall, self._stall = self._stall, 0.0
         return stall
 
-    def commit(self, progress: Progress) -> str | None:
+    def commit(self, progress: TrainingProgress) -> str | None:
         """Return the manifest key of a committed checkpoint of this step; None if saving failed. Collective.
 
         Joins a save of this step that is under way, and saves unless the state is that of the parent.

@@ -12,7 +12,7 @@ from pretrain_api.spec.training import Training
 from pretrain_sdk.rank_link import AgentLink
 from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import FinalSaveFailed
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import process_group
 from pretrain_trainer.evaluation.evaluation import Evaluator, Sampler
 from pretrain_trainer.evaluation.hook import Hook, load_hook
@@ -100,7 +100,7 @@ def _callbacks(
     return callbacks
 
 
-def _complete(run: PreparedRun, progress: Progress, reduced: Reduced, rate: float) -> CompletedStep:
+def _complete(run: PreparedRun, progress: TrainingProgress, reduced: Reduced, rate: float) -> CompletedStep:
     """Measure the step, and keep its report in the progress unless its update was dropped for a value not finite."""
     report = run.recorder.record(progress, reduced, rate, run.saves.take_stall())
     if reduced.finite:
@@ -114,7 +114,7 @@ def _announce_saves(run: PreparedRun, callbacks: Callbacks) -> None:
 
 
 def _obey(
-    run: PreparedRun, commands: StepCommands, profiler: Profiler, callbacks: Callbacks, progress: Progress
+    run: PreparedRun, commands: StepCommands, profiler: Profiler, callbacks: Callbacks, progress: TrainingProgress
 ) -> None:
     """Carry out the ranks' commands: profile the next steps, or commit a checkpoint of this step and hold.
 
@@ -132,7 +132,7 @@ def _obey(
         commands.hold(holding, progress.step, checkpoint)
 
 
-def _commit_last(run: PreparedRun, callbacks: Callbacks, progress: Progress) -> str:
+def _commit_last(run: PreparedRun, callbacks: Callbacks, progress: TrainingProgress) -> str:
     """Return the manifest key of the last step's checkpoint, waiting for a store that is unavailable.
 
     Raises FinalSaveFailed on all ranks.

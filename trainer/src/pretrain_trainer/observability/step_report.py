@@ -9,7 +9,7 @@ from typing import Any
 
 from pretrain_api.messages.reports import Progress as ProgressReport
 from pretrain_api.messages.reports import StepDone
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.observability.memory import accelerator_memory, process_memory
 from pretrain_trainer.observability.mfu import Utilization
@@ -31,7 +31,7 @@ class StepRecorder:
         self._timer = timer
         self._utilization = utilization
 
-    def record(self, progress: Progress, reduced: Reduced, rate: float, stall: float) -> StepDone:
+    def record(self, progress: TrainingProgress, reduced: Reduced, rate: float, stall: float) -> StepDone:
         """End the step's time, `stall` included, and return its report."""
         times = self._timer.end(stall)
         self._utilization.step_done()
@@ -42,7 +42,7 @@ class StepRecorder:
 
 def step_done(
     ranks: Ranks,
-    progress: Progress,
+    progress: TrainingProgress,
     reduced: Reduced,
     rate: float,
     times: StepTimes,

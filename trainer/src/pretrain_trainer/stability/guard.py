@@ -17,7 +17,7 @@ from pretrain_api.messages import reports
 from pretrain_api.spec.job import Divergence
 from pretrain_sdk.rank_link import AgentLink
 from pretrain_trainer.core.errors import DivergedError
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.parallelism.gradients import Reduced
 from pretrain_trainer.stability.detector import StepVerdict, forget_normal, judge
 
@@ -69,7 +69,7 @@ class DivergenceGuard:
         self._reports = reports
         self._began: dict[int, float] = {}
 
-    def judge(self, progress: Progress, reduced: Reduced) -> StepVerdict:
+    def judge(self, progress: TrainingProgress, reduced: Reduced) -> StepVerdict:
         """Judge the next step by its reduced loss and gradient norm."""
         step, threshold, total = progress.step + 1, self._settings.threshold, self._total_steps
         verdict = judge(progress.watch, step, reduced.loss, reduced.norm, threshold=threshold, total_steps=total)
@@ -94,7 +94,7 @@ class DivergenceGuard:
         return self._settings.action != "Rollback" or not verdict.uneasy
 
     def request_rollback(
-        self, verdict: StepVerdict, progress: Progress, earlier: Sequence[Rollback]
+        self, verdict: StepVerdict, progress: TrainingProgress, earlier: Sequence[Rollback]
     ) -> RollbackRequest:
         """Report a divergence and request its rollback. Raises DivergedError when the allowed rollbacks are used up."""
         self._report(verdict, "Rollback")
@@ -102,7 +102,7 @@ class DivergenceGuard:
             raise DivergedError(self._account(verdict, earlier))
         return RollbackRequest(verdict, self._settings, progress.skipped)
 
-    def record(self, verdict: StepVerdict, progress: Progress) -> Progress:
+    def record(self, verdict: StepVerdict, progress: TrainingProgress) -> TrainingProgress:
         """Return `progress`, which counts the step, with its verdict recorded. Raises DivergedError."""
         dropped, watch = progress.dropped, verdict.watch
         if self.response(verdict) == "drop":

@@ -35,7 +35,7 @@ from pretrain_trainer.core.errors import (
     StorageUnavailable,
     SupersededError,
 )
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.waits import in_the_way
 
 _ATTEMPTS = 5
@@ -64,15 +64,15 @@ class Entry:
     recall: Recall | None = None
     """The later state in memory that is restored instead of the parent."""
 
-    def start(self) -> Progress:
+    def start(self) -> TrainingProgress:
         """Where it goes on: the parent's progress, on the course that the record sets."""
-        return self._on_course(Progress.of(self.parent) if self.parent is not None else Progress())
+        return self._on_course(TrainingProgress.of(self.parent) if self.parent is not None else TrainingProgress())
 
-    def start_from(self, recall: Recall) -> Progress:
+    def start_from(self, recall: Recall) -> TrainingProgress:
         """The same where the state in memory is restored."""
         return self._on_course(recall.progress)
 
-    def _on_course(self, came: Progress) -> Progress:
+    def _on_course(self, came: TrainingProgress) -> TrainingProgress:
         return replace(came, skipped=self.record.skipped, slowed=self.record.slowed)
 
 

@@ -14,7 +14,7 @@ from pretrain_store.retention import plan_retention
 from pretrain_trainer.checkpoint.dcp.layout import Layout
 from pretrain_trainer.checkpoint.history.claim import now
 from pretrain_trainer.core.parallel_map import each
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 2
@@ -32,7 +32,7 @@ class Committer:
         self.superseded: str | None = None
         """Why this generation must stop, once a later record was seen."""
 
-    def commit(self, progress: Progress, objects: tuple[StoredObject, ...]) -> Manifest:
+    def commit(self, progress: TrainingProgress, objects: tuple[StoredObject, ...]) -> Manifest:
         """Put the manifest; raises StoreError or HistoryError. The same state may be committed twice."""
         manifest = Manifest(
             generation=self._record.generation,

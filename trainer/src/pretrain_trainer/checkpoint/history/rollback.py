@@ -16,7 +16,7 @@ from pretrain_store.parent import ParentChoice, choose_rollback, inherited_inter
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.history.claim import Entry, Refusal, now, refusal
 from pretrain_trainer.checkpoint.memory.plan import Recall
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.stability.guard import RollbackRequest
 
 REASON = "RolledBack"
@@ -54,7 +54,7 @@ class Returning:
             refuse_foreign_job(listing, holder.job_uid, may_take_over=False)
             raise GenerationTaken(listing.highest)
         choice, parent = self._choose(listing)
-        came_to = Progress.of(parent) if parent is not None else Progress()
+        came_to = TrainingProgress.of(parent) if parent is not None else TrainingProgress()
         recall = self._recall if self._is_better(came_to.step) else None
         if recall is not None:
             came_to = recall.progress
