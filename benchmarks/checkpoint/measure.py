@@ -223,8 +223,7 @@ class Way(Protocol):
 class _OursBeside(Ours):
     @property
     def busy(self) -> bool:
-        saver = self.generation._saver
-        return saver is not None and saver.running is not None
+        return self.generation._saver.step_in_flight is not None
 
     def finish(self) -> None:  # type: ignore[override]
         super().finish()

@@ -23,11 +23,11 @@ from pretrain_sdk.scratch import MEMORY_VARIABLE
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.history import read_listing
 from pretrain_trainer.checkpoint import Checkpointer
-from pretrain_trainer.checkpoint.dcp.layout import local
+from pretrain_trainer.checkpoint.dcp.layout import local_part
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
 from pretrain_trainer.checkpoint.memory import snapshots
-from pretrain_trainer.checkpoint.memory.plan import Account, choose
-from pretrain_trainer.checkpoint.memory.snapshots import Part, Seal, Snapshots, intact, sealed
+from pretrain_trainer.checkpoint.memory.plan import MemoryInventory, choose_snapshot
+from pretrain_trainer.checkpoint.memory.snapshots import Seal, SnapshotWriter, StatePart, is_intact, sealed_snapshots
 from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.mesh import Mesh
 from pretrain_trainer.core.progress import TrainingProgress
@@ -50,17 +50,17 @@ def alone() -> Iterator[None]:
 # --- a worker's own ---------------------------------------------------------------------------------------------------
 
 
-def snapshots_of(folder: Path, record: LineageRecord | None = None) -> Snapshots:
-    return Snapshots(folder, 0, record or a_record(3), Part(0, 1))
+def snapshots_of(folder: Path, record: LineageRecord | None = None) -> SnapshotWriter:
+    return SnapshotWriter(folder, 0, record or a_record(3), StatePart(0, 1))
 
 
-def take(taking: Snapshots, trained: Trained, step: int) -> None:
+def take(taking: SnapshotWriter, trained: Trained, step: int) -> None:
     taking.take(TrainingProgress(step, 10 * step), tensors_of(trained.model, trained.optimizer))
     taking.join()
 
 
 def steps_in(folder: Path) -> list[int]:
-    return sorted(seal.state.step for _, seal in sealed(folder))
+    return sorted(seal.state.step for _, seal in sealed_snapshots(folder))
 
 
 @pytest.mark.usefixtures("alone")
@@ -70,8 +70,8 @@ def test_two_states_are_kept_in_turn_and_both_are_intact(tmp_path: Path) -> None
         take(taking, trained, step)
 
     assert steps_in(tmp_path) == [4, 5]
-    assert all(intact(path, seal) for path, seal in sealed(tmp_path))
-    assert {seal.tokens for _, seal in sealed(tmp_path)} == {40, 50}
+    assert all(is_intact(path, seal) for path, seal in sealed_snapshots(tmp_path))
+    assert {seal.tokens for _, seal in sealed_snapshots(tmp_path)} == {40, 50}
 
 
 @pytest.mark.usefixtures("alone")
@@ -82,7 +82,7 @@ def test_a_state_that_is_being_written_over_does_not_count_and_the_one_before_do
     for step in (1, 2):
         take(taking, trained, step)
 
-    monkeypatch.setattr(snapshots, "described", _killed)
+    monkeypatch.setattr(snapshots, "stored_object", _killed)
     taking.take(TrainingProgress(3), tensors_of(trained.model, trained.optimizer))
     taking.settle()
 
@@ -114,22 +114,22 @@ def a_seal(part: int, parts: int, step: int) -> Seal:
 
 def test_the_newest_state_is_chosen_of_which_all_parts_are_there() -> None:
     said = [
-        Account(0, (a_seal(0, 2, 10), a_seal(0, 2, 20), a_seal(0, 2, 30))),
-        Account(1, (a_seal(1, 2, 10), a_seal(1, 2, 20))),
+        MemoryInventory(0, (a_seal(0, 2, 10), a_seal(0, 2, 20), a_seal(0, 2, 30))),
+        MemoryInventory(1, (a_seal(1, 2, 10), a_seal(1, 2, 20))),
     ]
 
-    chosen = choose(said, lambda state: True)
+    chosen = choose_snapshot(said, lambda state: True)
     assert chosen is not None
     assert (chosen.state.step, chosen.holders) == (20, ((0,), (1,)))
     assert chosen.without([(1, 1)]) is None
-    other = choose(said, lambda state: state.step != 20)
+    other = choose_snapshot(said, lambda state: state.step != 20)
     assert other is not None
     assert other.state.step == 10
-    assert choose(said[:1], lambda state: True) is None
+    assert choose_snapshot(said[:1], lambda state: True) is None
 
 
 def test_of_replicated_state_one_intact_copy_is_enough() -> None:
-    chosen = choose([Account(rank, (a_seal(0, 1, 10),)) for rank in range(3)], lambda state: True)
+    chosen = choose_snapshot([MemoryInventory(rank, (a_seal(0, 1, 10),)) for rank in range(3)], lambda state: True)
 
     assert chosen is not None
     assert chosen.everywhere
@@ -427,4 +427,4 @@ def a_part(groups: Groups, seed: int) -> tuple[Decoder, Optimizer]:
 
 
 def parts(model: Decoder, optimizer: Optimizer) -> State:
-    return arrays({name: local(tensor).clone() for name, tensor in tensors_of(model, optimizer).items()})
+    return arrays({name: local_part(tensor).clone() for name, tensor in tensors_of(model, optimizer).items()})

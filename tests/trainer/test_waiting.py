@@ -125,7 +125,7 @@ def test_an_obstacle_has_one_remedy() -> None:
     wrapped = store.CredentialsRejected("checkpoint.storage cannot be used: no; allow reading")
     wrapped.__cause__ = store.CredentialsRejected("no")
 
-    assert str(in_the_way(wrapped)).startswith("no: allow")
+    assert str(in_the_way(wrapped)).startswith("no: grant")
 
 
 def test_all_ranks_wait_for_one_and_rank_0_reports_for_it() -> None:

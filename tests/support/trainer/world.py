@@ -36,8 +36,8 @@ from pretrain_api.messages.reports import ReportBody, Saved, SaveFailed, StepDon
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_api.spec.training import Training
 from pretrain_trainer.checkpoint import Checkpointer
-from pretrain_trainer.checkpoint.history.rollback import Returning
-from pretrain_trainer.checkpoint.saver import Saver
+from pretrain_trainer.checkpoint.history.rollback import RollbackClaim
+from pretrain_trainer.checkpoint.saver import AsyncSaver
 from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks, process_group
@@ -52,8 +52,8 @@ from support.ports import free_port
 VOCABULARY = 61
 RANK_SECONDS = 120
 DEADLY: dict[str, tuple[object, str]] = {
-    "before the record": (Returning, "enter"),
-    "after the record": (Saver, "go_on_as"),
+    "before the record": (RollbackClaim, "enter"),
+    "after the record": (AsyncSaver, "resume_as"),
     "after the load": (rollback, "RolledBack"),
 }
 """Stages of a rollback, and what is called there."""

@@ -47,7 +47,7 @@ from pretrain_store.lineage import intact_chain
 from pretrain_store.open import S3Service, is_remote, open_store, split_uri
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.dcp.layout import METADATA
-from pretrain_trainer.checkpoint.dcp.load import Loading, Unusable, read_metadata
+from pretrain_trainer.checkpoint.dcp.load import TensorLoader, UnusableFiles, read_metadata
 from pretrain_trainer.checkpoint.dcp.state import tensors_of_model
 from pretrain_trainer.core.errors import (
     CheckpointRejectedError,
@@ -190,7 +190,7 @@ def _newest(run: Run, step: int | None, say: Say) -> tuple[Decoder, Manifest, st
         try:
             manifest = read_manifest(run.store, key)
             return _load(run, manifest, say), manifest, key
-        except (CheckpointCorrupt, ObjectNotFound, Unusable) as damage:
+        except (CheckpointCorrupt, ObjectNotFound, UnusableFiles) as damage:
             found.append(key)
             if step is not None:
                 raise CheckpointRejectedError(key, str(damage)) from damage
@@ -207,7 +207,7 @@ def _load(run: Run, manifest: Manifest, say: Say) -> Decoder:
 
         def fetch(name: str) -> None:
             if name not in sizes:
-                raise Unusable(f"its manifest does not name {name}")
+                raise UnusableFiles(f"its manifest does not name {name}")
             run.store.fetch(f"{prefix}/{name}", scratch.path / name)
             only = tuple(item for item in manifest.objects if item.key == name)
             verify(manifest.model_copy(update={"objects": only}), scratch.path)
@@ -218,7 +218,7 @@ def _load(run: Run, manifest: Manifest, say: Say) -> Decoder:
         rows = int(saved.size[0]) if isinstance(saved, TensorStorageMetadata) else 0
         _refuse_other_model(run, rows)
         model = build(run.shape, rows, torch.device("cpu"))
-        loading = Loading(tensors_of_model(model), metadata)
+        loading = TensorLoader(tensors_of_model(model), metadata)
         done, total = 0, sum(sizes[name] for name in loading.files if name in sizes)
         for name in loading.files:
             fetch(name)

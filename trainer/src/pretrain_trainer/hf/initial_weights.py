@@ -32,14 +32,14 @@ from pretrain_store.open import open_store
 from pretrain_store.origin import choose_checkpoint, open_origin, provenance, recorded, weight_files
 from pretrain_store.port import ObjectStore, Readable
 from pretrain_trainer.checkpoint.dcp.layout import METADATA
-from pretrain_trainer.checkpoint.dcp.load import Loading, Unusable, read_metadata, scalars
+from pretrain_trainer.checkpoint.dcp.load import TensorLoader, UnusableFiles, read_metadata, scalar_names
 from pretrain_trainer.checkpoint.dcp.state import (
     make_optimizer_state,
     optimizer_entries,
     tensors_of,
     tensors_of_model,
 )
-from pretrain_trainer.checkpoint.history.claim import now
+from pretrain_trainer.checkpoint.history.claim import timestamp
 from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import InvalidInput, ObstacleError
 from pretrain_trainer.core.ranks import Ranks
@@ -128,7 +128,7 @@ class Beginning:
         """Put the record. Another start may have put its own before it came to a checkpoint: then the latest counts."""
         assert origin is not None  # by now
         store: ObjectStore = open_store(self._storage, self._environ)
-        content = origin.model_copy(update={"created_at": origin.created_at or now()}).to_json().encode()
+        content = origin.model_copy(update={"created_at": origin.created_at or timestamp()}).to_json().encode()
         try:
             store.put(ORIGIN_KEY, content, if_absent=True)
         except ObjectExists:
@@ -140,20 +140,20 @@ class Beginning:
     def _load_checkpoint(self, manifest: Manifest, model: nn.Module, optimizer: Optimizer) -> None:
         with ExitStack() as stack:
 
-            def fetched() -> tuple[Path, Loading]:
+            def fetched() -> tuple[Path, TensorLoader]:
                 scratch = stack.enter_context(Scratch.with_room(manifest.bytes, self._environ))
                 return scratch.path, self._fetch(manifest, scratch.path, model, optimizer)
 
             folder, loading = self._each(fetched)
             self._each(lambda: loading.load(folder))
 
-    def _fetch(self, manifest: Manifest, folder: Path, model: nn.Module, optimizer: Optimizer) -> Loading:
+    def _fetch(self, manifest: Manifest, folder: Path, model: nn.Module, optimizer: Optimizer) -> TensorLoader:
         there, prefix = self._there(), checkpoint_folder(manifest.generation, manifest.step)
         known = {item.key: item for item in manifest.objects}
 
         def fetch(name: str) -> None:
             if name not in known:
-                raise Unusable(f"its manifest does not name {name}")
+                raise UnusableFiles(f"its manifest does not name {name}")
             there.fetch(f"{prefix}/{name}", folder / name)
             verify(manifest.model_copy(update={"objects": (known[name],)}), folder)
 
@@ -168,9 +168,9 @@ class Beginning:
                     f"training.from.optimizer: {self._start.uri} holds the state of another optimizer than {kind}: set "
                     "training.optimizer.kind to that one, or leave it out"
                 )
-            make_optimizer_state(model, optimizer, entries, scalars(metadata))
+            make_optimizer_state(model, optimizer, entries, scalar_names(metadata))
             tensors = tensors_of(model, optimizer)
-        loading = Loading(tensors, metadata)
+        loading = TensorLoader(tensors, metadata)
         for name in loading.files:
             fetch(name)
         return loading
@@ -210,7 +210,7 @@ class Beginning:
             there.fetch(name, folder / name)
             found[name] = digest_of(folder / name).sha256
             if found[name] != wanted.get(name, found[name]):
-                raise Unusable(f"{name} has another sha256 than was exported")
+                raise UnusableFiles(f"{name} has another sha256 than was exported")
         listed = "".join(f"{name} {digest}\n" for name, digest in found.items())
         return Origin(uri=self._start.uri, sha256=hashlib.sha256(listed.encode()).hexdigest())
 
@@ -242,7 +242,7 @@ class Beginning:
             return None, error
         except InvalidOrigin as error:
             return None, InvalidInput(str(error))
-        except (HistoryError, ObjectNotFound, Unusable) as damage:
+        except (HistoryError, ObjectNotFound, UnusableFiles) as damage:
             start = self._start
             return None, InvalidInput(f"{start.field}: {start.uri} cannot be loaded ({damage}): name something else")
         except StoreError as error:
@@ -266,7 +266,7 @@ class _Lazy(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         known = name if name in self._files else name.removeprefix("transformer.")
         if known not in self._files:
-            raise Unusable(f"its weights have no tensor {name}")
+            raise UnusableFiles(f"its weights have no tensor {name}")
         return self._files[known].get_tensor(known)
 
     def __iter__(self) -> Iterator[str]:
@@ -281,9 +281,9 @@ def _check_tensors(tensors: Mapping[str, Tensor], model: Decoder, shape: Resolve
     wanted = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
     for name, tensor in tensors.items():
         if name in wanted and tuple(tensor.shape) != wanted[name]:
-            raise Unusable(f"{name} has shape {tuple(tensor.shape)} there and {wanted[name]} here")
+            raise UnusableFiles(f"{name} has shape {tuple(tensor.shape)} there and {wanted[name]} here")
         if name.endswith("bias") and not shape.bias and bool(tensor.any()):
-            raise Unusable(f"training.model.bias is false here, and {name} is not zero there")
+            raise UnusableFiles(f"training.model.bias is false here, and {name} is not zero there")
 
 
 @torch.no_grad()
