@@ -27,7 +27,7 @@ from pretrain_trainer.core.errors import (
     StorageUnavailable,
 )
 from pretrain_trainer.core.ranks import Ranks, process_group
-from pretrain_trainer.core.waits import ObstacleRetry, in_the_way
+from pretrain_trainer.core.waits import ObstacleRetry, obstacle_behind
 from pretrain_trainer.loop.train import train
 from support.store.moto import CORPUS, Bucket, moto
 from support.trainer.checkpoint import on_rank
@@ -115,7 +115,7 @@ class TestWaiting:
 def test_only_a_condition_fixed_outside_the_job_is_an_obstacle(
     error: store.StoreError, obstacle: type[ObstacleError] | None
 ) -> None:
-    found = in_the_way(error)
+    found = obstacle_behind(error)
 
     assert (type(found) if found else None) is obstacle
     assert found is None or str(found).startswith("x: ")
@@ -125,7 +125,7 @@ def test_an_obstacle_has_one_remedy() -> None:
     wrapped = store.CredentialsRejected("checkpoint.storage cannot be used: no; allow reading")
     wrapped.__cause__ = store.CredentialsRejected("no")
 
-    assert str(in_the_way(wrapped)).startswith("no: grant")
+    assert str(obstacle_behind(wrapped)).startswith("no: grant")
 
 
 def test_all_ranks_wait_for_one_and_rank_0_reports_for_it() -> None:
