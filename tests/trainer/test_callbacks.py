@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +22,7 @@ from pretrain_trainer.loop.callbacks import Callback, Callbacks, CompletedStep, 
 from pretrain_trainer.loop.train import train
 from support.trainer.world import FakeLink, FileCheckpointer, a_config, a_corpus, run_ranks
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "training_callback.py"
 STEP = CompletedStep(
     TrainingProgress(1, 16),
     StepDone(step=1, loss=1, grad_norm=1, learning_rate=1, tokens=1, tokens_per_second=1, seconds=1),
@@ -180,6 +184,16 @@ def test_the_loop_calls_them_on_all_ranks_alike(tmp_path: Path) -> None:
         "a: evaluated 3", "b: evaluated 3", "a: end 3", "b: end 3",
     ]  # fmt: skip
     assert isinstance(reports[-1], Finished)
+
+
+def test_the_example_prints_the_norm_of_the_weights(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(a_config(a_corpus(tmp_path)).to_json())
+
+    ended = subprocess.run([sys.executable, EXAMPLE, config], capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"^step 6: norm \d+\.\d{4}$", ended.stdout, re.MULTILINE)
 
 
 def test_a_broken_callback_ends_the_run(tmp_path: Path) -> None:

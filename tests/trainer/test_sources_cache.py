@@ -17,7 +17,7 @@ import pytest
 from pretrain_store.errors import CredentialsRejected, ObjectNotFound, StoreError, StoreUnavailable
 from pretrain_store.port import ObjectInfo
 from pretrain_trainer.core import errors
-from pretrain_trainer.datasets.shard_cache import CONDEMNED_SECONDS, RemoteShard, ShardCache
+from pretrain_trainer.datasets.shard_cache import REJECTED_SECONDS, RemoteShard, ShardCache
 
 UINT16 = np.dtype("<u2")
 SIZE = 2000
@@ -127,7 +127,7 @@ def test_a_corrupt_shard_is_fetched_again_only_when_replaced_or_after_a_long_tim
         with pytest.raises(errors.DataCorrupt):
             cache.tokens(shard)
     at_first = len(bucket.fetched)
-    clock.now = CONDEMNED_SECONDS
+    clock.now = REJECTED_SECONDS
     with pytest.raises(errors.DataCorrupt):
         cache.tokens(shard)
     later = len(bucket.fetched)

@@ -16,7 +16,7 @@ from pretrain_sdk.rank_link import AgentLink, UnattendedLink, connect
 from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import InvalidInput
-from pretrain_trainer.loop.train import train
+from pretrain_trainer.loop.train import MakeCallbacks, no_callbacks, train
 from pretrain_trainer.observability.failures import process_exit
 from pretrain_trainer.observability.oom_snapshot import write_snapshot
 
@@ -48,7 +48,7 @@ class PrintedLink(UnattendedLink):
         print(body.to_json(), flush=True)
 
 
-def main() -> None:
+def main(make_callbacks: MakeCallbacks = no_callbacks) -> None:
     """Run this rank to its end; after an error exit at once with a code of `ExitCode`."""
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(HELP)
@@ -61,7 +61,7 @@ def main() -> None:
         if link.generation is None and environment.rank == 0:
             link = PrintedLink()
         config = read_config(sys.argv[1:])
-        train(config, link, Checkpointer.open, environment)
+        train(config, link, Checkpointer.open, environment, make_callbacks)
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)
     except BaseException as error:  # DCP's CheckpointException is no Exception

@@ -35,12 +35,17 @@ MakeCallbacks = Callable[[PreparedRun], Sequence[Callback]]
 """Creates the callbacks of one rank from the parts of its run, on all ranks alike."""
 
 
+def no_callbacks(run: PreparedRun) -> Sequence[Callback]:
+    """Add no callback to the trainer's own."""
+    return ()
+
+
 def train(
     config: TrainerConfig,
     link: AgentLink,
     open_checkpointer: OpenCheckpointer,
     environment: Environment,
-    make_callbacks: MakeCallbacks = lambda _: (),
+    make_callbacks: MakeCallbacks = no_callbacks,
 ) -> None:
     """Train to the last step, resuming from the latest checkpoint. Collective; raises the errors of `core.errors`."""
     with process_group(environment) as ranks:
