@@ -24,6 +24,7 @@ from work import Ours, Work
 
 from pretrain_api.spec.job import S3Storage, Storage
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.ranks import Ranks, process_group
 
 QUIET = 0.9
@@ -353,7 +354,7 @@ def _peak() -> int:
 def main() -> None:
     order = Order(**json.loads(sys.argv[1]))
     torch.set_num_threads(1)
-    with process_group({}) as ranks:
+    with process_group(Environment.of({})) as ranks:
         found = bandwidth(order, ranks) if order.what.startswith("bandwidth") else beside(order, ranks)
     print(json.dumps(found))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pretrain_api.checkpoint.lineage import LossMemory
-from pretrain_trainer.stability.detector import StepVerdict, anew, look
+from pretrain_trainer.stability.detector import StepVerdict, forget_normal, judge
 
 Curve = Callable[[np.random.Generator, np.ndarray], tuple[np.ndarray, np.ndarray]]
 STEPS = 400
@@ -31,7 +31,7 @@ def judged(losses: Sequence[float], norms: Sequence[float], threshold: float = 5
     """The verdicts, step by step, up to the first divergence."""
     watch, verdicts = LossMemory(), []
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
-        verdicts.append(look(watch, step, loss, norm, threshold=threshold, total_steps=len(losses)))
+        verdicts.append(judge(watch, step, loss, norm, threshold=threshold, total_steps=len(losses)))
         watch = verdicts[-1].watch
         if verdicts[-1].cause:
             break
@@ -41,7 +41,7 @@ def judged(losses: Sequence[float], norms: Sequence[float], threshold: float = 5
 def found(losses: Sequence[float], norms: Sequence[float]) -> Found:
     verdicts = judged(losses, norms)
     last = verdicts[-1]
-    return Found(last.cause, last.step, last.since, sum(verdict.look == "outlier" for verdict in verdicts))
+    return Found(last.cause, last.step, last.since, sum(verdict.finding == "outlier" for verdict in verdicts))
 
 
 def learning(random: np.random.Generator, step: np.ndarray, noise: float, start: float = 10.8) -> np.ndarray:
@@ -161,8 +161,8 @@ def test_the_memory_survives_being_written_down_and_changes_no_verdict() -> None
     losses, sizes = (values.tolist() for values in spike(1.0, 30)(random, np.arange(1, STEPS + 1)))
     watch, written = LossMemory(), LossMemory()
     for step, (loss, norm) in enumerate(zip(losses, sizes, strict=True), start=1):
-        verdict = look(watch, step, loss, norm, threshold=5.0, total_steps=STEPS)
-        again = look(written, step, loss, norm, threshold=5.0, total_steps=STEPS)
+        verdict = judge(watch, step, loss, norm, threshold=5.0, total_steps=STEPS)
+        again = judge(written, step, loss, norm, threshold=5.0, total_steps=STEPS)
         assert again == verdict
         watch, written = verdict.watch, LossMemory.from_json(verdict.watch.to_json())
         assert len(watch.to_json()) < 4000
@@ -170,11 +170,11 @@ def test_the_memory_survives_being_written_down_and_changes_no_verdict() -> None
 
 def test_what_was_normal_can_be_forgotten() -> None:
     verdicts = judged([3.0] * 40 + [9.0] * 9, [1.0] * 49)
-    watch = anew(verdicts[-1].watch)
+    watch = forget_normal(verdicts[-1].watch)
     for step in range(50, 80):
-        verdict = look(watch, step, 9.0, 1.0, threshold=5.0, total_steps=200)
+        verdict = judge(watch, step, 9.0, 1.0, threshold=5.0, total_steps=200)
         watch = verdict.watch
-        assert verdict.look == "normal"
+        assert verdict.finding == "normal"
 
 
 def test_a_loss_that_is_not_lower_for_a_fifth_of_the_run_is_a_plateau_once() -> None:

@@ -112,9 +112,8 @@ GIB = 1 << 30
         (
             {"batch": {"sequences": 20, "microBatch": 10}},
             "set training.batch.microBatch to 5 (it is 10; the global batch stays as it is); or set "
-            "training.activationCheckpointing to full; or set training.parallelism.shard to full, so that state is "
-            "shared out over the workers; or set "
-            "training.precision to bf16",
+            "training.activationCheckpointing to full; or set training.parallelism.shard to full, which divides the "
+            "state among the workers; or set training.precision to bf16",
         ),
         (
             {
@@ -133,9 +132,9 @@ def test_what_does_not_fit_is_told_with_its_peak_and_settings_that_are_smaller(
     config = a_config(tmp_path, training)
 
     assert advice(config.training, PeakMemory(78 * GIB, 80 * GIB, "the device")) == (
-        f"this rank held 78.00 GiB at its peak, of 80.00 GiB of the device: {said}"
+        f"this rank used 78.00 GiB at its peak, of 80.00 GiB of the device: {said}"
     )
     end = process_exit(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), 0, config.training)
     assert end.exit_code == ExitCode.OUT_OF_MEMORY
-    assert end.message.startswith("out of memory: this rank held ")
+    assert end.message.startswith("out of memory: this rank used ")
     assert end.message.endswith(f"{said} (CUDA out of memory. Tried to allocate 2 GiB)")

@@ -15,7 +15,7 @@ from pretrain_trainer.observability import cpu_peak as cpupeak
 from pretrain_trainer.observability.cpu_peak import MEASURED_AFTER, CpuPeak
 from pretrain_trainer.observability.gpu_peaks import GPUS, gpu_peak
 from pretrain_trainer.observability.memory import from_counters, process_memory
-from pretrain_trainer.observability.mfu import Utilization, arithmetic, ranks_of_a_machine
+from pretrain_trainer.observability.mfu import Utilization, arithmetic, ranks_per_machine
 from pretrain_trainer.observability.step_report import LATELY_STEPS, lately
 from pretrain_trainer.observability.step_timing import (
     COMPUTED,
@@ -171,9 +171,9 @@ def test_the_workers_of_a_local_run_share_a_machine() -> None:
     apart = a_generation(workers=3)
     members = [member.model_copy(update={"host": f"10.0.0.{member.rank}"}) for member in apart.members]
 
-    assert ranks_of_a_machine(3, apart, {}) == 3
-    assert ranks_of_a_machine(3, apart.model_copy(update={"members": tuple(members)}), {}) == 1
-    assert ranks_of_a_machine(8, None, {"LOCAL_WORLD_SIZE": "4"}) == 4
+    assert ranks_per_machine(3, apart, 1) == 3
+    assert ranks_per_machine(3, apart.model_copy(update={"members": tuple(members)}), 1) == 1
+    assert ranks_per_machine(8, None, 4) == 4
 
 
 # --- the parts of a step ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pretrain_store.history import put_record
 from pretrain_trainer.checkpoint.history.claim import LineageEntry
 from pretrain_trainer.checkpoint.history.rollback import RollbackClaim
 from pretrain_trainer.checkpoint.memory.plan import MemorySnapshot
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.stability.detector import StepVerdict
 from pretrain_trainer.stability.guard import RollbackRequest
 from support.store.values import MemoryStore, a_record, a_rollback, save
@@ -39,7 +39,7 @@ def test_of_a_checkpoint_and_a_state_in_memory_the_later_one_is_gone_back_to_onc
     holder = a_record(2, parent=(1, 20 if saver == 2 else 30), rollbacks=rollbacks)
     put_record(store, holder)
     state = MemoryState(generation=2, nonce=holder.nonce, step=remembered or 0)
-    snapshot = MemorySnapshot(Progress(state.step), state, ((0,),), (0,)) if remembered else None
+    snapshot = MemorySnapshot(TrainingProgress(state.step), state, ((0,),), (0,)) if remembered else None
     wish = RollbackRequest(StepVerdict("spike", 41, 40, LossMemory()), Divergence(), ())
 
     entry = RollbackClaim(store, holder, wish, snapshot).enter()

@@ -28,8 +28,9 @@ from pretrain_trainer.checkpoint.dcp.state import tensors_of
 from pretrain_trainer.checkpoint.memory import snapshots
 from pretrain_trainer.checkpoint.memory.plan import MemoryInventory, choose_snapshot
 from pretrain_trainer.checkpoint.memory.snapshots import Seal, SnapshotWriter, StatePart, is_intact, sealed_snapshots
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.mesh import Mesh
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks, process_group
 from pretrain_trainer.models.decoder import Decoder, skeleton
 from pretrain_trainer.models.optimizer import build_optimizer
@@ -42,7 +43,7 @@ from support.trainer.world import run_ranks
 
 @pytest.fixture
 def alone() -> Iterator[None]:
-    with process_group({}):
+    with process_group(Environment.of({})):
         yield
 
 
@@ -54,7 +55,7 @@ def snapshots_of(folder: Path, record: LineageRecord | None = None) -> SnapshotW
 
 
 def take(taking: SnapshotWriter, trained: Trained, step: int) -> None:
-    taking.take(Progress(step, 10 * step), tensors_of(trained.model, trained.optimizer))
+    taking.take(TrainingProgress(step, 10 * step), tensors_of(trained.model, trained.optimizer))
     taking.join()
 
 
@@ -82,7 +83,7 @@ def test_a_state_that_is_being_written_over_does_not_count_and_the_one_before_do
         take(taking, trained, step)
 
     monkeypatch.setattr(snapshots, "stored_object", _killed)
-    taking.take(Progress(3), tensors_of(trained.model, trained.optimizer))
+    taking.take(TrainingProgress(3), tensors_of(trained.model, trained.optimizer))
     taking.settle()
 
     assert steps_in(tmp_path) == [2]
@@ -176,7 +177,9 @@ def remember(checkpointer: Checkpointer, trained: Trained, *steps: int) -> None:
     """Train one step each, and keep the states in memory."""
     for step in steps:
         trained.train(1)
-        checkpointer.remember(Progress(step, 10 * step, lately=(a_step(step),)), trained.model, trained.optimizer)
+        checkpointer.remember(
+            TrainingProgress(step, 10 * step, lately=(a_step(step),)), trained.model, trained.optimizer
+        )
     checkpointer.settle_memory()
     assert not [said for said in checkpointer.poll() if isinstance(said, SaveFailed)]
 
@@ -196,7 +199,7 @@ def test_steps_after_the_last_checkpoint_are_recovered_and_the_record_says_from_
     second = open_checkpointer(job, 2, environ=environ)
     progress, again = restored(second)
 
-    assert (progress, second.recalled) == (Progress(3, 30, lately=(a_step(3),)), True)
+    assert (progress, second.recalled) == (TrainingProgress(3, 30, lately=(a_step(3),)), True)
     assert_equal(again.state(), trained.state())
     record = records(tmp_path)[2]
     assert record.parent == parent
@@ -263,7 +266,7 @@ def test_memory_that_is_too_small_is_said_once_and_training_goes_on(
     monkeypatch.setattr(snapshots, "_SPARE", 1 << 60)
 
     for step in (1, 2):
-        assert checkpointer.remember(Progress(step), trained.model, trained.optimizer) == 0.0
+        assert checkpointer.remember(TrainingProgress(step), trained.model, trained.optimizer) == 0.0
     (said,) = checkpointer.poll()
 
     assert isinstance(said, SaveFailed)
@@ -396,10 +399,10 @@ def _story_of_parts(
         optimizer.step()
         kept[step] = parts(model, optimizer)
         if step == 1:
-            checkpointer.save(Progress(1, 10), model, optimizer)
+            checkpointer.save(TrainingProgress(1, 10), model, optimizer)
             assert checkpointer.wait() is not None
         else:
-            checkpointer.remember(Progress(step, 10 * step), model, optimizer)
+            checkpointer.remember(TrainingProgress(step, 10 * step), model, optimizer)
             checkpointer.settle_memory()
     torch.distributed.barrier()
     for number, gone in ((2, lost), (3, range(4))):

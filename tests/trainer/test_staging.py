@@ -27,8 +27,9 @@ from pretrain_trainer.checkpoint.dcp.load import ReceivedObject
 from pretrain_trainer.checkpoint.dcp.pinned_memory import PinnedMemory, gpus
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
 from pretrain_trainer.checkpoint.dcp.transfer import broadcast_tensors
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import CheckpointRejectedError
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks, process_group
 from support.trainer.checkpoint import (
     Trained,
@@ -49,7 +50,7 @@ GPUS = frozenset({torch.device("cuda", 0), torch.device("cuda", 1)})
 
 @pytest.fixture
 def alone() -> Iterator[None]:
-    with process_group({}):
+    with process_group(Environment.of({})):
         yield
 
 
@@ -251,7 +252,7 @@ def _save_in_several_files(ranks: Ranks, folder: Path) -> dict[str, np.ndarray]:
     checkpointer = open_checkpointer(a_job(folder, shard="full"), 1, ranks)
     for step in (2, 3):
         trained.train(1)
-        checkpointer.save(Progress(step), trained.model, trained.optimizer)
+        checkpointer.save(TrainingProgress(step), trained.model, trained.optimizer)
         assert checkpointer.wait() is not None
     return arrays(trained.state())
 

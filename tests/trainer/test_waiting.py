@@ -16,6 +16,7 @@ from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_store import errors as store
 from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.core.collectives import Collectives
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import (
     AccessDeniedError,
     BucketMissingError,
@@ -50,7 +51,7 @@ class Act:
 
 @pytest.fixture
 def alone() -> Iterator[None]:
-    with process_group({}):
+    with process_group(Environment.of({})):
         yield
 
 
@@ -170,7 +171,12 @@ def environ(corpus: Path) -> Iterator[dict[str, str]]:
 def trained(config: TrainerConfig, environ: Mapping[str, str], **menders: Any) -> MendingLink:
     """The link of a run to its end, in this process; each obstacle is mended as soon as it is said."""
     link = MendingLink(menders=menders)
-    train(config, link, Checkpointer.open if config.checkpoint.storage.s3 else lambda *_: NoCheckpointer(), environ)
+    train(
+        config,
+        link,
+        Checkpointer.open if config.checkpoint.storage.s3 else lambda *_: NoCheckpointer(),
+        Environment.of(environ),
+    )
     return link
 
 
@@ -217,7 +223,7 @@ def test_two_ranks_train_from_s3_with_one_cache(
 
 def _train_with_environment(ranks: Mapping[str, str], config: TrainerConfig, environ: Mapping[str, str]) -> list[float]:
     link = MendingLink()
-    train(config, link, lambda *_: NoCheckpointer(), {**ranks, **environ})
+    train(config, link, lambda *_: NoCheckpointer(), Environment.of({**ranks, **environ}))
     return link.losses
 
 
@@ -232,7 +238,7 @@ def test_a_missing_source_is_waited_for(
     assert link.said == ["DataMissing", "-"]
     assert link.reports[0].message == (
         f"training.data.sources[code].uri: there is no s3://{CORPUS}/{key}: upload it; "
-        "training goes on by itself when it is there"
+        "training resumes by itself when it exists"
     )
     assert link.losses == undisturbed
 

@@ -21,7 +21,8 @@ from pretrain_store.directory import DirectoryStore
 from pretrain_store.errors import StoreUnavailable
 from pretrain_trainer.checkpoint import Checkpointer, checkpointer
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.environment import Environment
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks, process_group
 from support.store.values import an_identity
 from support.trainer.world import a_config, a_generation
@@ -102,13 +103,15 @@ def open_checkpointer(
 
 def saved(checkpointer: Checkpointer, trained: Trained, step: int, tokens: int = 0) -> str:
     """The key of the manifest of a save that is in force."""
-    checkpointer.save(Progress(step, tokens), trained.model, trained.optimizer)
+    checkpointer.save(TrainingProgress(step, tokens), trained.model, trained.optimizer)
     key = checkpointer.wait()
     assert key is not None, checkpointer.poll()
     return key
 
 
-def restored(checkpointer: Checkpointer, *, sharded: bool = False, kind: str = "adamw") -> tuple[Progress, Trained]:
+def restored(
+    checkpointer: Checkpointer, *, sharded: bool = False, kind: str = "adamw"
+) -> tuple[TrainingProgress, Trained]:
     """What a checkpointer restores into a model of other values, whose optimizer has done nothing yet."""
     trained = Trained(seed=99, sharded=sharded, kind=kind)
     return checkpointer.restore(trained.model, trained.optimizer), trained
@@ -157,5 +160,5 @@ def a_flaky_store(folder: Path, patch: pytest.MonkeyPatch) -> FlakyStore:
 
 def on_rank(environ: Mapping[str, str], act: Callable[..., Any], *arguments: Any) -> Any:
     """Call `act(ranks, *arguments)` as one of the ranks of `run_ranks`, in their process group."""
-    with process_group(environ) as ranks:
+    with process_group(Environment.of(environ)) as ranks:
         return act(ranks, *arguments)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from pretrain_api.messages.reports import ReportBody
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_trainer.checkpoint import Checkpointer
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import TrainerError
 from pretrain_trainer.loop.train import train
 from pretrain_trainer.observability.failures import ProcessExit, process_exit
@@ -32,7 +33,7 @@ def trained(config: TrainerConfig, world_size: int = 1, number: int = 1) -> list
 
 def _train(environ: Mapping[str, str], config: TrainerConfig, number: int, workers: int) -> list[ReportBody]:
     link = FakeLink(generation=a_generation(number, workers).model_copy(update={"may_take_over": number == 1}))
-    train(config, link, Checkpointer.open, environ)
+    train(config, link, Checkpointer.open, Environment.of(environ))
     return link.reports
 
 

@@ -12,6 +12,7 @@ import pytest
 from pretrain_api.messages.reports import Evaluated, Sampled
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_trainer.checkpoint import Checkpointer
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.loop.train import train
 from pretrain_trainer.observability.failures import process_exit
 from support.trainer.world import RANK_SECONDS, FakeLink, RankEnd, a_config, a_generation, run_ranks
@@ -101,7 +102,7 @@ def train_case(environ: Mapping[str, str], case: Case, checkpointer: type[Checkp
     generation = a_generation(case.generation, workers).model_copy(update={"may_take_over": case.generation == 1})
     link = FakeLink({}, generation)
     try:
-        train(case.config, link, checkpointer.open, environ)
+        train(case.config, link, checkpointer.open, Environment.of(environ))
     except Exception as error:
         end = process_exit(error, int(environ["RANK"]))
         return RankEnd([*link.reports, end.report], end.exit_code)

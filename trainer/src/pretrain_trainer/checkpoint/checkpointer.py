@@ -38,7 +38,7 @@ from pretrain_trainer.checkpoint.saver import AsyncSaver
 from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import CheckpointRejectedError
 from pretrain_trainer.core.mesh import Mesh
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.core.store_errors import SharedError, shared_error
 from pretrain_trainer.stability.guard import RollbackRequest
@@ -138,7 +138,7 @@ class Checkpointer:
         self._enter(result)
         self._rollback, self.recalled = None, False
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> TrainingProgress:
         """Load the later snapshot in memory if there is one, else the parent; both are verified. Collective.
 
         Raises CheckpointRejectedError on all ranks when the parent is corrupt; an unattended run resumes from an
@@ -164,11 +164,11 @@ class Checkpointer:
                 break
         return self._entry.start()
 
-    def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+    def save(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
         """Start a save; return the seconds of the stall. See AsyncSaver.save."""
         return self._saver.save(progress, lambda: tensors_of(model, optimizer))
 
-    def remember(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+    def remember(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
         """Take a snapshot in memory; return the seconds of the stall. A failure ends snapshots, not training."""
         if self._snapshots is not None and self._snapshots.record != self._entry.record:
             self._snapshots = self._make_snapshots()  # the generation has a new number

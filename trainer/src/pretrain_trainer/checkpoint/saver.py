@@ -27,7 +27,7 @@ from pretrain_trainer.checkpoint.dcp.layout import Layout, LayoutSignature, copy
 from pretrain_trainer.checkpoint.history.commit import Retention, commit_save, upload
 from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import SupersededError
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.core.stage_timer import StageTimer
 
@@ -67,7 +67,7 @@ class _RankUpload:
 class _InFlightSave:
     """A save under way. Its thread is a daemon: a store that hangs must not keep a process from ending."""
 
-    progress: Progress
+    progress: TrainingProgress
     began: float
     stall: float
     stages: StageTimer
@@ -120,7 +120,7 @@ class AsyncSaver:
         save = self._in_flight
         return save.progress.step if save is not None and save.thread.is_alive() else None
 
-    def save(self, progress: Progress, tensors: Callable[[], Mapping[str, Tensor]]) -> float:
+    def save(self, progress: TrainingProgress, tensors: Callable[[], Mapping[str, Tensor]]) -> float:
         """Start a save; return the seconds of the stall. Collective if the state is sharded.
 
         A save of the same step is joined. While one of another step is in flight, the new one is reported as failed.
@@ -184,7 +184,7 @@ class AsyncSaver:
             return own
         return _SaveDecision(self._training_group.all_reduce_max(own if self._ranks.first else _SaveDecision.BEGIN))
 
-    def _begin(self, progress: Progress, tensors: Mapping[str, Tensor]) -> float:
+    def _begin(self, progress: TrainingProgress, tensors: Mapping[str, Tensor]) -> float:
         """Copy the tensors and start the thread; return the seconds of the copy."""
         self._join()
         began, stages = time.perf_counter(), StageTimer()
@@ -253,7 +253,7 @@ class AsyncSaver:
         stages.done("commit")
         return savers.broadcast_object(result) if savers else result
 
-    def _commit(self, progress: Progress, objects: tuple[StoredObject, ...]) -> SaveResult:
+    def _commit(self, progress: TrainingProgress, objects: tuple[StoredObject, ...]) -> SaveResult:
         """Put the manifest, on rank 0."""
         if not self._ranks.first:
             return SaveResult(progress.step, None)

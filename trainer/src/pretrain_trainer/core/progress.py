@@ -10,7 +10,7 @@ from pretrain_api.messages.reports import StepDone
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """State after `step` steps on `tokens` tokens."""
 
     step: int = 0

@@ -18,7 +18,7 @@ from pretrain_store.parent import ParentChoice, choose_parent, inherited_interve
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.memory.plan import MemorySnapshot
 from pretrain_trainer.core.errors import CheckpointRejectedError, NumberTakenError
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.store_errors import SharedError, shared_error
 
 _ATTEMPTS = 5
@@ -47,15 +47,17 @@ class LineageEntry:
     snapshot: MemorySnapshot | None = None
     """The later state in memory to restore instead of the parent."""
 
-    def start(self) -> Progress:
+    def start(self) -> TrainingProgress:
         """Return the parent's progress, with the record's interventions."""
-        return self._with_interventions(Progress.of(self.parent) if self.parent is not None else Progress())
+        return self._with_interventions(
+            TrainingProgress.of(self.parent) if self.parent is not None else TrainingProgress()
+        )
 
-    def start_from(self, snapshot: MemorySnapshot) -> Progress:
+    def start_from(self, snapshot: MemorySnapshot) -> TrainingProgress:
         """Return the snapshot's progress, with the record's interventions."""
         return self._with_interventions(snapshot.progress)
 
-    def _with_interventions(self, progress: Progress) -> Progress:
+    def _with_interventions(self, progress: TrainingProgress) -> TrainingProgress:
         return replace(progress, skipped=self.record.skipped, slowed=self.record.slowed)
 
 

@@ -14,7 +14,7 @@ from pretrain_store.retention import plan_retention
 from pretrain_trainer.checkpoint.dcp.layout import Layout
 from pretrain_trainer.checkpoint.history.claim import timestamp
 from pretrain_trainer.core.parallel_map import each
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 2
@@ -34,7 +34,7 @@ def upload(store: ObjectStore, layout: Layout, generation: int, step: int) -> tu
 
 
 def commit_save(
-    store: ObjectStore, record: LineageRecord, progress: Progress, objects: tuple[StoredObject, ...]
+    store: ObjectStore, record: LineageRecord, progress: TrainingProgress, objects: tuple[StoredObject, ...]
 ) -> Manifest:
     """Put the manifest of a save; raise StoreError or HistoryError. The same state may be committed twice."""
     manifest = Manifest(

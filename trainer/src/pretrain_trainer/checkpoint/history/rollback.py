@@ -16,7 +16,7 @@ from pretrain_store.parent import ParentChoice, choose_rollback, inherited_inter
 from pretrain_store.port import ObjectStore
 from pretrain_trainer.checkpoint.history.claim import LineageEntry, timestamp
 from pretrain_trainer.checkpoint.memory.plan import MemorySnapshot
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.store_errors import SharedError, shared_error
 from pretrain_trainer.stability.guard import RollbackRequest
 
@@ -55,7 +55,7 @@ class RollbackClaim:
             refuse_foreign_job(listing, self._holder.job_uid, may_take_over=False)
             raise GenerationTaken(listing.highest)
         choice, parent = self._choose(listing)
-        target = Progress.of(parent) if parent is not None else Progress()
+        target = TrainingProgress.of(parent) if parent is not None else TrainingProgress()
         snapshot = self._snapshot if self._prefers_snapshot(target.step) else None
         if snapshot is not None:
             target = snapshot.progress
@@ -77,7 +77,7 @@ class RollbackClaim:
         )
         return LineageEntry(record, parent, snapshot)
 
-    def _rollback(self, generation: int, target: Progress) -> Rollback:
+    def _rollback(self, generation: int, target: TrainingProgress) -> Rollback:
         verdict = self._request.verdict
         return Rollback(
             generation=generation,

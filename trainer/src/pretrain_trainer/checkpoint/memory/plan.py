@@ -12,7 +12,7 @@ from pathlib import Path
 from pretrain_api.checkpoint.lineage import MemoryState
 from pretrain_sdk.scratch import MEMORY_VARIABLE
 from pretrain_trainer.checkpoint.memory.snapshots import Seal, is_intact, sealed_snapshots
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks
 
 
@@ -60,7 +60,7 @@ class MemoryInventory:
 class MemorySnapshot:
     """A whole state, and the workers (by their first ranks) that have each of its parts. Equal on all ranks."""
 
-    progress: Progress
+    progress: TrainingProgress
     state: MemoryState
     holders: tuple[tuple[int, ...], ...]
     workers: tuple[int, ...]

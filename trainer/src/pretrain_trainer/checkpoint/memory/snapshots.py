@@ -26,7 +26,7 @@ from pretrain_api.base import Frozen
 from pretrain_api.checkpoint.lineage import LineageRecord, LossMemory, MemoryState, SlowedRange, StepRange, StoredObject
 from pretrain_api.messages.reports import StepDone
 from pretrain_trainer.checkpoint.dcp.layout import Layout, LayoutSignature, copy_to_host, write_part_layout
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 
 SEAL = "seal.json"
 _PREFIX = "state-"
@@ -58,9 +58,11 @@ class Seal(Frozen):
     objects: tuple[StoredObject, ...]
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> TrainingProgress:
         """The progress of training in this state."""
-        return Progress(self.state.step, self.tokens, self.skipped, self.slowed, self.dropped, self.watch, self.lately)
+        return TrainingProgress(
+            self.state.step, self.tokens, self.skipped, self.slowed, self.dropped, self.watch, self.lately
+        )
 
 
 class InsufficientMemory(Exception):
@@ -82,7 +84,7 @@ class SnapshotWriter:
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
 
-    def take(self, progress: Progress, tensors: Mapping[str, Tensor]) -> float:
+    def take(self, progress: TrainingProgress, tensors: Mapping[str, Tensor]) -> float:
         """Copy the tensors and have a thread seal the copy; return the seconds of the copy.
 
         Raises InsufficientMemory before anything is written, and the error that kept the last snapshot unsealed.
@@ -119,7 +121,7 @@ class SnapshotWriter:
             failure, self._failure = self._failure, None
             raise failure
 
-    def _finish(self, slot: Path, make: partial[Layout], progress: Progress) -> None:
+    def _finish(self, slot: Path, make: partial[Layout], progress: TrainingProgress) -> None:
         try:
             layout = make()
             self._layouts[slot] = layout
