@@ -191,7 +191,7 @@ def test_another_architecture_is_named_by_the_field_that_differs(
 def test_weights_that_are_laid_out_otherwise_are_refused(earlier: Earlier) -> None:
     newer = wanted(earlier).model_copy(update={"version": earlier.identity.version + 1})
 
-    with pytest.raises(InvalidOrigin, match="lays out weights otherwise"):
+    with pytest.raises(InvalidOrigin, match="another layout of weights"):
         choose_checkpoint(DirectoryStore(earlier.store), From(run="there"), newer)
 
 

@@ -1,4 +1,4 @@
-"""Forward and backward passes of a replica's micro-batches, one after the other.
+"""Forward and backward passes of a replica's micro-batches, and the division of micro-batches among replicas.
 
 A pipeline orders them differently, see `pipeline`.
 """
@@ -81,3 +81,15 @@ class SequentialPasses:
 def padded(tokens: Tensor, parts: int) -> Tensor:
     """Pad tokens to (1, time) divisible by `parts`; tokens after a position do not change its logits."""
     return functional.pad(tokens, (0, -len(tokens) % parts))[None]
+
+
+def share(total: int, rank: int, world_size: int) -> range:
+    """Return this rank's micro-batches of 0..total-1; the first ranks may have one more."""
+    base, more = divmod(total, world_size)
+    first = rank * base + min(rank, more)
+    return range(first, first + base + (rank < more))
+
+
+def largest_share(total: int, world_size: int) -> int:
+    """Return the most micro-batches of any rank: with collectives in forward and backward, all ranks run as many."""
+    return -(-total // world_size)

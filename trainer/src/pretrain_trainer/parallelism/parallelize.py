@@ -28,7 +28,7 @@ PIPELINE, REPLICATE, SHARD, TENSOR = "pipeline", "replicate", "shard", "tensor"
 
 @dataclass(frozen=True)
 class Groups:
-    """This rank's position in the mesh, and its process groups along the dimensions; None: no communication."""
+    """Position of this rank in the mesh, and its process groups along the dimensions; None: no communication."""
 
     mesh: Mesh
     place: MeshPosition

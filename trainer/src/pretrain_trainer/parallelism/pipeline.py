@@ -33,7 +33,7 @@ class StageGradients(Gradients, Protocol):
 
 @dataclass(frozen=True)
 class PipelineStage:
-    """This rank's stage, and the ranks of its replica's other stages."""
+    """Stage of this rank, and the ranks of its replica's other stages."""
 
     place: MeshPosition
     group: dist.ProcessGroup
