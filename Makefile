@@ -1,9 +1,9 @@
-# Everything a fresh machine with git, make and Python 3.11 or later needs to run and test this project.
+# Targets to run and test this project on a machine with git, make and Python 3.11 or later.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
-# A folder of wheels that pip is configured with (a CPU build of torch, say) serves uv as well; most machines have none.
+# Pass pip's folder of wheels (a CPU build of torch, for example) to uv. Most machines have none.
 FIND_LINKS := $(firstword $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
 PACKAGES := api store sdk data agent trainer operator cli
 OUT ?= runs/quickstart
@@ -12,10 +12,10 @@ FAULT ?= kill:worker=1,step=130
 .PHONY: help install quickstart test test-parallel lint format generate lock clean bench-recovery bench-overhead bench-operator bench-exact \
   bench-throughput bench-buckets bench-checkpoint
 
-help: ## These lines
+help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
-install: $(VENV)/.installed ## The environment in .venv: hash-locked packages, torch, this workspace
+install: $(VENV)/.installed ## Install the environment into .venv: hash-locked packages, torch, this workspace
 
 $(VENV)/.installed: requirements/dev.txt $(PACKAGES:%=%/pyproject.toml)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 …")'
@@ -32,77 +32,84 @@ compile: install
 
 .PHONY: compile
 
-quickstart: compile ## Train a small GPT on real text with three workers, one of which is killed on the way
+quickstart: compile ## Train a small GPT on real text with three workers and kill one of them during the run
 	$(BIN)/python -m tools.corpus examples/data
 	rm -rf "$(OUT)"
 	$(BIN)/pretrain run examples/quickstart.yaml --out "$(OUT)" --fault $(FAULT)
 
-test: compile ## Unit, trainer, local-process and API-server tests
+test: compile ## Run the unit, trainer, local-process and API-server tests
 	$(BIN)/pytest -m "not slow"
 
-test-parallel: compile ## Every parallelism and their combinations, at several sizes, beside one process
+test-parallel: compile ## Compare every parallelism and combination at several sizes with one process
 	$(BIN)/pytest tests/parallel --timeout 900
 
-lint: install ## Style, types, import rules, drift of generated files
+lint: install ## Check style, types, import rules, and drift of generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.crd --check
+	$(BIN)/python -m tools.docs --check
 	$(BIN)/python -m dashboards --check
 
-format: install ## Mend the style
+format: install ## Fix the style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-generate: install ## Write the generated files: CRD, table of its fields, dashboards, table of metrics
+generate: install ## Write the generated files: CRD, dashboards, reference pages, diagrams
 	$(BIN)/python -m tools.crd
+	$(BIN)/python -m tools.docs
 	$(BIN)/python -m dashboards
 
-bench-recovery: compile ## Kill-to-next-step beside plain torchrun
+docs: install ## Build the documentation site into dist/site; fail on a broken link or anchor
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --clean
+
+.PHONY: docs
+
+bench-recovery: compile ## Measure the time from a kill to the next step beside plain torchrun
 	$(BIN)/python benchmarks/recovery/run.py
 
-bench-overhead: compile ## Step time under the agent beside plain torchrun
+bench-overhead: compile ## Measure the step time under the agent beside plain torchrun
 	$(BIN)/python benchmarks/overhead/run.py
 
-bench-operator: compile ## The operator with many jobs against a real API server
+bench-operator: compile ## Measure the operator with many jobs against a real API server
 	$(BIN)/python benchmarks/operator/run.py
 
-bench-exact: compile ## Exact sums beside plain ones
+bench-exact: compile ## Measure exact sums beside plain sums
 	$(BIN)/python benchmarks/exact/run.py
 
-bench-throughput: compile ## The trainer's step beside a plain PyTorch loop
+bench-throughput: compile ## Measure the trainer's step beside a plain PyTorch loop
 	$(BIN)/python benchmarks/throughput/run.py
 
-bench-buckets: compile ## Reductions during backward beside one at the end, and DDP
+bench-buckets: compile ## Measure reductions during backward beside one at the end and DDP
 	$(BIN)/python benchmarks/buckets/run.py
 
-bench-checkpoint: compile ## Saving and restoring beside disk, S3 service, torch.save and dcp.async_save
+bench-checkpoint: compile ## Measure save and restore beside disk, S3 service, torch.save and dcp.async_save
 	$(BIN)/python benchmarks/checkpoint/run.py
 
-lock: install ## Renew the locked requirements
+lock: install ## Update the locked requirements
 	for name in dev runtime build operator trainer; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-annotate --no-emit-index-url --no-emit-find-links requirements/$$name.in -o requirements/$$name.txt || exit 1; done
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' operator/pyproject.toml)
 
-images: ## Build the images pretrain-operator and pretrain-trainer (TORCH, TORCH_INDEX: which build of torch)
+images: ## Build the images pretrain-operator and pretrain-trainer (TORCH, TORCH_INDEX: build of torch)
 	mkdir -p dist/wheels
 	test ! -d "$(FIND_LINKS)" || cp -pu "$(FIND_LINKS)"/torch-*.whl dist/wheels/
 	for target in operator trainer; do docker build --quiet --target $$target --tag pretrain-$$target:$(VERSION) \
 	  --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
 	  --build-arg TORCH="$(TORCH)" --build-arg TORCH_INDEX="$(TORCH_INDEX)" . || exit 1; done
 
-kind-up: install ## A kind cluster and an S3 service; prints how to reach them
+kind-up: install ## Create a kind cluster and an S3 service; print how to reach them
 	@examples/kind/up
 
-kind-load: ## The images onto the nodes of that cluster
+kind-load: ## Copy the images onto the nodes of that cluster
 	examples/kind/load pretrain-operator:$(VERSION) pretrain-trainer:$(VERSION)
 
-kind-demo: install ## On a kind cluster: install the operator, train, break things, tell the story
+kind-demo: install ## Install the operator on a kind cluster, train, inject faults, print status and Events
 	settings=$$(examples/kind/up) && eval "$$settings" && $(MAKE) --no-print-directory images && examples/kind/demo $(VERSION)
 
-kind-test: compile ## The end-to-end suite on a kind cluster; MARK=core: what every change must pass
+kind-test: compile ## Run the end-to-end suite on a kind cluster; MARK=core: the part that every change must pass
 	settings=$$(examples/kind/up) && eval "$$settings" && $(MAKE) --no-print-directory images && \
 	  $(BIN)/pytest tests/e2e $(if $(MARK),-m $(MARK)) --timeout 900
 

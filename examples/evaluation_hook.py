@@ -1,9 +1,9 @@
-"""An evaluation of your own: how often the model prefers the right one of two endings, and how sure it is.
+"""Custom evaluation: how often the model prefers the right one of two endings, and by which margin.
 
     training:
       evaluation: {every: 500, sources: […], hook: evaluation_hook.py:endings}
 
-All ranks call it between two steps. What it asks of `trained` it asks on every rank alike (docs/evaluation.md).
+All ranks call it between two steps, and it calls the same methods on every rank (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ PAIRS = (
     ("return ", "None", "Nnoe"),
     ("for i in ", "range", "ranges of"),
 )
-"""A beginning, an ending that should follow, and one that should not."""
+"""A beginning, the right ending, and a wrong one."""
 
 
 def endings(trained: Trained) -> Mapping[str, float]:
-    """The share of pairs whose right ending has the lower loss, and by how many nats a token it is lower."""
+    """Return the share of pairs whose right ending has the lower loss, and the mean margin in nats per token."""
     sequences, lengths = [], []
     for beginning, right, wrong in PAIRS:
         for ending in (right, wrong):
-            # Encoded apart, so that both endings follow the same tokens.
+            # Encode them separately, so that both endings follow the same tokens.
             start, end = (trained.tokenizer.encode(text, add_special_tokens=False).ids for text in (beginning, ending))
             sequences += [start, start + end]
             lengths.append(len(end))

@@ -1,6 +1,6 @@
-"""Copy a folder to S3: `python examples/kind/upload.py FOLDER s3://BUCKET/PREFIX`. What is there already stays.
+"""Copy a folder to S3: `python examples/kind/upload.py FOLDER s3://BUCKET/PREFIX`. Existing objects are kept.
 
-The bucket is made if it does not exist. Service and credentials come from the environment, as for any AWS tool.
+The bucket is created if it does not exist. Service and credentials come from the environment, as for any AWS tool.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 
 
 def upload(folder: Path, bucket: str, prefix: str) -> int:
-    """Put every file whose key is missing or has another size; returns how many."""
+    """Put every file whose key is missing or has another size; return their number."""
     s3 = boto3.client("s3")
     try:
         s3.head_bucket(Bucket=bucket)

@@ -112,17 +112,6 @@ async def test_a_list_whose_pages_expire_begins_again(
     assert [item["metadata"]["name"] for item in items] == ["a", "b", "c"]
 
 
-async def test_apply_makes_an_object_and_takes_its_fields_from_others(api: Api, namespace: str) -> None:
-    await api.create(CONFIG_MAPS, namespace, a_map("a", "theirs"))
-
-    await api.apply(CONFIG_MAPS, namespace, "a", a_map("a", "ours"))
-    await api.apply(CONFIG_MAPS, namespace, "b", a_map("b"))
-
-    assert (await api.get(CONFIG_MAPS, namespace, "a"))["data"] == {"k": "ours"}
-    managers = (await api.get(CONFIG_MAPS, namespace, "b"))["metadata"]["managedFields"]
-    assert [(entry["manager"], entry["operation"]) for entry in managers] == [("pretrain-operator", "Apply")]
-
-
 async def test_a_merge_patch_changes_what_it_names_and_removes_what_is_null(api: Api, namespace: str) -> None:
     await api.create(CONFIG_MAPS, namespace, a_map("a", keep="1", drop="2"))
 

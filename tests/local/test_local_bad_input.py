@@ -63,4 +63,4 @@ def test_a_folder_in_use_is_refused(job: Path, tmp_path: Path) -> None:
         finished = run(job, tmp_path)
 
     assert finished.exit_code == 2
-    assert "another `pretrain run` works in this folder" in finished.stderr
+    assert "another `pretrain run` uses this folder" in finished.stderr

@@ -126,9 +126,23 @@ COLLECTIVES = {
 def test_a_collective_that_was_not_declared_is_refused_on_any_number_of_ranks(name: str) -> None:
     callbacks = Callbacks([Asking("before_step", COLLECTIVES[name])])
 
-    with pytest.raises(UndeclaredCollective, match=r"callback Asking calls c10d\..*: set `collective = True`"):
+    with pytest.raises(
+        UndeclaredCollective, match=r"callback Asking calls c10d\..*set `collective = True` in the class"
+    ):
         callbacks.before_step(1)
     COLLECTIVES[name]()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_collective_callback_may_not_communicate_where_rank_0_is_alone() -> None:
+    class Telling(Callback):
+        collective = True
+
+        def on_checkpoint(self, outcome: Saved | SaveFailed) -> None:
+            dist.barrier()
+
+    with pytest.raises(UndeclaredCollective):
+        Callbacks([Telling()]).on_checkpoint(SaveFailed(step=1, message="no space"))
 
 
 @pytest.mark.usefixtures("alone")

@@ -1,4 +1,4 @@
-"""The program as a process: what it prints, with which code it exits."""
+"""The program as a process: its output and its exit codes."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def printed(output: str) -> list[ReportBody]:
     return [REPORT_BODY.validate_json(line) for line in output.splitlines()]
 
 
-def test_it_trains_unattended_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_it_trains_unattended_and_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     config, file = saving_run(a_corpus(tmp_path), tmp_path / "run", every=2), tmp_path / "config.json"
     file.write_text(config.to_json())
 
@@ -88,7 +88,7 @@ def test_errors_end_with_their_code_and_reason(error: Exception, code: int, reas
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_every_rank_says_what_all_have_agreed_on(rank: int) -> None:
+def test_every_rank_reports_an_error_that_all_agreed_on(rank: int) -> None:
     rejected, taken = (
         process_exit(CheckpointRejectedError("key", "digest mismatch"), rank),
         process_exit(NumberTakenError(7), rank),
@@ -126,7 +126,7 @@ GIB = 1 << 30
         ),
     ],
 )
-def test_what_does_not_fit_is_told_with_its_peak_and_settings_that_are_smaller(
+def test_exhausted_memory_is_reported_with_its_peak_and_smaller_settings(
     training: dict[str, object], said: str, tmp_path: Path
 ) -> None:
     config = a_config(tmp_path, training)

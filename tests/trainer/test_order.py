@@ -102,7 +102,7 @@ def test_steps_take_all_data_but_the_skipped_ranges_in_turn(skipped: list[StepRa
 
 
 def test_the_order_never_changes_between_versions() -> None:
-    """Written down once: a change here changes the data order of every run that is under way."""
+    """Golden values: a change here changes the data order of every running job."""
     seen = DataOrder([WEB, BOOKS], 8, 1).of_step(3, (), range(8))
 
     assert seen.sources.tolist() == [0, 0, 1, 0, 0, 0, 0, 0]

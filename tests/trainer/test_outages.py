@@ -1,4 +1,4 @@
-"""A real S3 server that goes away and comes back: training waits, and no process ends."""
+"""Outages of a real S3 server: training waits, and no process ends."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def steps(link: MendingLink) -> list[int]:
     return [body.step for body in link.reports if isinstance(body, reports.StepDone)]
 
 
-def test_saves_fail_while_the_store_is_away_and_the_last_one_waits_for_it(server: Server) -> None:
+def test_saves_fail_during_an_outage_and_the_last_one_waits(server: Server) -> None:
     config = a_config(server.data / CORPUS, {"steps": 9}, checkpoint=in_s3(server))
     link = Act({("saved", 2): server.stop}, StorageUnavailable=server.start)
 
@@ -68,7 +68,7 @@ def test_saves_fail_while_the_store_is_away_and_the_last_one_waits_for_it(server
     assert isinstance(link.reports[-1], reports.Finished)
 
 
-def test_a_save_after_the_outage_works_and_so_does_the_look_for_later_records(server: Server) -> None:
+def test_a_save_after_the_outage_succeeds_as_does_the_search_for_later_records(server: Server) -> None:
     config = a_config(server.data / CORPUS, {"steps": 30}, checkpoint=in_s3(server))
     link = Act({("saved", 2): server.stop})
     failed, resumed = threading.Event(), threading.Event()
@@ -108,7 +108,7 @@ def test_credentials_that_are_refused_at_first_are_waited_for(server: Server) ->
     assert steps(link) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_server_that_is_not_there_at_first_is_waited_for(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_is_down_at_the_start_is_waited_for(server: Server, tmp_path: Path) -> None:
     server.stop()
     link = Act({}, StorageUnavailable=server.start)
 
@@ -132,7 +132,7 @@ def test_steps_wait_for_shards_that_cannot_be_fetched(server: Server, tmp_path: 
     assert link.losses == undisturbed.losses
 
 
-def test_all_ranks_wait_when_the_store_is_away_at_a_restore(server: Server, tmp_path: Path) -> None:
+def test_all_ranks_wait_for_an_outage_during_a_restore(server: Server, tmp_path: Path) -> None:
     config = a_config(server.data / CORPUS, {"parallelism": {"shard": "full"}}, checkpoint=in_s3(server))
     run_ranks(2, _train_on_ranks, config, server.environ(), 1, tmp_path)
     longer = config.model_copy(update={"training": config.training.model_copy(update={"steps": 8})})

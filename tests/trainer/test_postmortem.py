@@ -1,4 +1,4 @@
-"""A rank that runs out of memory leaves what its memory held, and says where."""
+"""A rank that exhausts its memory writes a snapshot and reports its location."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_text_names_the_largest_tensors_each_storage_once() -> None:
     assert len(views) == 2
 
 
-def test_it_lies_beside_the_logs_or_else_in_the_store(tmp_path: Path) -> None:
+def test_it_is_written_next_to_the_logs_or_else_to_the_store(tmp_path: Path) -> None:
     storage = Storage(path=str(tmp_path / "store"))
     logs = tmp_path / "logs"
     logs.mkdir()
@@ -42,7 +42,7 @@ def test_it_lies_beside_the_logs_or_else_in_the_store(tmp_path: Path) -> None:
     assert not (tmp_path / "rank3-memory.txt").exists()
 
 
-def test_the_failure_says_where_it_lies_and_goes_without_when_there_is_none(tmp_path: Path) -> None:
+def test_the_failure_names_the_location_if_there_is_one(tmp_path: Path) -> None:
     end = process_exit(OUT_OF_MEMORY, 0)
 
     assert end.with_snapshot("/logs/x").report.message.endswith("memory snapshot: /logs/x")  # type: ignore[union-attr]
@@ -51,7 +51,7 @@ def test_the_failure_says_where_it_lies_and_goes_without_when_there_is_none(tmp_
     assert write_snapshot(0, 1, None, Environment.of({LOGS_VARIABLE: str(tmp_path / "missing")})) == ""
 
 
-def test_a_program_that_is_out_of_memory_ends_with_the_place_in_its_last_line(tmp_path: Path) -> None:
+def test_a_program_without_memory_ends_with_the_location_in_its_last_line(tmp_path: Path) -> None:
     """A perceptron so wide that no machine holds it."""
     model = {"family": "gpt2", "layers": 1, "heads": 1, "width": 131_072, "hidden": 1_048_576, "context": 16}
     config = a_config(a_corpus(tmp_path), {"model": model | {"layers": 1000}})

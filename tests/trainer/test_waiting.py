@@ -1,4 +1,4 @@
-"""What somebody must mend outside is said once and waited for; then training goes on, in the same process."""
+"""An obstacle outside the job is reported once and waited for; then training resumes in the same process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pretrain_trainer.core.errors import (
     StorageUnavailable,
 )
 from pretrain_trainer.core.ranks import Ranks, process_group
-from pretrain_trainer.core.waits import ObstacleRetry, in_the_way
+from pretrain_trainer.core.waits import ObstacleRetry, obstacle_behind
 from pretrain_trainer.loop.train import train
 from support.store.moto import CORPUS, Bucket, moto
 from support.trainer.checkpoint import on_rank
@@ -56,7 +56,7 @@ def alone() -> Iterator[None]:
 
 
 def waited(act: Act, speaks: bool = True) -> tuple[list[Any], list[float]]:
-    """What was reported and how long each pause was, until the act could be done."""
+    """The reports and the pauses until the act succeeded."""
     link, pauses = FakeLink(), list[float]()
     assert ObstacleRetry(link, speaks, Collectives(None), pauses.append).retry_until_clear(act) == 7
     return link.reports, pauses
@@ -64,10 +64,10 @@ def waited(act: Act, speaks: bool = True) -> tuple[list[Any], list[float]]:
 
 @pytest.mark.usefixtures("alone")
 class TestWaiting:
-    def test_what_is_clear_is_not_spoken_of(self) -> None:
+    def test_a_first_success_is_not_reported(self) -> None:
         assert waited(Act()) == ([], [])
 
-    def test_an_obstacle_is_said_once_and_looked_at_with_growing_pauses(self) -> None:
+    def test_an_obstacle_is_reported_once_and_retried_with_growing_pauses(self) -> None:
         said, pauses = waited(Act(*[DataMissing("there is no web: upload it")] * 2000))
 
         assert said == [
@@ -76,7 +76,7 @@ class TestWaiting:
         ]
         assert pauses == [1, 2, 4, 8, *[10] * 1996]
 
-    def test_another_obstacle_is_said_too(self) -> None:
+    def test_another_obstacle_is_reported_too(self) -> None:
         said, _ = waited(
             Act(BucketMissingError("a"), BucketMissingError("a"), AccessDeniedError("a"), AccessDeniedError("b"))
         )
@@ -88,10 +88,10 @@ class TestWaiting:
             ("unblocked", "", ""),
         ]
 
-    def test_a_rank_that_does_not_speak_waits_in_silence(self) -> None:
+    def test_a_rank_that_does_not_report_waits_in_silence(self) -> None:
         assert waited(Act(DataMissing("a")), speaks=False) == ([], [1])
 
-    def test_what_is_only_delayed_is_gone_on_with_at_once(self) -> None:
+    def test_a_delay_is_retried_without_a_pause(self) -> None:
         said, pauses = waited(Act(DataDelayed("a"), DataDelayed("a")))
 
         assert ([body.kind for body in said], pauses) == (["blocked", "unblocked"], [])
@@ -112,10 +112,10 @@ class TestWaiting:
         (store.ObjectNotFound("x"), None),
     ],
 )
-def test_only_what_somebody_may_mend_outside_is_an_obstacle(
+def test_only_a_condition_fixed_outside_the_job_is_an_obstacle(
     error: store.StoreError, obstacle: type[ObstacleError] | None
 ) -> None:
-    found = in_the_way(error)
+    found = obstacle_behind(error)
 
     assert (type(found) if found else None) is obstacle
     assert found is None or str(found).startswith("x: ")
@@ -125,10 +125,10 @@ def test_an_obstacle_has_one_remedy() -> None:
     wrapped = store.CredentialsRejected("checkpoint.storage cannot be used: no; allow reading")
     wrapped.__cause__ = store.CredentialsRejected("no")
 
-    assert str(in_the_way(wrapped)).startswith("no: grant")
+    assert str(obstacle_behind(wrapped)).startswith("no: grant")
 
 
-def test_all_ranks_wait_for_one_and_rank_0_speaks_for_it() -> None:
+def test_all_ranks_wait_for_one_and_rank_0_reports_for_it() -> None:
     ends = run_ranks(3, on_rank, _blocked_on_rank_two)
 
     said = [("blocked", "DataMissing", "rank 2 misses it"), ("unblocked", "", "")]
@@ -169,7 +169,7 @@ def environ(corpus: Path) -> Iterator[dict[str, str]]:
 
 
 def trained(config: TrainerConfig, environ: Mapping[str, str], **menders: Any) -> MendingLink:
-    """The link of a run to its end, in this process; each obstacle is mended as soon as it is said."""
+    """The link of a run to its end, in this process; each obstacle is fixed as soon as it is reported."""
     link = MendingLink(menders=menders)
     train(
         config,
@@ -254,7 +254,7 @@ def test_a_missing_tokeniser_is_waited_for(environ: dict[str, str], tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff"])
-def test_a_description_that_is_none_is_waited_for(
+def test_an_invalid_description_is_waited_for(
     environ: dict[str, str], tmp_path: Path, corpus: Path, content: bytes
 ) -> None:
     bucket = Bucket(environ)

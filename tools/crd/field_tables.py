@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tools.crd.definition import custom_resource_definition
+from tools.docs.prose import wrapped
 
 _HEAD = """# The PretrainJob, field by field
 
-Generated from the models in `api/` by `python -m tools.crd`: change those, not this. On a cluster
-`kubectl explain pretrainjob.spec --recursive` says the same. `pretrain validate JOB.yaml` checks a file, `--set` of
+Generated from the models in `api/` by `python -m tools.crd`: change those, not this page. On a cluster
+`kubectl explain pretrainjob.spec --recursive` prints the same. `pretrain validate JOB.yaml` checks a file. `--set` of
 `pretrain run` overrides any of these fields.
 """
 Schema = Mapping[str, Any]
@@ -21,7 +22,7 @@ def text() -> str:
     """The whole document: a section for each object, in the order of the job file."""
     version = custom_resource_definition()["spec"]["versions"][0]
     spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
-    return _HEAD + "".join(_sections("spec", spec))
+    return wrapped(_HEAD + "".join(_sections("spec", spec)))
 
 
 def _sections(path: str, schema: Schema) -> Iterator[str]:

@@ -33,3 +33,22 @@ class Backoff:
     def delay(self, attempt: int, random: Callable[[], float]) -> float:
         """Return the delay in seconds after the failure of this attempt; `random` draws from [0, 1)."""
         return self.longest(attempt) * (1 - self.jitter * random()) if self.jitter else self.longest(attempt)
+
+
+class Retries:
+    """Count of consecutive errors, and the delay before the next retry."""
+
+    def __init__(self, backoff: Backoff, random: Callable[[], float]) -> None:
+        self._backoff = backoff
+        self._random = random
+        self.errors = 0
+        """Errors since the last success."""
+
+    def succeeded(self) -> None:
+        """Reset the count."""
+        self.errors = 0
+
+    def delay(self, at_least: float | None = None) -> float:
+        """Count an error; return the seconds to wait before the next attempt, `at_least` what the server asked for."""
+        self.errors += 1
+        return max(at_least or 0.0, self._backoff.delay(self.errors, self._random))

@@ -206,6 +206,7 @@ class Kubelet:
         """By the name of the pod."""
         self.training: dict[str, Training] = {}
         """By the name of the job."""
+        self.make_agent: Callable[..., SimAgent] = SimAgent
         self._api = api
         self._namespace = namespace
         self._url = url
@@ -244,7 +245,7 @@ class Kubelet:
         token.write_text(self._sign(pod))
         training = self.training[pod["metadata"]["labels"]["pretrain.dev/job"]]
         url = f"{self._url}/v1/jobs/{worker.job_uid}/agents"
-        return SimAgent(url, worker.job_uid, worker, token, self._ca, training)
+        return self.make_agent(url, worker.job_uid, worker, token, self._ca, training)
 
     def _pod_event(self, kind: str, pod: Object) -> None:
         metadata = pod["metadata"]

@@ -15,17 +15,17 @@ from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import JobStatus
 from pretrain_api.status.records import Appraisal, StepRecord
 from pretrain_operator.cluster import Event
-from pretrain_operator.local import parent_death as tether
+from pretrain_operator.local import parent_death
 from pretrain_operator.local.pods import WorkerCommand
 from pretrain_operator.local.run_folder import RunFolder
-from pretrain_operator.local.supervisor import Setting, Supervisor
+from pretrain_operator.local.supervisor import Supervisor, SupervisorConfig
 
 FAKE_OPERATOR = Path(__file__).with_name("fake_operator.py")
 
 WORKER = f"""
 import os, subprocess, sys, time
 command = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
-tied = [sys.executable, "-I", "-S", {tether.__file__!r}, str(os.getpid()), *command]
+tied = [sys.executable, "-I", "-S", {parent_death.__file__!r}, str(os.getpid()), *command]
 child = subprocess.Popen(tied, start_new_session=True)
 time.sleep(600)
 """
@@ -95,7 +95,7 @@ def sleeping_worker(folder: RunFolder, script: str = WORKER) -> Callable[[int, i
 
 
 def a_supervisor(folder: RunFolder, watching: Watching, replicas: int = 2, script: str = WORKER) -> Supervisor:
-    setting = Setting(
+    setting = SupervisorConfig(
         folder, watching, sleeping_worker(folder, script), operator=(sys.executable, str(FAKE_OPERATOR)), crashes=3
     )
     return Supervisor(setting, a_job(replicas), JobStatus(job_uid="uid"))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain_api.backoff import Backoff
+from pretrain_api.backoff import Backoff, Retries
 
 SECONDS = st.floats(min_value=1e-3, max_value=1e3)
 
@@ -67,3 +67,17 @@ def test_full_jitter_reaches_from_zero_to_the_longest_delay(drawn: float) -> Non
 def test_a_schedule_that_cannot_be_is_refused(first: float, factor: float, most: float, jitter: float) -> None:
     with pytest.raises(ValueError, match="a backoff needs"):
         Backoff(first, factor, most, jitter)
+
+
+def test_retries_count_errors_in_a_row() -> None:
+    retries = Retries(Backoff(first=1.0, factor=2.0, most=60.0, jitter=0.0), lambda: 0.0)
+
+    assert [retries.delay(), retries.delay(), retries.delay()] == [1.0, 2.0, 4.0]
+    retries.succeeded()
+    assert retries.delay() == 1.0
+
+
+def test_the_server_may_ask_for_a_longer_delay() -> None:
+    retries = Retries(Backoff(first=1.0, factor=2.0, most=60.0, jitter=0.0), lambda: 0.0)
+
+    assert [retries.delay(at_least=30.0), retries.delay(at_least=0.5)] == [30.0, 2.0]

@@ -152,7 +152,7 @@ def test_no_variable_is_given_twice(toggle: tuple[str, ...]) -> None:
 def test_the_operator_takes_the_flags_that_it_is_given(toggle: tuple[str, ...]) -> None:
     [container] = rendered(*toggle)["Deployment/release-pretrain-operator"]["spec"]["template"]["spec"]["containers"]
 
-    options = parse_options(container["args"], {"POD_NAME": "a", "POD_NAMESPACE": "pretrain-system"})
+    options = parse_options(container["args"])
 
     assert options.coordinator_host == "release-pretrain-operator-agents.pretrain-system.svc"
     assert {port["containerPort"] for port in container["ports"]} == {

@@ -10,16 +10,15 @@ import pytest
 
 from pretrain_operator.decide.obstacles import REMEDIES
 from pretrain_operator.kubernetes.adapter.status_notices import KINDS
+from support.documents import DOCUMENTS, ROOT, name_of
 
-ROOT = Path(__file__).parents[3]
-DOCUMENTS = [ROOT / "README.md", ROOT / "charts/pretrain-operator/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 KUBERNETES = ROOT / "docs" / "kubernetes.md"
 ERRORS = ROOT / "trainer" / "src" / "pretrain_trainer" / "core" / "errors.py"
 REFUSALS = ROOT / "operator" / "src" / "pretrain_operator" / "kubernetes" / "client" / "refusals.py"
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)(#[^)]*)?\)")
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_links_lead_somewhere(document: Path) -> None:
     targets = [document.parent / found[1] for found in LINK.finditer(document.read_text())]
 
@@ -38,7 +37,7 @@ def test_every_reason_for_waiting_is_documented_and_no_other() -> None:
     reasons = {*REMEDIES, *refused, *obstacles(), "InvalidSpec"}
 
     assert len(refused) == 3
-    assert named("Reasons of `Blocked`:", "Any other reason") == reasons
+    assert named("### Reasons of `Blocked`", "Any other reason") == reasons
 
 
 def obstacles() -> set[str]:
@@ -54,4 +53,4 @@ def obstacles() -> set[str]:
 def test_every_condition_is_documented_and_no_other() -> None:
     types = {"Training", "Degraded", "Blocked", "Suspended", "Complete", "Failed", *KINDS}
 
-    assert named("## Conditions and their remedies", "Reasons of `Blocked`:") == types
+    assert named("## Conditions and their remedies", "### Reasons of `Blocked`") == types

@@ -32,7 +32,7 @@ from pretrain_cli.targets.previous_run import begin, is_complete, keep_job, refu
 from pretrain_cli.targets.worker_command import THREADS, worker_command
 from pretrain_operator.cluster import Event
 from pretrain_operator.local.run_folder import FolderInUse, RunFolder, UnreadableStatus
-from pretrain_operator.local.supervisor import OperatorCrashed, Setting, Supervisor
+from pretrain_operator.local.supervisor import OperatorCrashed, Supervisor, SupervisorConfig
 
 REFRESH_SECONDS = 0.25
 SAME_SECONDS = 0.3
@@ -132,7 +132,7 @@ async def _supervise(
 ) -> Ending:
     """Run the job under a supervisor until it ends or the user ends it."""
     injecting = _Injecting(audience, board)
-    setting = Setting(folder, injecting, partial(worker_command, folder, prepared.job, status.job_uid))
+    setting = SupervisorConfig(folder, injecting, partial(worker_command, folder, prepared.job, status.job_uid))
     supervisor = Supervisor(setting, prepared.job, status)
     injecting.begin(supervisor, prepared.faults, status.step)
     running = asyncio.ensure_future(supervisor.run())
@@ -167,7 +167,7 @@ async def _redraw(audience: Terminal | LineLog) -> None:
 async def _take_requests(supervisor: Supervisor) -> None:
     """Look now and then what `pretrain profile` has put into the folder."""
     while True:
-        supervisor.look_for_requests()
+        supervisor.poll_requests()
         await asyncio.sleep(REFRESH_SECONDS)
 
 

@@ -1,1 +1,1 @@
-"""Jobs on Kubernetes: what is read from the API server, what is written to it, and who may act."""
+"""Kubernetes: API client, worker pods, job controllers, leader election and the operator process."""

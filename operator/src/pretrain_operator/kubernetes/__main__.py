@@ -1,10 +1,10 @@
-"""`pretrain-operator`: the operator as a process. Ends with 0 when it was told to, with 1 when it must be restarted."""
+"""`pretrain-operator`: the operator process. Exit status 0 after SIGTERM or SIGINT, 1 after an error that needs a
+restart, 2 for invalid options."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 
@@ -18,33 +18,29 @@ log = structlog.get_logger()
 
 
 async def serve(options: Options) -> int:
-    """Run until told to end; returns the exit status."""
-    loop, told = asyncio.get_running_loop(), asyncio.Event()
-
-    def own_signals() -> None:
-        for number in SIGNALS:
-            loop.add_signal_handler(number, told.set)
-
-    async with running_operator(options, own_signals) as running:
-        stopping, ending = asyncio.create_task(told.wait()), asyncio.create_task(running.ended())
+    """Run until SIGTERM, SIGINT or an error; returns the exit status."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    async with running_operator(options) as running:
+        stopping, ending = asyncio.create_task(stop.wait()), asyncio.create_task(running.ended())
         await asyncio.wait((stopping, ending), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        if told.is_set():
+        if stop.is_set():
             ending.cancel()
-            log.info("told to end: training goes on")
+            log.info("stopping; agents keep training")
             return 0
         error = ending.result()
-        log.error("the operator ends, to be started again", error=repr(error), exc_info=error)
+        log.error("exiting for a restart", error=repr(error), exc_info=error)
         return 1
 
 
 def main() -> None:
     """Run with the flags of the command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s [%(levelname)-8s] %(name)s: %(message)s")
-    for chatty in ("kopf.objects", "kopf.activities", "aiohttp.access"):  # a line for every status and every probe
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # one line for every probe
     try:
-        options = parse_options(sys.argv[1:], os.environ)
+        options = parse_options(sys.argv[1:])
         sys.exit(asyncio.run(serve(options)))
     except BadOptions as error:
         print(f"pretrain-operator: {error}", file=sys.stderr)

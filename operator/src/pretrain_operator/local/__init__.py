@@ -1,1 +1,1 @@
-"""Local processes where the pods would be."""
+"""Local runs: processes in place of pods."""

@@ -1,7 +1,7 @@
 """The operator process of a local run: `python -m pretrain_operator.local CONTROL_FD AGENTS_FD EPOCH`.
 
-Reconcile loop and coordinator over processes. Started by the supervisor, which restarts it when it dies; it keeps
-nothing that the supervisor or the agents could not tell it again.
+Reconcile loop and coordinator over processes. The supervisor starts it and restarts it when it dies; all of its state
+can be rebuilt from the supervisor and the agents.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ async def serve(control: socket.socket, agents: socket.socket, epoch: int) -> No
     cluster = await LocalCluster.connect(control)
     first = await cluster.snapshot()
     clock = steady_clock()
-    # Nobody but this machine reaches the socket, and the job's uid in the address is random.
+    # The socket is on the loopback, and the job's uid in the URL is random.
     server = AgentServer(anybody, clock)
     channel = server.open(first.status.job_uid, epoch=epoch, highest_number=first.status.generation)
     witness = Witness(step=cluster.record_step, appraisal=cluster.record_appraisal)

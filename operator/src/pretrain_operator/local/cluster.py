@@ -1,4 +1,4 @@
-"""The local cluster as the operator process sees it: the `Cluster` port over the control channel."""
+"""The `Cluster` port of a local run, over the control channel."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pretrain_operator.cluster import Event, Placement, Pod, Snapshot
 from pretrain_operator.local.control_channel import (
     LINE_LIMIT,
     SUPERVISOR_MESSAGE,
-    Answer,
-    CreatePod,
-    DeletePod,
+    ClusterView,
+    CreatePodRequest,
+    DeletePodRequest,
     Emit,
     RecordAppraisal,
     RecordStep,
-    View,
+    RequestResult,
     WriteStatus,
     read_message,
     write_message,
@@ -29,36 +29,36 @@ from pretrain_operator.local.control_channel import (
 
 
 class LocalCluster:
-    """Processes of this machine in the place of pods. Made by `connect`; `run` must go on beside its use."""
+    """Local processes in place of pods. Create it with `connect`, and keep `run` running."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: View) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: ClusterView) -> None:
         self._reader = reader
         self._writer = writer
         self._view = first
         self._status = first.status or JobStatus()
         self._ids = itertools.count(1)
-        self._unanswered: dict[int, asyncio.Future[Answer]] = {}
+        self._unanswered: dict[int, asyncio.Future[RequestResult]] = {}
         self._subscribers: list[Callable[[], None]] = []
         self._closed = False
 
     @classmethod
     async def connect(cls, channel: socket.socket) -> LocalCluster:
-        """Take up the channel to the supervisor; returns once its first view is here."""
+        """Connect to the supervisor; returns with its first view."""
         reader, writer = await asyncio.open_unix_connection(sock=channel, limit=LINE_LIMIT)
         first = await read_message(reader, SUPERVISOR_MESSAGE)
-        if not isinstance(first, View):
+        if not isinstance(first, ClusterView):
             raise ConnectionError("the supervisor closed the control channel before its first view")
         return cls(reader, writer, first)
 
     async def run(self) -> None:
-        """Take in what the supervisor says until it closes the channel."""
+        """Receive messages until the supervisor closes the channel."""
         while (message := await read_message(self._reader, SUPERVISOR_MESSAGE)) is not None:
             match message:
-                case View():
+                case ClusterView():
                     self._view = message
                     for changed in self._subscribers:
                         changed()
-                case Answer():
+                case RequestResult():
                     if not (waiting := self._unanswered.pop(message.id)).done():
                         waiting.set_result(message)
         self._closed = True
@@ -67,23 +67,23 @@ class LocalCluster:
                 waiting.set_exception(ConnectionError("the supervisor closed the control channel"))
 
     async def snapshot(self) -> Snapshot:
-        """The newest view, with the status that this process wrote last. A local run stays after its end."""
+        """Return the latest view, with the status that this process wrote last. A local run has no TTL."""
         view = self._view
         spec = view.job.spec.model_copy(update={"ttl_after_finished": None})
         job = view.job.model_copy(update={"spec": spec})
         return Snapshot(job, self._status, view.pods, view.faults, view.stopping, profile=read_request(view.profile))
 
     async def create_pod(self, slot: int, attempt: int, placement: Placement) -> None:
-        """Start a worker; that it exists already is success."""
-        await self._ask(CreatePod(id=next(self._ids), slot=slot, attempt=attempt))
+        """Start a worker; succeeds if it exists."""
+        await self._ask(CreatePodRequest(id=next(self._ids), slot=slot, attempt=attempt))
 
     async def delete_pod(self, pod: Pod, grace_seconds: float) -> None:
-        """End a worker; that it is gone is success."""
-        request = DeletePod(id=next(self._ids), slot=pod.slot, attempt=pod.attempt, grace_seconds=grace_seconds)
+        """Stop a worker; succeeds if it is gone."""
+        request = DeletePodRequest(id=next(self._ids), slot=pod.slot, attempt=pod.attempt, grace_seconds=grace_seconds)
         await self._ask(request)
 
     async def delete_job(self) -> None:
-        """Nothing: the run's folder is the user's."""
+        """Do nothing: the run's folder belongs to the user."""
 
     async def write_status(self, status: JobStatus) -> None:
         """Replace the job's status."""
@@ -91,15 +91,15 @@ class LocalCluster:
         await self._say(WriteStatus(status=status))
 
     async def emit(self, event: Event) -> None:
-        """Tell the user what happened."""
+        """Report an event to the user."""
         await self._say(Emit(type=event.type, reason=event.reason, message=event.message))
 
     def record_step(self, record: StepRecord) -> None:
-        """Have a step appended to `metrics.jsonl` and shown."""
+        """Append a step to `metrics.jsonl` and show it."""
         write_message(self._writer, RecordStep(record=record))
 
     def record_appraisal(self, record: Appraisal) -> None:
-        """Have an evaluation or a text appended to its file and shown."""
+        """Append an evaluation or a sample to its file and show it."""
         write_message(self._writer, RecordAppraisal(record=record))
 
     def subscribe(self, changed: Callable[[], None]) -> None:
@@ -107,7 +107,7 @@ class LocalCluster:
         self._subscribers.append(changed)
 
     async def close(self) -> None:
-        """Hand over all that was said and close the channel."""
+        """Flush and close the channel."""
         self._writer.close()
         await self._writer.wait_closed()
 
@@ -115,10 +115,10 @@ class LocalCluster:
         write_message(self._writer, message)
         await self._writer.drain()
 
-    async def _ask(self, request: CreatePod | DeletePod) -> None:
+    async def _ask(self, request: CreatePodRequest | DeletePodRequest) -> None:
         if self._closed:
             raise ConnectionError("the supervisor closed the control channel")
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[RequestResult] = asyncio.get_running_loop().create_future()
         self._unanswered[request.id] = answer
         await self._say(request)
         if error := (await answer).error:

@@ -1,8 +1,8 @@
-"""The control channel between the supervisor and the operator process: JSON lines over a Unix socket pair.
+"""Control channel between the supervisor and the operator process: JSON lines over a Unix socket pair.
 
-The supervisor is what the API server and the kubelet are on Kubernetes. It pushes a `View` whenever something changed
-and answers each `CreatePod` and `DeletePod` after the view that shows its effect. The status travels towards the
-operator in the first view only: later the operator itself is its one writer.
+The supervisor takes the roles of API server and kubelet. It pushes a `ClusterView` after every change, and answers each
+`CreatePodRequest` and `DeletePodRequest` after the view that shows its effect. Only the first view carries the status:
+after that the operator is its single writer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pretrain_api.status.records import Appraisal, StepRecord
 from pretrain_operator.cluster import InjectedFault, Pod
 
 LINE_LIMIT = 2**26
-"""Bytes of the longest message: a job with a large pod template and a status with many incidents fit."""
+"""Maximum bytes of a message; holds a large pod template and a status with many incidents."""
 
 T = TypeVar("T")
 
@@ -27,34 +27,34 @@ T = TypeVar("T")
 # --- supervisor to operator ------------------------------------------------------------------------------------------
 
 
-class View(Wire):
-    """What the cluster holds now."""
+class ClusterView(Wire):
+    """State of the local cluster."""
 
     kind: Literal["view"] = "view"
     job: PretrainJob
     pods: tuple[Pod, ...]
     faults: tuple[InjectedFault, ...]
     stopping: bool
-    profile: str = Field(default="", description="The newest request for a profile, as `read_request` reads it")
+    profile: str = Field(default="", description="Latest profile request, in the format of `read_request`")
     status: JobStatus | None = Field(default=None, description="In the first view of a channel only")
 
 
-class Answer(Wire):
-    """The request with this id was carried out, or not: why."""
+class RequestResult(Wire):
+    """Result of a request; `error` is empty on success."""
 
     kind: Literal["answer"] = "answer"
     id: int
     error: str = ""
 
 
-SupervisorMessage = Annotated[View | Answer, Field(discriminator="kind")]
+SupervisorMessage = Annotated[ClusterView | RequestResult, Field(discriminator="kind")]
 SUPERVISOR_MESSAGE: TypeAdapter[SupervisorMessage] = TypeAdapter(SupervisorMessage)
 
 
 # --- operator to supervisor ------------------------------------------------------------------------------------------
 
 
-class CreatePod(Wire):
+class CreatePodRequest(Wire):
     """Start a worker."""
 
     kind: Literal["create_pod"] = "create_pod"
@@ -63,8 +63,8 @@ class CreatePod(Wire):
     attempt: int
 
 
-class DeletePod(Wire):
-    """End a worker: SIGTERM, and SIGKILL after the grace."""
+class DeletePodRequest(Wire):
+    """Stop a worker: SIGTERM, and SIGKILL after the grace period."""
 
     kind: Literal["delete_pod"] = "delete_pod"
     id: int
@@ -81,7 +81,7 @@ class WriteStatus(Wire):
 
 
 class Emit(Wire):
-    """Tell the user what happened."""
+    """Report an event to the user."""
 
     kind: Literal["event"] = "event"
     type: Literal["Normal", "Warning"]
@@ -90,33 +90,33 @@ class Emit(Wire):
 
 
 class RecordStep(Wire):
-    """A step was done: a line of `metrics.jsonl`."""
+    """Append a line to `metrics.jsonl`."""
 
     kind: Literal["step"] = "step"
     record: StepRecord
 
 
 class RecordAppraisal(Wire):
-    """The model was evaluated or wrote a text: a line of `evaluations.jsonl` or `samples.jsonl`."""
+    """Append a line to `evaluations.jsonl` or `samples.jsonl`."""
 
     kind: Literal["appraisal"] = "appraisal"
     record: Appraisal
 
 
 OperatorMessage = Annotated[
-    CreatePod | DeletePod | WriteStatus | Emit | RecordStep | RecordAppraisal, Field(discriminator="kind")
+    CreatePodRequest | DeletePodRequest | WriteStatus | Emit | RecordStep | RecordAppraisal, Field(discriminator="kind")
 ]
 OPERATOR_MESSAGE: TypeAdapter[OperatorMessage] = TypeAdapter(OperatorMessage)
 
 
 def write_message(writer: asyncio.StreamWriter, message: Wire) -> None:
-    """Queue a message; a channel whose peer is gone swallows it, since the reader's end is what tells of that."""
+    """Queue a message; dropped if the peer is gone, which the reading side notices."""
     if not writer.is_closing():
         writer.write(message.to_json().encode() + b"\n")
 
 
 async def read_message(reader: asyncio.StreamReader, kinds: TypeAdapter[T]) -> T | None:
-    """The next message, or None at the end of the channel, a half-written last line included."""
+    """Return the next message; None at the end of the channel, an incomplete last line included."""
     try:
         line = await reader.readline()
     except ConnectionError:

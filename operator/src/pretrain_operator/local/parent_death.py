@@ -1,7 +1,7 @@
-"""Runs a command that dies with the process that started it: `python tether.py PARENT_PID COMMAND…`.
+"""Run a command that dies with its parent: `python parent_death.py PARENT_PID COMMAND…`.
 
 A script of its own, started without site-packages (10 ms): a function run between fork and exec could deadlock in a
-parent that has threads. The parent-death signal outlives exec. Systems without it run the command untied.
+threaded parent. The parent-death signal survives exec. Systems without it run the command without it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def tether(parent: int) -> None:
-    """Have this process killed when its parent dies; ends at once if that happened already."""
+def die_with(parent: int) -> None:
+    """Request SIGKILL for this process when its parent dies; exit at once if it is dead already."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -24,10 +24,10 @@ def tether(parent: int) -> None:
 
 
 def command(arguments: list[str]) -> list[str]:
-    """The command line that runs `arguments` tied to this process."""
+    """Return the command line that runs `arguments` as a process that dies with this one."""
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *arguments]
 
 
 if __name__ == "__main__":
-    tether(int(sys.argv[1]))
+    die_with(int(sys.argv[1]))
     os.execv(sys.argv[2], sys.argv[2:])

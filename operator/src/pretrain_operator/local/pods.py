@@ -1,8 +1,9 @@
-"""Workers as processes: each an agent in a session of its own, with its ranks below it."""
+"""Workers as processes: each an agent in its own session, with its ranks below it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -12,18 +13,17 @@ from pathlib import Path
 import psutil
 
 from pretrain_operator.cluster import Pod
-from pretrain_operator.local import parent_death as tether
-from pretrain_operator.local.process_tree import signal_all, tree_of
+from pretrain_operator.local import parent_death
 
-Identity = tuple[int, int]
+PodIdentity = tuple[int, int]
 """(slot, attempt)"""
 KILL_SECONDS = 5.0
-"""A killed process that is stuck in the kernel is waited for so long; then the worker counts as gone."""
+"""Wait for a killed process that is stuck in the kernel; after it the worker counts as gone."""
 
 
 @dataclass(frozen=True)
 class WorkerCommand:
-    """How a worker is started: its command line, environment and log file."""
+    """Command line, environment and log file of a worker."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
@@ -31,7 +31,7 @@ class WorkerCommand:
 
 
 @dataclass
-class _Running:
+class _RunningPod:
     pod: Pod
     process: asyncio.subprocess.Process
     watching: asyncio.Task[None]
@@ -47,23 +47,23 @@ class LocalPods:
         self._command = command
         self._clock = clock
         self._changed = changed
-        self._running: dict[Identity, _Running] = {}
+        self._running: dict[PodIdentity, _RunningPod] = {}
         self._starting = asyncio.Lock()
 
     @property
     def pods(self) -> tuple[Pod, ...]:
-        """All pods that were created and not deleted."""
+        """Pods that were created and not deleted."""
         return tuple(running.pod for _, running in sorted(self._running.items()))
 
     async def create(self, slot: int, attempt: int) -> None:
-        """Start a worker; that it was started already is success. Raises OSError when it can't be started."""
+        """Start a worker; succeeds if it was started before. Raises OSError if the start fails."""
         async with self._starting:
             if (slot, attempt) in self._running:
                 return
             command = self._command(slot, attempt)
             with command.log.open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
-                    *tether.command([*command.arguments]),
+                    *parent_death.command([*command.arguments]),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -72,11 +72,12 @@ class LocalPods:
                 )
             pod = Pod(slot, attempt, "Running", node=f"local-{slot}", created_at=self._clock())
             watching = asyncio.create_task(self._watch((slot, attempt), command.log))
-            self._running[slot, attempt] = _Running(pod, process, watching)
+            self._running[slot, attempt] = _RunningPod(pod, process, watching)
             self._changed()
 
     def delete(self, slot: int, attempt: int, grace_seconds: float) -> None:
-        """Begin to end a worker, which leaves `pods` when its process is gone; a later call's grace is what counts."""
+        """Stop a worker in the background; it leaves `pods` when its process is gone. A later call replaces the grace
+        period."""
         if (running := self._running.get((slot, attempt))) is None:
             return
         if not running.pod.alive:
@@ -89,7 +90,7 @@ class LocalPods:
         self._changed()
 
     def processes(self, slot: int) -> tuple[psutil.Process, ...]:
-        """The newest live worker of the slot: its agent, then all below it. Empty: there is none."""
+        """Return the latest live worker of the slot, agent first; empty: none."""
         live = [running for running in self._running.values() if running.pod.slot == slot and running.pod.alive]
         if not live:
             return ()
@@ -102,7 +103,7 @@ class LocalPods:
         while waiting := [running.watching for running in self._running.values()]:
             await asyncio.wait(waiting)
 
-    async def _end(self, identity: Identity, running: _Running, grace_seconds: float) -> None:
+    async def _end(self, identity: PodIdentity, running: _RunningPod, grace_seconds: float) -> None:
         if grace_seconds > 0:
             signal_all(tree_of(running.process.pid)[:1], signal.SIGTERM)
             await asyncio.sleep(grace_seconds)
@@ -112,7 +113,7 @@ class LocalPods:
         running.watching.cancel()
         self._forget(identity)
 
-    async def _watch(self, identity: Identity, log: Path) -> None:
+    async def _watch(self, identity: PodIdentity, log: Path) -> None:
         running = self._running[identity]
         code = await running.process.wait()
         if running.ending is not None:
@@ -123,7 +124,7 @@ class LocalPods:
         else:
             self._changed()
 
-    def _forget(self, identity: Identity) -> None:
+    def _forget(self, identity: PodIdentity) -> None:
         del self._running[identity]
         self._changed()
 
@@ -141,8 +142,24 @@ def _finished(pod: Pod, code: int, now: float, log: Path) -> Pod:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says something; reads its end only."""
+    """Return the last non-empty line of a log. Reads the last 4 KiB only."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 4096))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "nothing was logged"
+    return lines[-1] if lines else "the log is empty"
+
+
+def tree_of(pid: int) -> tuple[psutil.Process, ...]:
+    """Return the process and all its descendants, the process first; empty: it is gone."""
+    try:
+        root = psutil.Process(pid)
+        return (root, *root.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return ()
+
+
+def signal_all(processes: tuple[psutil.Process, ...], number: signal.Signals) -> None:
+    """Send a signal to each process that still exists; reused pids are not signalled."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)

@@ -1,4 +1,4 @@
-"""The folder of a local run: what is kept there, and the lock that makes one run its only writer."""
+"""Folder of a local run: its files, and the lock of its single writer."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pretrain_api.status.records import Appraisal, SampleRecord, StepRecord
 
 
 class FolderInUse(Exception):
-    """Another run holds the folder; the message says what to do."""
+    """Another run holds the lock; the message says what to do."""
 
 
 class UnreadableStatus(Exception):
-    """`status.json` is no status; the message says what to do."""
+    """`status.json` is unreadable; the message says what to do."""
 
 
 class RunFolder:
-    """`--out` of a run. A context manager: holds the lock between enter and exit."""
+    """The folder given by `--out`. As a context manager it holds the lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,22 +40,22 @@ class RunFolder:
         self._last: dict[Path, tuple[int, ...]] = {}
 
     def __enter__(self) -> RunFolder:
-        """Create the folder if need be and lock it. Raises FolderInUse."""
+        """Create and lock the folder. Raises FolderInUse."""
         self.logs.mkdir(parents=True, exist_ok=True)
         lock = (self.path / ".lock").open("w")
         try:
-            # Not inherited by children: the lock is free the moment this process is gone.
+            # Not inherited by children: the lock is released with this process.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
             raise FolderInUse(
-                f"--out {self.path}: another `pretrain run` works in this folder; wait for its end, end it, "
+                f"--out {self.path}: another `pretrain run` uses this folder: wait for it, stop it, "
                 "or choose another --out"
             ) from None
         self._lock = lock
         for lines in (self.metrics, self.evaluations, self.samples):
             _cut_torn_line(lines)
-        self.request.unlink(missing_ok=True)  # Nobody waits for it any more.
+        self.request.unlink(missing_ok=True)  # left by an earlier run
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,25 +64,25 @@ class RunFolder:
             self._lock = None
 
     def read_status(self) -> JobStatus:
-        """The status of the run so far, or that of a new one with a new uid. Raises UnreadableStatus."""
+        """Return the status so far, or an empty one with a new uid. Raises UnreadableStatus."""
         if not self.status.exists():
             return JobStatus(job_uid=str(uuid.uuid4()))
         try:
             return JobStatus.from_json(self.status.read_bytes())
         except ValidationError as error:
             raise UnreadableStatus(
-                f"{self.status} can't be read ({error.error_count()} mistakes): move it away to start anew beside the "
-                "checkpoints, or choose another --out"
+                f"{self.status} cannot be read ({error.error_count()} errors): move it away to start a new run "
+                "with these checkpoints, or choose another --out"
             ) from error
 
     def write_status(self, status: JobStatus) -> None:
-        """Replace `status.json` in one go: a reader sees the old one or the new one."""
+        """Replace `status.json` atomically."""
         draft = self.status.with_suffix(".json.new")
         draft.write_text(status.model_dump_json(indent=2) + "\n")
         os.replace(draft, self.status)
 
     def take_request(self) -> str:
-        """The text that somebody has put as `request` since the last call; empty: none."""
+        """Return and remove the profile request written since the last call; empty: none."""
         try:
             text = self.request.read_text()
         except FileNotFoundError:
@@ -91,11 +91,11 @@ class RunFolder:
         return text
 
     def append_step(self, record: StepRecord) -> bool:
-        """Append to `metrics.jsonl`; False: it was there already, said again by a restarted operator."""
+        """Append to `metrics.jsonl`; False for a repeat by a restarted operator."""
         return self._append(self.metrics, record, (record.generation, record.step))
 
     def append_appraisal(self, record: Appraisal) -> bool:
-        """Append to `evaluations.jsonl` or `samples.jsonl`; False: it was there already."""
+        """Append to `evaluations.jsonl` or `samples.jsonl`; False for a repeat."""
         if isinstance(record, SampleRecord):
             return self._append(self.samples, record, (record.generation, record.step, record.number))
         return self._append(self.evaluations, record, (record.generation, record.step))
@@ -110,7 +110,7 @@ class RunFolder:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Drop a last line that a full disk cut short: the next one would continue it."""
+    """Drop an incomplete last line, for instance of a full disk."""
     if path.exists():
         whole = path.read_bytes()
         os.truncate(path, whole.rfind(b"\n") + 1)

@@ -1,8 +1,8 @@
-"""The supervisor of a local run: what the API server and the kubelet are on Kubernetes, for one machine and one job.
+"""Supervisor of a local run: API server and kubelet for one machine and one job.
 
-It holds the job, the pods, the status and the faults, and keeps an operator process running beside them: killing that
-one is a fault like any other, since it owns nothing. The socket on which agents find the coordinator is opened here,
-once, and handed to each operator process, so that its address survives them all.
+It holds the job, the pods, the status and the injected faults, and restarts the operator process, which owns no state:
+killing it is a fault like any other. The supervisor opens the listening socket for agents once and passes it to each
+operator process, so that the coordinator's address never changes.
 """
 
 from __future__ import annotations
@@ -25,72 +25,71 @@ from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import JobStatus
 from pretrain_api.status.records import Appraisal, StepRecord
 from pretrain_operator.cluster import Event, InjectedFault, Pod
-from pretrain_operator.local import parent_death as tether
+from pretrain_operator.local import parent_death
 from pretrain_operator.local.control_channel import (
     LINE_LIMIT,
     OPERATOR_MESSAGE,
-    Answer,
-    CreatePod,
-    DeletePod,
+    ClusterView,
+    CreatePodRequest,
+    DeletePodRequest,
     Emit,
     RecordAppraisal,
     RecordStep,
-    View,
+    RequestResult,
     WriteStatus,
     read_message,
     write_message,
 )
-from pretrain_operator.local.pods import KILL_SECONDS, LocalPods, WorkerCommand, last_line
-from pretrain_operator.local.process_tree import signal_all
+from pretrain_operator.local.pods import KILL_SECONDS, LocalPods, WorkerCommand, last_line, signal_all
 from pretrain_operator.local.run_folder import RunFolder
 
 FINAL_PHASES = ("Succeeded", "Failed")
 
 
 class OperatorCrashed(Exception):
-    """The operator process ends again and again; the message says where its log is."""
+    """The operator process crashed repeatedly; the message names its log."""
 
 
-class Audience(Protocol):
-    """Whoever watches the run."""
+class RunObserver(Protocol):
+    """Observer of a run, for display and logs."""
 
     def step(self, record: StepRecord) -> None:
-        """A step was done, each once."""
+        """Receive a step, each once."""
         ...
 
     def appraisal(self, record: Appraisal) -> None:
-        """The model was evaluated or wrote a text, each once."""
+        """Receive an evaluation or a sample, each once."""
         ...
 
     def event(self, event: Event) -> None:
-        """Something happened."""
+        """Receive an event."""
         ...
 
     def status(self, status: JobStatus) -> None:
-        """The status was replaced."""
+        """Receive the new status."""
         ...
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a supervisor works with. The commands are given, so that tests can run others in their place."""
+class SupervisorConfig:
+    """Configuration of a supervisor. Commands are parameters, so that tests can replace them."""
 
     folder: RunFolder
-    audience: Audience
+    observer: RunObserver
     worker: Callable[[int, int, int], WorkerCommand]
-    """(slot, attempt, port of the coordinator) -> how the worker is started."""
+    """(slot, attempt, port of the coordinator) -> command of the worker."""
     operator: tuple[str, ...] = (sys.executable, "-m", "pretrain_operator.local")
     clock: Callable[[], float] = time.time
     crashes: int = 5
-    """So many ends of the operator process within `crash_window` seconds, not injected, end the run."""
+    """Unexpected exits of the operator process within `crash_window` seconds that end the run."""
     crash_window: float = 30.0
 
 
 @dataclass
 class Supervisor:
-    """One local run. `run` returns when the job has ended or has been stopped, with no process left behind."""
+    """One local run. `run` returns when the job has ended or was stopped, and leaves no process behind."""
 
-    setting: Setting
+    config: SupervisorConfig
     job: PretrainJob
     status: JobStatus
     faults: tuple[InjectedFault, ...] = ()
@@ -106,11 +105,11 @@ class Supervisor:
         self._agents = socket.create_server(("127.0.0.1", 0), backlog=128)
         port: int = self._agents.getsockname()[1]
         self._pods = LocalPods(
-            lambda slot, attempt: self.setting.worker(slot, attempt, port), self.setting.clock, self._push
+            lambda slot, attempt: self.config.worker(slot, attempt, port), self.config.clock, self._push
         )
 
     async def run(self) -> JobStatus:
-        """Run the job to its end. Raises OperatorCrashed; whatever happens, all processes are gone afterwards."""
+        """Run the job to its end. Raises OperatorCrashed. All processes are gone afterwards in every case."""
         try:
             while not await self._run_operator():
                 self._count_crash()
@@ -120,28 +119,28 @@ class Supervisor:
 
     @property
     def pods(self) -> tuple[Pod, ...]:
-        """The workers as they are now."""
+        """Current pods."""
         return self._pods.pods
 
     def stop(self) -> None:
-        """Have a checkpoint taken and the run ended."""
+        """Stop the run with a checkpoint."""
         self.stopping = True
         self._push()
 
-    def look_for_requests(self) -> None:
-        """Take up what another process has asked for by a file in the run's folder: `pretrain profile`."""
-        if request := self.setting.folder.take_request():
+    def poll_requests(self) -> None:
+        """Take the request that `pretrain profile` left in the run's folder."""
+        if request := self.config.folder.take_request():
             self.profile = request
             self._push()
 
     def scale(self, replicas: int, description: str) -> None:
-        """Want so many workers: the scale subresource."""
+        """Set the number of workers, as the scale subresource does."""
         workers = self.job.spec.workers.model_copy(update={"replicas": replicas})
         self.job = self.job.model_copy(update={"spec": self.job.spec.model_copy(update={"workers": workers})})
         self.inject(description, None, (), None)
 
     def processes(self, slot: int) -> tuple[psutil.Process, ...]:
-        """The live worker of a slot: its agent, then all below it; empty when there is none."""
+        """Return the live worker of a slot, agent first; empty: none."""
         return self._pods.processes(slot)
 
     def inject(
@@ -151,15 +150,15 @@ class Supervisor:
         processes: Sequence[psutil.Process],
         number: signal.Signals | None,
     ) -> None:
-        """Signal the processes as a fault that the report tells of, with its time."""
-        self.faults = (*self.faults, InjectedFault(self.setting.clock(), slot, description))
+        """Signal the processes as a fault, recorded with its time in the report."""
+        self.faults = (*self.faults, InjectedFault(self.config.clock(), slot, description))
         if number is not None:
             signal_all(tuple(processes), number)
         self._push()
-        self.setting.audience.event(Event("Warning", "FaultInjected", description))
+        self.config.observer.event(Event("Warning", "FaultInjected", description))
 
     def kill_operator(self, description: str) -> bool:
-        """SIGKILL the operator process, as a fault; False: there is none just now."""
+        """Kill the operator process as a fault; False: none is running."""
         if self._operator is None or self._operator.returncode is not None:
             return False
         self._expected_death = True
@@ -167,14 +166,14 @@ class Supervisor:
         return True
 
     async def _run_operator(self) -> bool:
-        """Run one operator process to its end. True: it ended the run; False: it died."""
+        """Run one operator process until it exits. True: the run is over; False: it crashed."""
         self._epoch += 1
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=LINE_LIMIT)
-        with theirs, (self.setting.folder.logs / "operator.log").open("ab") as log:
+        with theirs, (self.config.folder.logs / "operator.log").open("ab") as log:
             descriptors = (theirs.fileno(), self._agents.fileno())
             self._operator = await asyncio.create_subprocess_exec(
-                *tether.command([*self.setting.operator, *map(str, descriptors), str(self._epoch)]),
+                *parent_death.command([*self.config.operator, *map(str, descriptors), str(self._epoch)]),
                 pass_fds=descriptors,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
@@ -194,37 +193,37 @@ class Supervisor:
 
     async def _answer(
         self,
-        message: CreatePod | DeletePod | WriteStatus | Emit | RecordStep | RecordAppraisal,
+        message: CreatePodRequest | DeletePodRequest | WriteStatus | Emit | RecordStep | RecordAppraisal,
         writer: asyncio.StreamWriter,
     ) -> None:
         match message:
-            case CreatePod():
-                write_message(writer, Answer(id=message.id, error=await self._create(message)))
-            case DeletePod():
+            case CreatePodRequest():
+                write_message(writer, RequestResult(id=message.id, error=await self._create(message)))
+            case DeletePodRequest():
                 self._pods.delete(message.slot, message.attempt, message.grace_seconds)
-                write_message(writer, Answer(id=message.id))
+                write_message(writer, RequestResult(id=message.id))
             case WriteStatus():
                 self.status = message.status
-                self.setting.folder.write_status(message.status)
-                self.setting.audience.status(message.status)
+                self.config.folder.write_status(message.status)
+                self.config.observer.status(message.status)
             case Emit():
-                self.setting.audience.event(Event(message.type, message.reason, message.message))
+                self.config.observer.event(Event(message.type, message.reason, message.message))
             case RecordStep():
-                if self.setting.folder.append_step(message.record):
-                    self.setting.audience.step(message.record)
+                if self.config.folder.append_step(message.record):
+                    self.config.observer.step(message.record)
             case RecordAppraisal():
-                if self.setting.folder.append_appraisal(message.record):
-                    self.setting.audience.appraisal(message.record)
+                if self.config.folder.append_appraisal(message.record):
+                    self.config.observer.appraisal(message.record)
 
-    async def _create(self, message: CreatePod) -> str:
+    async def _create(self, message: CreatePodRequest) -> str:
         try:
             await self._pods.create(message.slot, message.attempt)
         except OSError as error:
-            return f"worker {message.slot} can't be started: {error}"
+            return f"worker {message.slot} cannot be started: {error}"
         return ""
 
-    def _view(self, status: JobStatus | None = None) -> View:
-        return View(
+    def _view(self, status: JobStatus | None = None) -> ClusterView:
+        return ClusterView(
             job=self.job,
             pods=self._pods.pods,
             faults=self.faults,
@@ -241,15 +240,17 @@ class Supervisor:
         if self._expected_death:
             self._expected_death = False
             return
-        now = self.setting.clock()
+        now = self.config.clock()
         self._crashes.append(now)
-        while self._crashes[0] < now - self.setting.crash_window:
+        while self._crashes[0] < now - self.config.crash_window:
             self._crashes.popleft()
-        log = self.setting.folder.logs / "operator.log"
+        log = self.config.folder.logs / "operator.log"
         said = f"{last_line(log)} (see {log})"
-        if len(self._crashes) >= self.setting.crashes:
-            raise OperatorCrashed(f"the operator process ended {len(self._crashes)} times in a row: {said}")
-        self.setting.audience.event(Event("Warning", "OperatorRestarted", f"the operator process ended: {said}"))
+        if len(self._crashes) >= self.config.crashes:
+            raise OperatorCrashed(f"the operator process crashed {len(self._crashes)} times in a row: {said}")
+        self.config.observer.event(
+            Event("Warning", "OperatorRestarted", f"restarting the crashed operator process: {said}")
+        )
 
     async def _end_all(self) -> None:
         if self._operator is not None and self._operator.returncode is None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from pretrain_operator.kubernetes.server.health import (
-    BEAT_SECONDS,
-    REMEMBERED_SECONDS,
-    Heartbeat,
+    LAG_MEMORY_SECONDS,
+    LAG_PERIOD_SECONDS,
+    LoopLag,
     Unhealthy,
     Vitals,
     check,
@@ -25,9 +25,9 @@ def test_a_process_in_order_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("ill", "says"),
     [
-        (replace(WELL, lag=5.1), "event loop was late by 5.1 s"),
-        (replace(WELL, silences={"pods": 91.0}), "nothing was heard of pods for 91 s"),
-        (replace(WELL, oldest_wait=61.0), "a job waits to be looked at for 61 s"),
+        (replace(WELL, lag=5.1), "event loop lag 5.1 s"),
+        (replace(WELL, silences={"pods": 91.0}), "watch of pods silent for 91 s"),
+        (replace(WELL, oldest_wait=61.0), "a job has waited 61 s for a reconcile"),
     ],
 )
 def test_what_is_wrong_is_said(ill: Vitals, says: str) -> None:
@@ -37,20 +37,20 @@ def test_what_is_wrong_is_said(ill: Vitals, says: str) -> None:
 
 def test_a_loop_that_stood_still_is_late_for_a_while() -> None:
     now = 100.0
-    heartbeat = Heartbeat(lambda: now)
-    now += BEAT_SECONDS
-    heartbeat.beat()
-    assert heartbeat.lag == 0.0
+    lag = LoopLag(lambda: now)
+    now += LAG_PERIOD_SECONDS
+    lag.tick()
+    assert lag.seconds == 0.0
 
-    now += BEAT_SECONDS + 7.0
-    assert heartbeat.lag == pytest.approx(7.0)
+    now += LAG_PERIOD_SECONDS + 7.0
+    assert lag.seconds == pytest.approx(7.0)
 
-    heartbeat.beat()
-    now += BEAT_SECONDS
-    heartbeat.beat()
-    assert heartbeat.lag == pytest.approx(7.0)
+    lag.tick()
+    now += LAG_PERIOD_SECONDS
+    lag.tick()
+    assert lag.seconds == pytest.approx(7.0)
 
-    for _ in range(int(REMEMBERED_SECONDS / BEAT_SECONDS)):
-        now += BEAT_SECONDS
-        heartbeat.beat()
-    assert heartbeat.lag == 0.0
+    for _ in range(int(LAG_MEMORY_SECONDS / LAG_PERIOD_SECONDS)):
+        now += LAG_PERIOD_SECONDS
+        lag.tick()
+    assert lag.seconds == 0.0

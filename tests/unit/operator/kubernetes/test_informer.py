@@ -12,9 +12,8 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain_operator.kubernetes.client import backoff
+from pretrain_api.backoff import Backoff
 from pretrain_operator.kubernetes.client.api import CONFIG_MAPS, Api, ApiError, Object
-from pretrain_operator.kubernetes.client.backoff import LAST_SECONDS, Backoff
 from pretrain_operator.kubernetes.client.informer import Informer, Store
 
 STEPS = st.lists(
@@ -149,7 +148,7 @@ def test_what_is_held_and_what_was_told_are_what_the_server_has(
         assert len(informer.indexed("all")) == len(wanted)
         running.cancel()
 
-    with mock.patch.object(backoff, "FIRST_SECONDS", 0.0):  # pauses take no time
+    with mock.patch.object(Backoff, "delay", return_value=0.0):  # retries take no time
         asyncio.run(scenario())
 
 
@@ -163,7 +162,7 @@ def test_a_server_that_ends_each_watch_at_once_is_not_asked_without_pause() -> N
 
     async def scenario() -> Counter[str]:
         server = Curt()
-        running = asyncio.create_task(Informer(cast(Api, server), CONFIG_MAPS, "ns").run())
+        running = asyncio.create_task(Informer(cast(Api, server), CONFIG_MAPS, "ns", random=lambda: 0.0).run())
         await asyncio.wait((running,), timeout=0.6)
         running.cancel()
         return server.calls
@@ -178,19 +177,3 @@ def test_an_object_leaves_no_trace_in_the_index() -> None:
     store.pop(("ns", "a"))
 
     assert (store.indexed("x"), store.indexed("y"), store.all()) == ((), (), ())
-
-
-def test_pauses_grow_to_a_limit_begin_anew_and_respect_the_server() -> None:
-    pause = Backoff(lambda: 1.0)
-
-    pauses = [pause.delay() for _ in range(20)]
-
-    assert pauses[:3] == [0.2, 0.4, 0.8]
-    assert pauses[-1] == LAST_SECONDS
-    assert pause.delay(at_least=60) == 60
-    pause.succeeded()
-    assert pause.delay() == 0.2
-
-
-def test_pauses_differ_between_clients() -> None:
-    assert Backoff(lambda: 0.0).delay() == Backoff(lambda: 1.0).delay() / 2

@@ -443,7 +443,7 @@ AT = "spec.workers.template.spec"
     ("template", "says"),
     [
         ({"spec": {"restartPolicy": "OnFailure"}}, f"{AT}.restartPolicy must be Never"),
-        ({"spec": {"nodeName": "n"}}, f"{AT}.nodeName would keep every worker on one node"),
+        ({"spec": {"nodeName": "n"}}, f"{AT}.nodeName would pin every worker to one node"),
         ({"spec": {"serviceAccountName": "admin"}}, f"{AT}.serviceAccountName: 'admin' is not allowed: use one of"),
         ({"spec": {"serviceAccountName": ["default"]}}, f"{AT}.serviceAccountName: ['default'] is not allowed"),
         ({"spec": {"serviceAccount": "admin"}}, f"{AT}.serviceAccount is deprecated"),
@@ -455,8 +455,8 @@ AT = "spec.workers.template.spec"
         ({"spec": {"affinity": {"nodeAffinity": []}}}, f"{AT}.affinity.nodeAffinity must be a mapping"),
         ({"spec": {"terminationGracePeriodSeconds": "60s"}}, f"{AT}.terminationGracePeriodSeconds must be a whole"),
         ({"metadata": {"finalizers": ["a/b"]}}, "template.metadata.finalizers cannot be used: only labels and ann"),
-        ({"metadata": {"labels": {"pretrain.dev/slot": "1"}}}, "labels.pretrain.dev/slot is the operator's own"),
-        ({"replicas": 3}, "spec.workers.template.replicas is not known"),
+        ({"metadata": {"labels": {"pretrain.dev/slot": "1"}}}, "labels.pretrain.dev/slot is reserved for the operator"),
+        ({"replicas": 3}, "spec.workers.template.replicas is unknown"),
     ],
 )  # fmt: skip
 def test_a_template_that_would_break_workers_is_refused(template: Object, says: str) -> None:
@@ -466,8 +466,8 @@ def test_a_template_that_would_break_workers_is_refused(template: Object, says: 
 @pytest.mark.parametrize(
     ("worker", "says"),
     [
-        ({"command": ["sh"]}, "command is the agent's command line: leave it out"),
-        ({"args": ["-c"]}, "args is the agent's command line: leave it out"),
+        ({"command": ["sh"]}, "command is the agent's command line: remove it"),
+        ({"args": ["-c"]}, "args is the agent's command line: remove it"),
         ({"image": "mine:1"}, "image is not used: set spec.workers.image"),
         ({"restartPolicy": "Always"}, "restartPolicy cannot be used"),
         ({"env": [{"name": "A"}, {"name": "MASTER_ADDR", "value": "x"}]}, "env[1]: MASTER_ADDR is set by the operator"),
@@ -476,8 +476,8 @@ def test_a_template_that_would_break_workers_is_refused(template: Object, says: 
         ({"env": [{"name": "OMP_NUM_THREADS", "value": 4}]}, "env[0].value of OMP_NUM_THREADS must be a number"),
         ({"resources": {"limits": {"nvidia.com/gpu": "500m"}}}, "resources.limits.nvidia.com/gpu must be a whole"),
         ({"resources": {"limits": ["a"]}}, "resources.limits must be a mapping"),
-        ({"volumeMounts": [{"name": "a", "mountPath": "/etc/pretrain/"}]}, "volumeMounts[0].mountPath is the op"),
-        ({"ports": [{"name": "metrics", "containerPort": 1}]}, "ports[0].name metrics is the agent's own"),
+        ({"volumeMounts": [{"name": "a", "mountPath": "/etc/pretrain/"}]}, "volumeMounts[0].mountPath is res"),
+        ({"ports": [{"name": "metrics", "containerPort": 1}]}, "ports[0].name metrics is reserved for the agent"),
     ],
 )  # fmt: skip
 def test_a_container_that_would_break_the_worker_is_refused(worker: Object, says: str) -> None:

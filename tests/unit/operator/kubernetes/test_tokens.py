@@ -217,8 +217,8 @@ async def test_the_answers_do_not_tell_what_was_wrong() -> None:
         for name, uid in strange
     }
 
-    assert answers == {Refusal(401, "a valid token is needed")}
-    assert others == {Refusal(403, "the token is not that of a live worker of this job")}
+    assert answers == {Refusal(401, "a valid token is required")}
+    assert others == {Refusal(403, "the token does not belong to a live worker of this job")}
     assert len(gate.reasons) == len(bad) + len(strange)
 
 

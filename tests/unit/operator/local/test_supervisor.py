@@ -203,7 +203,7 @@ async def test_what_is_said_twice_is_written_once(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_refused_while_another_run_works_in_it(tmp_path: Path) -> None:
-    with RunFolder(tmp_path), pytest.raises(FolderInUse, match="another `pretrain run` works in this folder"):
+    with RunFolder(tmp_path), pytest.raises(FolderInUse, match="another `pretrain run` uses this folder"):
         RunFolder(tmp_path).__enter__()
 
 

@@ -23,7 +23,7 @@ from pretrain_trainer.core.errors import (
     StorageUnavailable,
     SupersededError,
 )
-from pretrain_trainer.core.waits import in_the_way
+from pretrain_trainer.core.waits import obstacle_behind
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SharedError:
 
 def shared_error(error: StoreError | HistoryError) -> SharedError:
     """Translate an error of the store to the trainer's error."""
-    obstacle = in_the_way(error) if isinstance(error, StoreError) else None
+    obstacle = obstacle_behind(error) if isinstance(error, StoreError) else None
     if obstacle is not None:
         return SharedError(type(obstacle), (str(obstacle),))
     match error:

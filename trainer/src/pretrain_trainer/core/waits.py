@@ -87,7 +87,7 @@ class ObstacleRetry:
         return blocked
 
 
-def in_the_way(error: store.StoreError) -> ObstacleError | None:
+def obstacle_behind(error: store.StoreError) -> ObstacleError | None:
     """Return the obstacle behind an error of a store; None for an error that no retry resolves."""
     cause = error.__cause__
     plain = cause if isinstance(cause, store.StoreError) else error  # without a remedy of its own
@@ -102,7 +102,7 @@ def in_the_way(error: store.StoreError) -> ObstacleError | None:
             return None
 
 
-def of_field(error: store.StoreError, field: str) -> ObstacleError | InvalidInput:
+def field_error(error: store.StoreError, field: str) -> ObstacleError | InvalidInput:
     """Translate an error of a store that `field` of the job names."""
-    obstacle = in_the_way(error)
+    obstacle = obstacle_behind(error)
     return InvalidInput(f"{field}: {error}") if obstacle is None else type(obstacle)(f"{field}: {obstacle}")

@@ -16,7 +16,7 @@ from pretrain_store.open import S3Service, is_remote
 from pretrain_store.port import FEW_RETRIES, FULL_RETRIES
 from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import DataCorrupt, DataMissing
-from pretrain_trainer.core.waits import of_field
+from pretrain_trainer.core.waits import field_error
 from pretrain_trainer.datasets.corpus import SourceLocation, Tokens, folder
 from pretrain_trainer.datasets.shard_cache import RemoteShard, ShardCache
 
@@ -84,7 +84,7 @@ class _Remote:
                 f"{self._field}: there is no {self._uri}/{name}: upload it; training resumes by itself when it exists"
             ) from error
         except StoreError as error:
-            raise of_field(error, self._field) from error
+            raise field_error(error, self._field) from error
 
     def shard(self, shard: Shard, dtype: np.dtype[np.unsignedinteger]) -> CachedShard:
         """See SourceLocation. Nothing is fetched yet."""

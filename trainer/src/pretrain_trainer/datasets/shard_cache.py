@@ -32,7 +32,7 @@ from pretrain_store.digest import digest_of, digested
 from pretrain_store.errors import ObjectNotFound, StoreError
 from pretrain_store.port import ObjectReader
 from pretrain_trainer.core.errors import DataCorrupt, DataMissing, InvalidInput, StorageUnavailable
-from pretrain_trainer.core.waits import of_field
+from pretrain_trainer.core.waits import field_error
 
 REJECTED_SECONDS = 300.0
 """Interval between downloads of a corrupt object that was not replaced."""
@@ -254,7 +254,7 @@ def _named(shard: RemoteShard) -> Generator[None]:
             "training resumes by itself"
         ) from error
     except StoreError as error:
-        raise of_field(error, shard.field) from error
+        raise field_error(error, shard.field) from error
 
 
 def _corrupt(shard: RemoteShard) -> DataCorrupt:

@@ -70,9 +70,9 @@ def load_hook(evaluation: Evaluation | None) -> Hook | None:
         module = _module_of_file(Path(where)) if evaluation.hook_file else importlib.import_module(where)
         function = getattr(module, name, None)
     except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {error}"
+        cause = f"{type(error).__name__}: {error}"
         raise InvalidInput(
-            f"{FIELD}: {where} cannot be imported ({said}): correct the name, or add what it needs to the image"
+            f"{FIELD}: {where} cannot be imported ({cause}): correct the name, or add what it needs to the image"
         ) from error
     if not callable(function):
         raise InvalidInput(f"{FIELD}: {where} has no function {name}: correct the name, or define it there")

@@ -43,7 +43,7 @@ from pretrain_trainer.checkpoint.history.claim import timestamp
 from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import InvalidInput, ObstacleError
 from pretrain_trainer.core.ranks import Ranks
-from pretrain_trainer.core.waits import in_the_way
+from pretrain_trainer.core.waits import obstacle_behind
 from pretrain_trainer.hf.mapping import import_state
 from pretrain_trainer.models.decoder import Decoder, skeleton
 from pretrain_trainer.parallelism.parallelize import set_part
@@ -246,7 +246,7 @@ class InitialWeights:
             start = self._start
             return None, InvalidInput(f"{start.field}: {start.uri} cannot be loaded ({damage}): name something else")
         except StoreError as error:
-            obstacle = in_the_way(error)
+            obstacle = obstacle_behind(error)
             return None, obstacle or InvalidInput(f"{self._start.field}: {error}")
 
 

@@ -8,7 +8,7 @@ before_step        all callbacks
 after_step         callbacks that are not collective
   the save of the step starts, commands of the coordinator are carried out
 after_step         collective callbacks
-on_checkpoint      all callbacks, on rank 0, once for each save that ended
+on_checkpoint      all callbacks, on rank 0 only, once for each save that ended; none may communicate
 ```
 
 Collective callbacks run last, since they may take long and neither a save nor a drain waits for them. A step that is
@@ -36,7 +36,7 @@ COLLECTIVE_NAMESPACES = frozenset({"c10d", "_c10d_functional", "_c10d_functional
 
 
 class UndeclaredCollective(RuntimeError):
-    """A callback used torch.distributed without declaring `collective`."""
+    """A callback used torch.distributed without declaring `collective`, or on one rank only."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Callback:
         """Act on a step whose update was made or dropped."""
 
     def on_checkpoint(self, outcome: Saved | SaveFailed) -> None:
-        """Act on a save that was committed or failed. Only called on rank 0."""
+        """Act on a save that was committed or failed. Called on rank 0 only, so that no callback may communicate."""
 
     def on_evaluation(self, evaluated: Evaluated) -> None:
         """Act on an evaluation. Losses are equal on all ranks; metrics of the user's function are this rank's own."""
@@ -103,7 +103,10 @@ class Callbacks:
 
     def on_checkpoint(self, outcome: Saved | SaveFailed) -> None:
         """Call `on_checkpoint` of all callbacks."""
-        self._call(self._overriding["on_checkpoint"], lambda callback: callback.on_checkpoint(outcome))
+        with self._guard:  # Rank 0 is alone here, so that no callback may communicate.
+            for callback in self._overriding["on_checkpoint"]:
+                self._guard.callback = type(callback).__name__
+                callback.on_checkpoint(outcome)
 
     def on_evaluation(self, evaluated: Evaluated) -> None:
         """Call `on_evaluation` of all callbacks."""
@@ -132,7 +135,7 @@ class CollectiveGuard(TorchDispatchMode):
         """Refuse the operators behind torch.distributed; run all others."""
         if func.namespace in COLLECTIVE_NAMESPACES:
             raise UndeclaredCollective(
-                f"callback {self.callback} calls {func}, a collective, without declaring it: set `collective = True` "
-                "in the class, and call the same collectives on all ranks"
+                f"callback {self.callback} calls {func}, a collective, where it may not: set `collective = True` in "
+                "the class and call the same collectives on all ranks; on_checkpoint runs on rank 0 and never may"
             )
         return func(*args, **(kwargs or {}))

@@ -77,9 +77,9 @@ def known_error(error: BaseException, training: Training | None = None) -> Train
         return error
     text = str(error).lower()
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in text for sign in _MEMORY_SIGNS):
-        said = f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"[:MESSAGE_LENGTH]
+        cause = f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"[:MESSAGE_LENGTH]
         remedy = advice(training, PeakMemory.now()) if training is not None else "lower training.batch.microBatch"
-        return _OutOfMemory(f"out of memory: {remedy} {said}")
+        return _OutOfMemory(f"out of memory: {remedy} {cause}")
     if isinstance(error, dist.DistError | ConnectionError):  # a ConnectionError comes from a lost agent
         return CollectiveFailed(str(error))
     if isinstance(error, RuntimeError) and any(sign in text for sign in _COLLECTIVE_SIGNS):

@@ -59,7 +59,7 @@ class StepVerdict:
     """The step at which a spike began, else the step itself."""
     watch: LossMemory
     """The memory including this step."""
-    said: str = ""
+    description: str = ""
     """Description of an abnormal step; empty for a normal one."""
     plateau: bool = False
     """True if the loss reached a plateau with this step."""
@@ -82,15 +82,15 @@ def judge(watch: LossMemory, step: int, loss: float, norm: float, *, threshold: 
     if not (math.isfinite(loss) and math.isfinite(norm)):
         return StepVerdict("not finite", step, step, watch, f"loss {loss:.6g}, gradient norm {norm:.6g}")
     loss, norm = _kept(loss), _kept(norm)
-    said = _outlying(watch, loss, norm, threshold)
+    description = _outlying(watch, loss, norm, threshold)
     outliers = tuple(earlier for earlier in watch.outliers if earlier > step - WITHIN_STEPS)
-    if said:
+    if description:
         outliers = (*outliers, step)
         kept = watch.model_copy(update={"outliers": outliers})
         if len(outliers) < SPIKE_STEPS:
-            return StepVerdict("outlier", step, step, kept, said)
-        said += f"; {len(outliers)} of the last {step - outliers[0] + 1} steps were outliers"
-        return StepVerdict("spike", step, outliers[0], kept, said)
+            return StepVerdict("outlier", step, step, kept, description)
+        description += f"; {len(outliers)} of the last {step - outliers[0] + 1} steps were outliers"
+        return StepVerdict("spike", step, outliers[0], kept, description)
     after, plateau = _span(watch, loss, max(LEAST_SPAN, total_steps // SPANS))
     after = after.model_copy(
         update={

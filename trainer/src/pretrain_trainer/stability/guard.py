@@ -74,7 +74,7 @@ class DivergenceGuard:
         step, threshold, total = progress.step + 1, self._settings.threshold, self._total_steps
         verdict = judge(progress.watch, step, reduced.loss, reduced.norm, threshold=threshold, total_steps=total)
         if reduced.note:
-            verdict = replace(verdict, said=f"{verdict.said}: {reduced.note}")
+            verdict = replace(verdict, description=f"{verdict.description}: {reduced.note}")
         now = time.perf_counter()
         outliers = (*verdict.watch.outliers, step)
         self._began = {earlier: began for earlier, began in self._began.items() if earlier in outliers} | {step: now}
@@ -111,7 +111,7 @@ class DivergenceGuard:
             most = max(1, self._settings.skip_steps)
             if dropped[-1].last - dropped[-1].first + 1 > most:
                 raise DivergedError(
-                    f"step {verdict.step}: {verdict.said}; the updates of more than {most} steps in a row were "
+                    f"step {verdict.step}: {verdict.description}; the updates of more than {most} steps in a row were "
                     f"dropped (recovery.divergence.skipSteps): {REMEDY}"
                 )
         elif verdict.finding == "spike":
@@ -132,13 +132,13 @@ class DivergenceGuard:
                 cause=verdict.cause or "LossSpike",
                 action=action,
                 seconds=0.0 if began is None else time.perf_counter() - began,
-                message=verdict.said,
+                message=verdict.description,
             )
         )
 
     def _account(self, verdict: StepVerdict, earlier: Sequence[Rollback]) -> str:
         """Describe the divergence and the earlier rollbacks."""
-        text = f"step {verdict.step}: {verdict.said}"
+        text = f"step {verdict.step}: {verdict.description}"
         if not earlier:
             return f"{text}; recovery.divergence.maxRollbacks allows no rollback: {REMEDY}"
         tried = "; ".join(_tried(rollback) for rollback in earlier[-5:])

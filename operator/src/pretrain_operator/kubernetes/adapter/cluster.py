@@ -1,4 +1,4 @@
-"""One job's place in a Kubernetes cluster: the `Cluster` port over the API server."""
+"""The `Cluster` port on Kubernetes, for one job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import structlog
 
 from pretrain_api.status.job import JobStatus
 from pretrain_operator.cluster import Event, Placement, Pod, Snapshot
-from pretrain_operator.kubernetes.adapter.events import event_object, said_again
+from pretrain_operator.kubernetes.adapter.events import event_object, repeated
 from pretrain_operator.kubernetes.adapter.expectations import OVERDUE_SECONDS, Expectations
 from pretrain_operator.kubernetes.adapter.job_record import JobRecord
 from pretrain_operator.kubernetes.client.api import (
@@ -31,15 +31,15 @@ from pretrain_operator.kubernetes.workload.names import WorkerPod, owner_uid, po
 from pretrain_operator.kubernetes.workload.pods import pod_of
 from pretrain_operator.kubernetes.workload.settings import PodSettings
 
-ASK_SECONDS = 2.0
-"""A look waits no longer than this for the API server; it goes on with what was known before."""
+LOOKUP_SECONDS = 2.0
+"""Time limit of a lookup within a reconcile; after it the last known state counts."""
 
 log = structlog.get_logger()
 
 
 class KubernetesCluster:
-    """A job's pods, its status and its Events. What there is comes from informers, and from what this process did
-    itself where they are behind; looking costs no call.
+    """Pods, status and Events of one job. Reads come from informers, corrected by this process's own writes, and cost
+    no API call.
 
     `pods` must be indexed by `names.index_by_job`; `nodes` is None where nodes may not be read."""
 
@@ -52,7 +52,7 @@ class KubernetesCluster:
         settings: PodSettings,
         clock: Callable[[], float],
     ) -> None:
-        """Raises InvalidSpec when the job can't be acted on as it is: try again when its user has mended it."""
+        """Parse the job. Raises InvalidSpec if its user must fix the spec first."""
         self._api = api
         self._pods = pods
         self._nodes = nodes
@@ -65,25 +65,25 @@ class KubernetesCluster:
         self._subscribers: list[Callable[[], None]] = []
 
     def job_changed(self, body: Object) -> None:
-        """The API server told of the job: take it in, wake the service if anything matters to it."""
+        """Take in a new version of the job; wake the service if it matters."""
         if self._record.learn(body):
-            self.poke()
+            self.enqueue()
 
-    def poke(self) -> None:
-        """Wake the service: its pods or their nodes may have changed, or it is time to look again."""
+    def enqueue(self) -> None:
+        """Wake the service: pods or nodes may have changed, or a resync is due."""
         for changed in self._subscribers:
             changed()
 
     def subscribe(self, changed: Callable[[], None]) -> None:
-        """Call `changed` whenever a later snapshot may differ."""
+        """Call `changed` whenever the next snapshot may differ."""
         self._subscribers.append(changed)
 
     async def snapshot(self) -> Snapshot:
-        """The job, its last written status and its pods."""
+        """Return the job, its last written status and its pods."""
         record = self._record
         pods = self._expectations.corrected(self._pods.indexed(record.uid))
         if overdue := self._expectations.overdue():
-            await asyncio.gather(*map(self._ask_about, overdue))
+            await asyncio.gather(*map(self._look_up, overdue))
             pods = self._expectations.corrected(self._pods.indexed(record.uid))
         return Snapshot(
             job=record.job,
@@ -95,7 +95,7 @@ class KubernetesCluster:
         )
 
     async def create_pod(self, slot: int, attempt: int, placement: Placement) -> None:
-        """Start a worker under its deterministic identity; that it exists already is success. Raises Refused."""
+        """Create a worker's pod under its deterministic name; succeeds if it exists. Raises Refused."""
         await self._prepare()
         job = self._record.job
         body = manifests.pod(job, slot, attempt, placement, self._settings)
@@ -108,7 +108,7 @@ class KubernetesCluster:
         self._expect(pod)
 
     async def delete_pod(self, pod: Pod, grace_seconds: float) -> None:
-        """End a worker: SIGTERM, then SIGKILL after the grace; 0: SIGKILL at once. That it is gone is success."""
+        """Delete a worker's pod: SIGTERM, SIGKILL after the grace period (0: at once). Succeeds if it is gone."""
         name = pod_name(self._record.job, pod.slot, pod.attempt)
         found = self._pods.get(self._namespace, name) or self._expectations.get(name)
         if found is None or worker_pod(found) != (self._record.uid, pod.slot, pod.attempt):
@@ -118,16 +118,16 @@ class KubernetesCluster:
         self._expectations.deleted(found)
 
     async def delete_job(self) -> None:
-        """Remove the job itself with all that belongs to it. Gone is success."""
+        """Delete the job and, by garbage collection, its children. Succeeds if it is gone."""
         await self._record.delete()
 
     async def write_status(self, status: JobStatus) -> None:
-        """Replace the job's status. Raises Gone when there is no such job any more."""
+        """Replace the job's status. Raises Gone if the job was deleted."""
         if await self._record.write_status(status):
-            self.poke()
+            self.enqueue()
 
     async def emit(self, event: Event) -> None:
-        """Tell people what happened, as far as that can be done: never raises."""
+        """Write an Event, best effort: never raises."""
         now = self._clock()
         body = event_object(self._record.job, event, now)
         name: str = body["metadata"]["name"]
@@ -138,12 +138,12 @@ class KubernetesCluster:
                 if error.reason != "AlreadyExists":
                     raise
                 before = await self._api.get(EVENTS, self._namespace, name)
-                await self._api.merge_patch(EVENTS, self._namespace, name, said_again(before, now))
+                await self._api.merge_patch(EVENTS, self._namespace, name, repeated(before, now))
         except ApiError as error:
             log.warning("event lost", job=self._record.job.metadata.name, reason=event.reason, error=str(error))
 
     async def _prepare(self) -> None:
-        """Make sure that what pods need is there; it is made once and never changed."""
+        """Create what pods need, once; it is immutable."""
         if self._prepared:
             return
         job = self._record.job
@@ -163,7 +163,7 @@ class KubernetesCluster:
                 raise OSError(_foreign(resource, name)) from error
 
     async def _adopted(self, name: str, worker: WorkerPod) -> Object:
-        """The pod that has the name already: this worker, created by an operator that did not hear the answer."""
+        """Return the existing pod of this name, created by an operator that did not receive the answer."""
         found = await self._api.get(PODS, self._namespace, name)
         if worker_pod(found) != worker:
             raise OSError(_foreign(PODS, name))
@@ -172,15 +172,15 @@ class KubernetesCluster:
         return found
 
     def _expect(self, pod: Object) -> None:
-        """The pod exists; if the informer does not show it in time there will be a look to find out."""
+        """Expect the pod in the informer; reconcile if it does not appear in time."""
         self._expectations.created(pod)
-        asyncio.get_running_loop().call_later(OVERDUE_SECONDS, self.poke)
+        asyncio.get_running_loop().call_later(OVERDUE_SECONDS, self.enqueue)
 
-    async def _ask_about(self, pod: Object) -> None:
-        """Ask for a pod that the informer does not show; without an answer what was known stays."""
+    async def _look_up(self, pod: Object) -> None:
+        """Look up a pod that the informer does not show; without an answer it stays expected."""
         name: str = pod["metadata"]["name"]
         try:
-            async with asyncio.timeout(ASK_SECONDS):
+            async with asyncio.timeout(LOOKUP_SECONDS):
                 self._expect(await self._api.get(PODS, self._namespace, name))
         except ApiError as error:
             if error.status == 404:
@@ -199,4 +199,4 @@ class KubernetesCluster:
 
 def _foreign(resource: Resource, name: str) -> str:
     kind = resource.plural.removesuffix("s")
-    return f"{kind} {name} is in the way and does not belong to this job: delete or rename it"
+    return f"{kind} {name} has the name that this job needs and belongs to another owner: delete or rename it"

@@ -1,4 +1,4 @@
-"""Events on a job, as `kubectl describe` shows them. Pure."""
+"""Kubernetes Events of a job. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pretrain_operator.kubernetes.client.api import EVENTS, Object
 
 COMPONENT = "pretrain-operator"
 WINDOW_SECONDS = 600
-"""An event that comes again within the same ten minutes is counted, not repeated."""
+"""Window in which a repeated Event raises the count of the first."""
 MAX_MESSAGE = 1024
 
 
 def event_object(job: PretrainJob, event: Event, now: float) -> Object:
-    """The Event. The same said again within the window has the same name, whichever replica says it."""
+    """Return the Event. Repeats within the window get the same name, from any replica."""
     metadata = job.metadata
     moment = timestamp(now)
     return {
@@ -42,13 +42,13 @@ def event_object(job: PretrainJob, event: Event, now: float) -> Object:
     }
 
 
-def said_again(before: Object, now: float) -> Object:
-    """Merge patch for an Event that was said before."""
+def repeated(before: Object, now: float) -> Object:
+    """Return the merge patch for a repeated Event."""
     return {"count": int(before.get("count") or 1) + 1, "lastTimestamp": timestamp(now)}
 
 
 def timestamp(now: float) -> str:
-    """A time as Kubernetes writes it."""
+    """Return a time in Kubernetes' format."""
     return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

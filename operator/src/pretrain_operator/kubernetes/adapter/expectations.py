@@ -1,4 +1,4 @@
-"""Pods that were created, and deletions that were accepted, before the informer tells of them."""
+"""Creations and deletions of pods that the informer does not show yet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pretrain_operator.kubernetes.client.api import Object
 
 OVERDUE_SECONDS = 5.0
-"""After which a pod that the informer has not shown is asked about."""
+"""Age from which an expected pod is looked up at the API server."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class _Created:
 
 
 class Expectations:
-    """What this process knows of its own pods better than the informer does."""
+    """Own writes that are ahead of the informer."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -26,24 +26,24 @@ class Expectations:
         self._deleted: set[str] = set()
 
     def created(self, pod: Object) -> None:
-        """The pod exists, as the API server has just said."""
+        """Record a pod that the API server created."""
         self._created[pod["metadata"]["name"]] = _Created(pod, self._clock())
 
     def gone(self, name: str) -> None:
-        """The API server has no such pod."""
+        """Record that the API server has no such pod."""
         self._created.pop(name, None)
 
     def deleted(self, pod: Object) -> None:
-        """The pod's deletion was accepted: nothing takes that back."""
+        """Record an accepted deletion, which is final."""
         self._deleted.add(pod["metadata"]["uid"])
 
     def get(self, name: str) -> Object | None:
-        """The pod of this name that the informer has not shown yet."""
+        """Return the expected pod of this name, or None."""
         expected = self._created.get(name)
         return expected.pod if expected is not None else None
 
     def corrected(self, shown: Iterable[Object]) -> list[Object]:
-        """The pods that the informer shows, and those that it will."""
+        """Return the pods of the informer and the expected ones."""
         pods = {pod["metadata"]["name"]: pod for pod in shown}
         for name in self._created.keys() & pods.keys():
             del self._created[name]
@@ -52,10 +52,10 @@ class Expectations:
         return list(pods.values())
 
     def is_deleting(self, pod: Object) -> bool:
-        """Its deletion was accepted."""
+        """Tell whether the deletion of this pod was accepted."""
         return pod["metadata"]["uid"] in self._deleted
 
     def overdue(self) -> tuple[Object, ...]:
-        """The pods of which the informer should have told by now."""
+        """Return the expected pods that the informer should show by now."""
         latest = self._clock() - OVERDUE_SECONDS
         return tuple(expected.pod for expected in self._created.values() if expected.since <= latest)

@@ -1,7 +1,7 @@
-"""Removes pods that nobody else would: their kubelet does not answer, their job is gone, or its work is over.
+"""Deletion of pods that no controller deletes: kubelet gone, job gone, or job ended.
 
-A pod that is deleted by force may run on where nobody sees it. That is safe: the coordinator does not let it in, and
-the lineage of the checkpoints shuts it out.
+A pod that is deleted by force may keep running on a partitioned node. That is safe: the coordinator does not admit it,
+and the checkpoint lineage excludes what it writes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pretrain_operator.kubernetes.workload.names import owner_uid
 
 ROUND_SECONDS = 5.0
 OVERDUE_SECONDS = 5.0
-"""Beyond its grace a pod's kubelet has so long to end it."""
+"""Time beyond the grace period for the kubelet to end a pod."""
 ORPHAN_SECONDS = 30.0
-"""The cluster's own garbage collection has so long from a pod's creation on, and the news of a job to come."""
+"""Age from which a pod without a job counts as an orphan: garbage collection and the watch of jobs come first."""
 
 Why = Literal["its kubelet does not answer", "its job is gone", "its job's work is over"]
 log = structlog.get_logger()
@@ -40,11 +40,11 @@ class Removal:
     job_uid: str
     why: Why
     grace_seconds: int | None
-    """None: the pod's own."""
+    """Grace period of the deletion; None: the pod's own."""
 
 
 def removals(pods: Iterable[Object], is_at_rest: Callable[[str], bool | None], now: float) -> tuple[Removal, ...]:
-    """What should be deleted. `is_at_rest` tells of a job's uid whether its work is over, None: no such job."""
+    """Return the pods to delete. `is_at_rest` tells whether the job of a uid has ended; None: no such job."""
     return tuple(removal for pod in pods if (removal := _judge(pod, is_at_rest, now)) is not None)
 
 
@@ -52,7 +52,7 @@ def _judge(pod: Object, is_at_rest: Callable[[str], bool | None], now: float) ->
     metadata = pod["metadata"]
     job_uid = owner_uid(pod)
     if not job_uid or metadata.get("finalizers"):
-        return None  # not ours, or somebody else has a say in its end
+        return None  # not ours, or a finalizer decides about its end
     if (deadline := metadata.get("deletionTimestamp")) is not None:
         return _removal(pod, "its kubelet does not answer", 0) if _seconds(deadline) + OVERDUE_SECONDS < now else None
     at_rest = is_at_rest(job_uid)
@@ -65,7 +65,7 @@ def _judge(pod: Object, is_at_rest: Callable[[str], bool | None], now: float) ->
 
 
 class Janitor:
-    """Goes round again and again."""
+    """Periodic deletion of the pods in `removals`."""
 
     def __init__(
         self,
@@ -80,19 +80,19 @@ class Janitor:
         self._clock = clock
 
     async def run(self) -> None:
-        """Clean up for ever. All jobs must be known by now."""
+        """Clean up until cancelled. Start it only when all jobs are known."""
         while True:
             for removal in removals(self._pods.all(), self._is_at_rest, self._clock()):
                 try:
                     await self._remove(removal)
                 except ApiError as error:
-                    log.warning("a pod cannot be removed", pod=removal.name, why=removal.why, error=str(error))
+                    log.warning("cannot delete pod", pod=removal.name, why=removal.why, error=str(error))
             await asyncio.sleep(ROUND_SECONDS)
 
     async def _remove(self, removal: Removal) -> None:
         if removal.why == "its job is gone" and await self._job_exists(removal):
-            return  # its news is on the way
-        log.info("removing a pod", namespace=removal.namespace, pod=removal.name, why=removal.why)
+            return  # its ADDED event is on the way
+        log.info("deleting pod", namespace=removal.namespace, pod=removal.name, why=removal.why)
         await self._api.delete(
             PODS, removal.namespace, removal.name, uid=removal.uid, grace_seconds=removal.grace_seconds
         )

@@ -1,4 +1,4 @@
-"""One job in the care of this operator: from the first word of it to the last."""
+"""Controller of one job: validates its spec and runs its service from first event to deletion."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import Literal
 
 import structlog
 
+from pretrain_api.backoff import Backoff, Retries
 from pretrain_api.messages.protocol import Shutdown
 from pretrain_api.status.job import JobStatus
 from pretrain_operator.cluster import Event
 from pretrain_operator.coordinator.server import AgentServer
 from pretrain_operator.job.service import JobService, Witness
-from pretrain_operator.job.wakeup import Retries
 from pretrain_operator.kubernetes.adapter import status_notices as notices
 from pretrain_operator.kubernetes.adapter.cluster import KubernetesCluster
-from pretrain_operator.kubernetes.client.api import Api, ApiError, Object
+from pretrain_operator.kubernetes.client.api import BACKOFF, Api, ApiError, Object
 from pretrain_operator.kubernetes.client.informer import Informer
 from pretrain_operator.kubernetes.workload.settings import PodSettings
 from pretrain_operator.kubernetes.workload.validation import InvalidSpec, parse_job, parse_status
 from pretrain_operator.metrics.registry import OperatorMetrics
 
-FIRST_RESTART_SECONDS = 1.0
-LAST_RESTART_SECONDS = 300.0
+RESTART_BACKOFF = Backoff(first=1.0, factor=2.0, most=300.0, jitter=0.5)
+"""Of a service that failed by a bug."""
 HEALED_SECONDS = 600.0
-"""A service that ran for so long before it failed is started again as if it had never failed."""
+"""Run time of a service after which its failures in a row are forgotten."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Desk:
-    """What the services of all jobs work with."""
+class Deps:
+    """Dependencies that the controllers of all jobs share."""
 
     api: Api
     pods: Informer
@@ -44,42 +44,44 @@ class Desk:
     epoch: int
     metrics: OperatorMetrics
     clock: Callable[[], float]
-    """Unix seconds that never jump."""
+    """Unix seconds, monotonic."""
     progress_seconds: float
-    """Between two writes of a status for nothing but progress."""
+    """Least time between status writes that carry progress only."""
+    random: Callable[[], float]
+    """Uniform in [0, 1)."""
 
 
-class ServedJob:
-    """Runs the service of one job, in a task of its own, until the job's work is over: then neither task nor channel
-    is left, and agents that come late are told to go. A bug in serving this job is kept from all others."""
+class JobController:
+    """Runs the service of one job, in a task of its own, until the job has ended. After that neither task nor channel
+    is left, and late agents are shut down. A bug in serving this job does not affect others."""
 
-    def __init__(self, body: Object, desk: Desk) -> None:
+    def __init__(self, body: Object, deps: Deps) -> None:
         metadata = body["metadata"]
         self.uid: str = metadata["uid"]
         self.namespace: str = metadata["namespace"]
         self.name: str = metadata["name"]
         self._body = body
-        self._desk = desk
+        self._deps = deps
         self._stale = False
-        """The service before this one may have written a later status than is known here."""
+        """Set if the previous service may have written a later status than this body has."""
         self._cluster: KubernetesCluster | None = None
         self._changed = asyncio.Event()
         self._woken_at: float | None = None
-        """When the wake-up came that no look has followed yet."""
-        self._task = asyncio.create_task(self._care(), name=f"job {self.namespace}/{self.name}")
+        """Time of the first wake-up without a reconcile since."""
+        self._task = asyncio.create_task(self._serve_until_ended(), name=f"job {self.namespace}/{self.name}")
 
     @property
     def at_rest(self) -> bool:
-        """Its work is over."""
+        """True once the job has ended."""
         return self._task.done()
 
     @property
     def woken_at(self) -> float | None:
-        """Since when it waits to be looked at; None: it does not."""
+        """Time since which it waits for a reconcile; None: it does not."""
         return self._woken_at
 
     def changed(self, body: Object) -> None:
-        """The API server has the job like this. What is older than what is known is passed over."""
+        """Take in a version of the job; older versions are ignored."""
         if _version(body) <= _version(self._body):
             return
         self._body = body
@@ -87,64 +89,65 @@ class ServedJob:
         if self._cluster is not None:
             self._cluster.job_changed(body)
         if self.at_rest:
-            self._remember_little()
+            self._drop_spec()
 
-    def poke(self) -> None:
-        """Its pods or their nodes changed, or it is time to look again."""
+    def enqueue(self) -> None:
+        """Reconcile: pods or nodes changed, or a resync is due."""
         if self._cluster is not None:
-            self._cluster.poke()
+            self._cluster.enqueue()
 
     async def close(self) -> None:
-        """Stop serving it; its agents go on."""
+        """Stop serving the job. Its agents keep training."""
         self._task.cancel()
         await asyncio.wait((self._task,))
 
     def _woken(self) -> None:
         if self._woken_at is None:
-            self._woken_at = self._desk.clock()
+            self._woken_at = self._deps.clock()
 
-    async def _care(self) -> None:
-        """Serve the job until its work is over, whatever goes wrong on the way."""
-        failures = 0
+    async def _serve_until_ended(self) -> None:
+        """Serve the job until it has ended, restarting the service after a bug."""
+        retries = Retries(RESTART_BACKOFF, self._deps.random)
         while True:
-            began = self._desk.clock()
+            began = self._deps.clock()
             try:
                 await self._until_served()
                 return
             except Exception as bug:
                 self._stale = True
                 log.exception("serving a job failed", namespace=self.namespace, job=self.name)
-                failures = 1 if self._desk.clock() - began > HEALED_SECONDS else failures + 1
-                pause = min(LAST_RESTART_SECONDS, FIRST_RESTART_SECONDS * 2.0 ** min(failures - 1, 16))
-                await self._tell_of(bug, pause)
+                if self._deps.clock() - began > HEALED_SECONDS:
+                    retries.succeeded()
+                pause = retries.delay()
+                await self._report(bug, pause)
                 await asyncio.sleep(pause)
 
     async def _until_served(self) -> None:
         await self._until_valid()
         status = await self._serve()
         reason: Literal["succeeded", "failed"] = "succeeded" if status.phase == "Succeeded" else "failed"
-        self._desk.server.dismiss(self.uid, Shutdown(epoch=self._desk.epoch, reason=reason, message=status.message))
-        self._remember_little()
+        self._deps.server.dismiss(self.uid, Shutdown(epoch=self._deps.epoch, reason=reason, message=status.message))
+        self._drop_spec()
 
-    def _remember_little(self) -> None:
-        """Thousands of jobs may be at rest."""
+    def _drop_spec(self) -> None:
+        """Drop the spec: thousands of jobs may have ended."""
         self._body = {"metadata": self._body["metadata"]}
 
     async def _serve(self) -> JobStatus:
-        desk = self._desk
-        cluster = KubernetesCluster(desk.api, self._body, desk.pods, desk.nodes, desk.settings, desk.clock)
+        deps = self._deps
+        cluster = KubernetesCluster(deps.api, self._body, deps.pods, deps.nodes, deps.settings, deps.clock)
         highest = parse_status(self._body).generation
-        channel = desk.server.open(self.uid, epoch=desk.epoch, highest_number=highest)
+        channel = deps.server.open(self.uid, epoch=deps.epoch, highest_number=highest)
         self._cluster = cluster
         cluster.subscribe(self._woken)
         try:
-            return await JobService(cluster, channel, self._witness(), desk.clock, desk.progress_seconds).run()
+            return await JobService(cluster, channel, self._witness(), deps.clock, deps.progress_seconds).run()
         finally:
             self._cluster = self._woken_at = None
             channel.close()
 
     def _witness(self) -> Witness:
-        witness = self._desk.metrics.job(self.namespace, self.name)
+        witness = self._deps.metrics.job(self.namespace, self.name)
 
         def looked(status: JobStatus, seconds: float) -> None:
             self._woken_at = None
@@ -153,50 +156,50 @@ class ServedJob:
         return replace(witness, looked=looked)
 
     async def _until_valid(self) -> None:
-        """Wait until the spec can be acted on, saying in the status why it cannot."""
-        retries = Retries()
+        """Wait until the spec is valid, reporting its errors in the status."""
+        retries = Retries(BACKOFF, self._deps.random)
         while True:
             self._changed.clear()
             try:
                 if self._stale:
-                    self._body, self._stale = await notices.newest(self._desk.api, self._body), False
-                wrong = self._what_is_wrong()
-                await self._note(partial(self._judged, wrong))
-                if not wrong:
+                    self._body, self._stale = await notices.fetch_current(self._deps.api, self._body), False
+                errors = self._spec_errors()
+                await self._update_status(partial(self._with_verdict, errors))
+                if not errors:
                     return
                 retries.succeeded()
                 await self._changed.wait()
             except ApiError as error:
-                if error.status == 404:  # the news of its deletion is on its way
+                if error.status == 404:  # its DELETED event is on the way
                     await self._changed.wait()
                 await asyncio.sleep(retries.delay())
 
-    def _what_is_wrong(self) -> str:
+    def _spec_errors(self) -> str:
         try:
-            parse_job(self._body, self._desk.settings)
+            parse_job(self._body, self._deps.settings)
         except InvalidSpec as error:
             return str(error)
         return ""
 
-    def _judged(self, wrong: str, status: JobStatus, body: Object) -> JobStatus:
-        now = self._desk.clock()
-        return notices.invalid(status, body, wrong, now) if wrong else notices.lifted(status, body, now)
+    def _with_verdict(self, errors: str, status: JobStatus, body: Object) -> JobStatus:
+        now = self._deps.clock()
+        return notices.invalid_spec(status, body, errors, now) if errors else notices.cleared(status, body, now)
 
-    async def _note(self, change: Callable[[JobStatus, Object], JobStatus]) -> None:
-        """Change the status, if that changes it."""
+    async def _update_status(self, change: Callable[[JobStatus, Object], JobStatus]) -> None:
+        """Write a changed status."""
         if change(before := parse_status(self._body), self._body) != before:
-            self._body = await notices.write_notice(self._desk.api, self._body, change)
+            self._body = await notices.write_notice(self._deps.api, self._body, change)
 
-    async def _tell_of(self, bug: Exception, pause: float) -> None:
-        message = f"the operator met a bug in serving this job and tries again: {type(bug).__name__}: {bug}"
-        now = self._desk.clock()
+    async def _report(self, bug: Exception, pause: float) -> None:
+        message = f"internal error while serving this job, retrying: {type(bug).__name__}: {bug}"
+        now = self._deps.clock()
         try:
-            await self._note(lambda status, body: notices.broken(status, body, message, now))
-            desk = self._desk
-            cluster = KubernetesCluster(desk.api, self._body, desk.pods, desk.nodes, desk.settings, desk.clock)
+            await self._update_status(lambda status, body: notices.internal_error(status, body, message, now))
+            deps = self._deps
+            cluster = KubernetesCluster(deps.api, self._body, deps.pods, deps.nodes, deps.settings, deps.clock)
             await cluster.emit(Event("Warning", "InternalError", message))
-        except Exception as error:  # it may be the same bug; the log has it
-            log.warning("a job's status cannot be written", job=self.name, pause=pause, error=str(error))
+        except Exception as error:  # perhaps the same bug; the log has it
+            log.warning("cannot write the status of a job", job=self.name, pause=pause, error=str(error))
 
 
 def _version(body: Object) -> int:

@@ -1,4 +1,4 @@
-"""The job's own object: its spec as last heard, its status as last written."""
+"""A job's object in the API server: the last spec received, the last status written."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pretrain_operator.kubernetes.workload.validation import InvalidSpec, parse_
 
 
 class JobRecord:
-    """The one writer of a job's status. What it wrote last is the status; what the object says of it is not read again.
+    """The single writer of a job's status: the status is what it wrote last, never read back from the object.
 
-    Raises InvalidSpec when it is made from an object whose spec can't be acted on."""
+    Raises InvalidSpec if made from an object with an invalid spec."""
 
     def __init__(self, api: Api, body: Object, settings: PodSettings) -> None:
         metadata = body["metadata"]
@@ -29,23 +29,23 @@ class JobRecord:
         self._version: str = metadata["resourceVersion"]
         self._generation: int = metadata["generation"]
         self.job: PretrainJob = parse_job(body, settings)
-        """The last one that was in order."""
+        """The last valid job."""
         self.invalid = ""
-        """What is wrong with the newest one."""
+        """Errors of the latest spec; empty: it is valid."""
         self.stopping = "deletionTimestamp" in metadata
-        self.profile = _profile_asked_for(metadata)
-        """By an annotation."""
+        self.profile = _profile_request(metadata)
+        """Profile requested by annotation."""
         self.status: JobStatus = parse_status(body)
 
     def learn(self, body: Object) -> bool:
-        """Take in the object as the API server sent it; False: nothing new that matters. Older ones are ignored."""
+        """Take in a version of the object; return whether it matters. Older versions are ignored."""
         metadata = body["metadata"]
         if metadata["uid"] != self.uid or not _is_newer(metadata["resourceVersion"], self._version):
             return False
         self._version = metadata["resourceVersion"]
         before = self._generation, self.stopping, self.profile
         self.stopping = "deletionTimestamp" in metadata
-        self.profile = _profile_asked_for(metadata)
+        self.profile = _profile_request(metadata)
         if metadata["generation"] != self._generation:
             self._generation = metadata["generation"]
             try:
@@ -55,8 +55,8 @@ class JobRecord:
         return before != (self._generation, self.stopping, self.profile)
 
     async def write_status(self, status: JobStatus) -> bool:
-        """Replace the status, whoever wrote to the object meanwhile; True: something new was learnt on the way.
-        Raises Gone when there is no such job any more, ApiError when it is to be tried again."""
+        """Replace the status, also if others wrote to the object meanwhile; return whether the answers brought news.
+        Raises Gone if the job was deleted, ApiError if the write must be retried."""
         try:
             learnt = self.learn(await self._put(status))
         except ApiError as error:
@@ -72,11 +72,11 @@ class JobRecord:
         return learnt
 
     async def delete(self) -> None:
-        """Delete the job; what it owns goes with it. That it is gone is success."""
+        """Delete the job and, by garbage collection, its children. Succeeds if it is gone."""
         await self._api.delete(JOBS, self._namespace, self._name, uid=self.uid)
 
     async def _put(self, status: JobStatus) -> Object:
-        """The API server takes the status only. No other job of this name ever has this resource version."""
+        """Write the status subresource. The resource version guards against another job of the same name."""
         shown = for_columns(status).model_dump(mode="python", by_alias=True, exclude_none=True)
         written = cast(Object, without_nan(shown))
         body: Object = {
@@ -103,7 +103,7 @@ class JobRecord:
 
 
 def for_columns(status: JobStatus) -> JobStatus:
-    """The status with the numbers that `kubectl get` prints as they are cut to what a person reads."""
+    """Round the numbers that `kubectl get` prints verbatim."""
     goodput = status.goodput
     return status.model_copy(
         update={
@@ -116,7 +116,7 @@ def for_columns(status: JobStatus) -> JobStatus:
 
 
 def without_nan(value: Any) -> Any:
-    """JSON that the API server takes: it knows neither NaN nor infinity, nor keys that are numbers."""
+    """Convert to JSON that the API server accepts: without NaN, infinities and numeric keys."""
     if isinstance(value, dict):
         members = cast(dict[object, Any], value)
         return {str(key): without_nan(item) for key, item in members.items() if not _is_nan(item)}
@@ -125,7 +125,7 @@ def without_nan(value: Any) -> Any:
     return value
 
 
-def _profile_asked_for(metadata: Object) -> ProfileRequest | InvalidRequest | None:
+def _profile_request(metadata: Object) -> ProfileRequest | InvalidRequest | None:
     annotations = cast(dict[str, str], metadata.get("annotations") or {})
     return read_request(annotations.get(ANNOTATION, ""))
 
@@ -135,7 +135,7 @@ def _is_nan(value: object) -> bool:
 
 
 def _is_newer(version: str, than: str) -> bool:
-    """Resource versions are numbers that rise; what is no number is not compared, but believed."""
+    """Compare resource versions, which are rising numbers; anything else counts as newer if it differs."""
     if version.isdecimal() and than.isdecimal():
         return int(version) > int(than)
     return version != than

@@ -1,4 +1,4 @@
-"""All jobs that this operator serves, by uid: a job that is made again under the same name is another one."""
+"""Registry of the jobs that this operator serves, by uid: a recreated job of the same name is another job."""
 
 from __future__ import annotations
 
@@ -6,75 +6,60 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-import structlog
-
-from pretrain_operator.kubernetes.adapter.job_controller import Desk, ServedJob
-from pretrain_operator.kubernetes.client.api import JOBS, ApiError, Object
-from pretrain_operator.kubernetes.client.backoff import Backoff
+from pretrain_operator.kubernetes.adapter.job_controller import Deps, JobController
+from pretrain_operator.kubernetes.client.api import Object
 from pretrain_operator.kubernetes.workload.names import index_by_job
 
 RESYNC_SECONDS = 300.0
-"""Between two lists of all jobs, which find what the watch missed; each service looks again once in this time."""
-
-log = structlog.get_logger()
+"""Period in which every active job is enqueued once, at a random moment, whatever the watches report."""
 
 
-class Jobs:
-    """Starts a service for every job and ends it with the job. `run` begins with a list of all jobs; what the watch
-    says is heeded from then on."""
+class JobRegistry:
+    """Starts a controller for every job and stops it when the job is deleted. Event handlers are called by the
+    informers, in the event loop."""
 
     def __init__(
         self,
-        desk: Desk,
-        namespace: str | None,
-        random: Callable[[], float],
-        serve: Callable[[Object, Desk], ServedJob] = ServedJob,
+        deps: Deps,
+        serve: Callable[[Object, Deps], JobController] = JobController,
     ) -> None:
-        self._desk = desk
-        self._namespace = namespace
-        self._random = random
+        self._deps = deps
         self._serve = serve
-        self._served: dict[str, ServedJob] = {}
+        self._controllers: dict[str, JobController] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._gone_meanwhile: set[str] = set()
-        """Deleted while a list was on its way, which may still hold them."""
         self._node_states: dict[str, object] = {}
-        self.listed = asyncio.Event()
-        """All jobs are known."""
 
-    async def run(self) -> None:
-        """List all jobs again and again, for ever."""
-        backoff = Backoff(self._random)
+    async def resync(self) -> None:
+        """Enqueue every active job once per period, until cancelled."""
+        loop = asyncio.get_running_loop()
         while True:
-            try:
-                await self._list()
-                backoff.succeeded()
-                self._poke_each_once_until_the_next_list()
-                pause = RESYNC_SECONDS
-            except ApiError as error:
-                log.warning("jobs cannot be listed", reason=error.reason, error=str(error))
-                pause = backoff.delay(at_least=error.retry_after)
-            await asyncio.sleep(pause)
+            for controller in self._controllers.values():
+                if not controller.at_rest:
+                    loop.call_later(self._deps.random() * RESYNC_SECONDS, controller.enqueue)
+            await asyncio.sleep(RESYNC_SECONDS)
 
     async def close(self) -> None:
-        """Stop serving, at once; agents go on."""
-        await asyncio.gather(*(served.close() for served in self._served.values()), *self._closing)
+        """Stop all controllers at once. Agents keep training."""
+        await asyncio.gather(*(controller.close() for controller in self._controllers.values()), *self._closing)
 
     def job_event(self, kind: str, body: Object) -> None:
-        """The watch told of a job."""
+        """Start, update or stop the controller of a job."""
+        uid: str = body["metadata"]["uid"]
         if kind == "DELETED":
-            self._deleted(body["metadata"]["uid"])
-        elif self.listed.is_set() and body["metadata"]["uid"] not in self._gone_meanwhile:
-            self._exists(body)
+            self._deleted(uid)
+        elif (controller := self._controllers.get(uid)) is None:
+            self._controllers[uid] = self._serve(body, self._deps)
+        else:
+            controller.changed(body)
 
     def pod_event(self, _kind: str, pod: Object) -> None:
-        """A worker's pod came, changed or went."""
+        """Enqueue the job that owns the pod."""
         for uid in index_by_job(pod):
-            if (served := self._served.get(uid)) is not None:
-                served.poke()
+            if (controller := self._controllers.get(uid)) is not None:
+                controller.enqueue()
 
     def node_event(self, kind: str, node: Object) -> None:
-        """A node came, changed or went: that matters to the jobs on it if it answers now, or no longer does."""
+        """Enqueue the jobs with pods on a node whose readiness or schedulability changed."""
         name: str = node["metadata"]["name"]
         state = _state_of(node) if kind != "DELETED" else None
         if state == self._node_states.get(name):
@@ -82,80 +67,55 @@ class Jobs:
         self._node_states[name] = state
         if state is None:
             del self._node_states[name]
-        for pod in self._desk.pods.indexed(on_node(name)):
+        for pod in self._deps.pods.indexed(on_node(name)):
             self.pod_event("MODIFIED", pod)
 
     def namespace_of(self, uid: str) -> str | None:
-        """Where a job lives; None: there is no such job."""
-        served = self._served.get(uid)
-        return served.namespace if served is not None else None
+        """Return the namespace of a job; None if there is no such job."""
+        controller = self._controllers.get(uid)
+        return controller.namespace if controller is not None else None
 
     def is_at_rest(self, uid: str) -> bool | None:
-        """Whether a job's work is over; None: there is no such job."""
-        served = self._served.get(uid)
-        return served.at_rest if served is not None else None
+        """Tell whether a job has ended; None if there is no such job."""
+        controller = self._controllers.get(uid)
+        return controller.at_rest if controller is not None else None
 
     def waiting(self) -> int:
-        """How many jobs wait to be looked at. Can be asked from any thread."""
-        return sum(served.woken_at is not None for served in tuple(self._served.values()))
+        """Return the number of jobs that wait for a reconcile. Thread-safe."""
+        return sum(controller.woken_at is not None for controller in tuple(self._controllers.values()))
 
     def oldest_wait(self) -> float:
-        """Seconds that one of them has waited at most. Can be asked from any thread."""
-        waits = (served.woken_at for served in tuple(self._served.values()))
-        return max((self._desk.clock() - since for since in waits if since is not None), default=0.0)
-
-    async def _list(self) -> None:
-        self._gone_meanwhile.clear()
-        known = set(self._served)
-        bodies, _ = await self._desk.api.list(JOBS, self._namespace)
-        found = {cast(str, body["metadata"]["uid"]): body for body in bodies}
-        for uid in known - found.keys():
-            self._deleted(uid)
-        for uid, body in found.items():
-            if uid not in self._gone_meanwhile:
-                self._exists(body)
-        self.listed.set()
-
-    def _exists(self, body: Object) -> None:
-        served = self._served.get(body["metadata"]["uid"])
-        if served is None:
-            self._served[body["metadata"]["uid"]] = self._serve(body, self._desk)
-        else:
-            served.changed(body)
+        """Return the longest time in seconds that a job has waited for a reconcile. Thread-safe."""
+        waits = (controller.woken_at for controller in tuple(self._controllers.values()))
+        return max((self._deps.clock() - since for since in waits if since is not None), default=0.0)
 
     def _deleted(self, uid: str) -> None:
-        self._gone_meanwhile.add(uid)
-        served = self._served.pop(uid, None)
-        if served is None:
+        controller = self._controllers.pop(uid, None)
+        if controller is None:
             return
-        self._desk.server.forget(uid)
-        closing = asyncio.create_task(served.close())
+        self._deps.server.forget(uid)
+        closing = asyncio.create_task(controller.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
-        if not any((other.namespace, other.name) == (served.namespace, served.name) for other in self._served.values()):
-            self._desk.metrics.forget(served.namespace, served.name)
-
-    def _poke_each_once_until_the_next_list(self) -> None:
-        loop = asyncio.get_running_loop()
-        for served in self._served.values():
-            if not served.at_rest:
-                loop.call_later(self._random() * RESYNC_SECONDS, served.poke)
+        place = controller.namespace, controller.name
+        if not any((other.namespace, other.name) == place for other in self._controllers.values()):
+            self._deps.metrics.forget(*place)
 
 
 def on_node(name: str) -> str:
-    """The value in the index of pods for those on this node."""
+    """Return the pod index value for pods on this node."""
     return f"node/{name}"
 
 
 def index_of_pod(pod: Object) -> tuple[str, ...]:
-    """By which pods are found: the job whose worker it is, and its node."""
+    """Return the index values of a pod: the uid of the job whose worker it is, and its node."""
     spec = cast(Object, pod.get("spec") or {})
     node: str | None = spec.get("nodeName")
     return (*index_by_job(pod), *((on_node(node),) if node else ()))
 
 
 def _state_of(node: Object) -> object:
-    """What of a node matters to workers. The rest changes all the time."""
+    """Return the part of a node that matters to workers; the rest changes every few seconds."""
     spec, status = cast(Object, node.get("spec") or {}), cast(Object, node.get("status") or {})
     conditions = cast(list[Object], status.get("conditions") or [])
     ready = next((condition["status"] for condition in conditions if condition["type"] == "Ready"), "Unknown")

@@ -1,4 +1,4 @@
-"""What a job's status says while no service runs for it: that its spec is in error, or that the operator is."""
+"""Conditions of a job without a running service: InvalidSpec and InternalError."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ NoticeKind = Literal["InvalidSpec", "InternalError"]
 KINDS: tuple[NoticeKind, ...] = ("InvalidSpec", "InternalError")
 
 
-def invalid(status: JobStatus, body: Object, message: str, now: float) -> JobStatus:
-    """The spec cannot be acted on, and there was no earlier one that could: the job waits for its user."""
+def invalid_spec(status: JobStatus, body: Object, message: str, now: float) -> JobStatus:
+    """Set InvalidSpec: there is no valid spec, and the job waits for its user."""
     waiting = status.model_copy(update={"phase": "Pending", "reason": "InvalidSpec", "message": message})
     return _with(waiting, "InvalidSpec", body, message, now)
 
 
-def broken(status: JobStatus, body: Object, message: str, now: float) -> JobStatus:
-    """The operator met a bug of its own in serving this job, and will try again; the job's phase stays as it is."""
+def internal_error(status: JobStatus, body: Object, message: str, now: float) -> JobStatus:
+    """Set InternalError: serving the job failed by a bug and is retried. The phase stays."""
     return _with(status, "InternalError", body, message, now)
 
 
-def lifted(status: JobStatus, body: Object, now: float) -> JobStatus:
-    """What kept the job from being served is over; a status that said nothing of the kind stays as it is."""
+def cleared(status: JobStatus, body: Object, now: float) -> JobStatus:
+    """Clear both conditions where they are set."""
     for kind in KINDS:
         condition = condition_of(status.conditions, kind)
         if condition is not None and condition.status == "True":
@@ -36,8 +36,8 @@ def lifted(status: JobStatus, body: Object, now: float) -> JobStatus:
     return status
 
 
-async def newest(api: Api, body: Object) -> Object:
-    """The job as it is now. Raises ApiError, `NotFound` also where another job has its name."""
+async def fetch_current(api: Api, body: Object) -> Object:
+    """Return the current job. Raises ApiError; `NotFound` also if the name belongs to another job."""
     metadata = body["metadata"]
     current = await api.get(JOBS, metadata["namespace"], metadata["name"])
     if current["metadata"]["uid"] != metadata["uid"]:
@@ -46,15 +46,14 @@ async def newest(api: Api, body: Object) -> Object:
 
 
 async def write_notice(api: Api, body: Object, change: Callable[[JobStatus, Object], JobStatus]) -> Object:
-    """Change the job's status, with a write only if that changes anything; returns the job as it then is. Raises
-    ApiError."""
+    """Change the job's status, writing only a difference; returns the job after it. Raises ApiError."""
     metadata = body["metadata"]
-    current = await newest(api, body)
-    before = parse_status(current)
-    after = change(before, current)
+    latest = await fetch_current(api, body)
+    before = parse_status(latest)
+    after = change(before, latest)
     if after == before:
-        return current
-    changed = {**current, "status": without_nan(after.model_dump(mode="python", by_alias=True, exclude_none=True))}
+        return latest
+    changed = {**latest, "status": without_nan(after.model_dump(mode="python", by_alias=True, exclude_none=True))}
     return await api.replace(JOBS, metadata["namespace"], metadata["name"], changed, subresource="status")
 
 

@@ -1,7 +1,7 @@
-"""The API server in raw JSON: few verbs, one error. Typed models would refuse or drop what they do not know.
+"""Client of the API server in raw JSON: few verbs, one error. Typed models refuse or drop unknown fields.
 
 OSError
-└── ApiError    the API server said no (`status`, `reason`), or could not be reached (`status` 0)
+└── ApiError    refused by the API server (`status`, `reason`), or no answer (`status` 0)
 """
 
 from __future__ import annotations
@@ -17,27 +17,30 @@ from urllib.parse import quote, urlencode
 
 import aiohttp
 
+from pretrain_api.backoff import Backoff
 from pretrain_operator.kubernetes.client.transport import Transport
 
 PAGE = 500
 CALL_SECONDS = 15.0
-"""For one call, its answer included."""
+"""Time limit of one call, answer included."""
 WATCH_GRACE_SECONDS = 5.0
-"""A watch that says nothing for so long after it should have ended hangs."""
+"""Silence after the expected end of a watch that makes it count as hung."""
 BUSY_TRIES = 4
-"""How often a call is made that is answered `429 Too Many Requests`."""
+"""Attempts of a call answered `429 Too Many Requests`."""
 LONGEST_PAUSE_SECONDS = 10.0
 URGENT_CALLS = 4
+BACKOFF = Backoff(first=0.2, factor=2.0, most=5.0, jitter=1.0)
+"""Of loops that depend on the API server. Full jitter: thousands of clients meet the same outage."""
 
 Object = dict[str, Any]
-"""One object as the API server sends it."""
+"""An object in the API server's JSON."""
 Listing = tuple[list[Object], str]
-"""Objects, and the resource version to watch from."""
+"""Objects, and the resource version to start a watch from."""
 
 
 @dataclass(frozen=True)
 class Resource:
-    """A kind of object, as the API server's paths name it."""
+    """Group, version and plural of a kind of object."""
 
     group: str
     """Empty: the core group."""
@@ -46,11 +49,11 @@ class Resource:
 
     @property
     def api_version(self) -> str:
-        """As in an object's `apiVersion`."""
+        """`apiVersion` of its objects."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str | None, name: str = "", subresource: str = "") -> str:
-        """Where its objects are; no namespace: all namespaces, or objects that have none."""
+        """Return the path of its objects; without a namespace: of all namespaces, or of cluster-scoped objects."""
         parts = ["apis" if self.group else "api", self.api_version]
         parts += ["namespaces", quote(namespace, safe="")] if namespace else []
         parts += [self.plural, quote(name, safe=""), subresource]
@@ -67,21 +70,21 @@ NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies")
 
 
 class ApiError(OSError):
-    """The API server refused, or did not answer (status 0)."""
+    """Refusal of the API server, or no answer (status 0)."""
 
     def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.status = status
-        """Of HTTP; 0: no answer. What was asked for may have been done all the same."""
+        """HTTP status; 0: no answer, and the call may still have taken effect."""
         self.reason = reason
         """CamelCase: `NotFound`, `Conflict`, `AlreadyExists`, `Forbidden`, `Expired`, …"""
         self.message = message
         self.retry_after = retry_after
-        """Seconds that the API server asks to be left alone."""
+        """Seconds after which the API server allows a retry."""
 
 
 class Lane:
-    """Calls that wait for each other: at most so many at a time."""
+    """Group of calls with a limit of `width` in flight."""
 
     def __init__(self, width: int) -> None:
         self.slots = asyncio.Semaphore(width)
@@ -92,9 +95,8 @@ def _uncounted(verb: str, code: str) -> None:
 
 
 class Api:
-    """Calls to one API server. At most `concurrency` of them are under way; those on Leases do not queue behind the
-    others. A call that is refused because the server is busy is made again when the server asks for it.
-    Every call raises ApiError, and nothing else."""
+    """Calls to one API server, at most `concurrency` in flight; calls on Leases have slots of their own. A call
+    answered 429 is retried after the time that the server names. Every call raises ApiError only."""
 
     def __init__(self, transport: Transport, on_call: Callable[[str, str], None], concurrency: int) -> None:
         self._transport = transport
@@ -110,64 +112,51 @@ class Api:
         on_call: Callable[[str, str], None] = _uncounted,
         concurrency: int = 32,
     ) -> Api:
-        """To the cluster that the kubeconfig names; without one: the cluster around this pod, else KUBECONFIG's.
-        `on_call` hears of each request: its verb and the answer's HTTP status (`0`: none)."""
+        """Connect to the cluster of the kubeconfig; without one: the cluster around this pod, else KUBECONFIG's.
+        `on_call` is called for each request with its verb and HTTP status (`0`: no answer)."""
         return cls(await Transport.connect(kubeconfig), on_call, concurrency)
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
-        """One object."""
+        """Return one object."""
         return await self._call("get", "GET", resource.path(namespace, name), lane=self._lane(resource))
 
     async def list(self, resource: Resource, namespace: str | None, *, label_selector: str = "") -> Listing:
-        """All objects and the resource version to watch from. Never older than what was written before the call."""
+        """Return all objects and the resource version to watch from: a consistent read, not from a cache."""
         try:
             return await self._list(resource, namespace, label_selector, PAGE)
         except ApiError as error:
             if error.status != 410:
                 raise
-            return await self._list(resource, namespace, label_selector, 0)  # it took longer than pages are kept
+            return await self._list(resource, namespace, label_selector, 0)  # the continue token expired
 
     async def create(self, resource: Resource, namespace: str | None, body: Object) -> Object:
-        """Make an object; `AlreadyExists` if one has its name."""
+        """Create an object. Reason `AlreadyExists` if the name is taken."""
         path = _with_query(resource.path(namespace), fieldManager="pretrain-operator")
         return await self._call("create", "POST", path, body, lane=self._lane(resource))
 
-    async def apply(
-        self,
-        resource: Resource,
-        namespace: str | None,
-        name: str,
-        body: Object,
-        *,
-        field_manager: str = "pretrain-operator",
-    ) -> Object:
-        """Server-side apply: the fields of the body are ours from now on, whoever had them."""
-        path = _with_query(resource.path(namespace, name), fieldManager=field_manager, force="true")
-        return await self._call("apply", "PATCH", path, body, kind="application/apply-patch+yaml")
-
     async def merge_patch(self, resource: Resource, namespace: str | None, name: str, body: Object) -> Object:
-        """JSON merge patch: null removes a field."""
+        """Apply a JSON merge patch: null removes a field."""
         path = _with_query(resource.path(namespace, name), fieldManager="pretrain-operator")
         return await self._call("patch", "PATCH", path, body, kind="application/merge-patch+json")
 
     async def replace(
         self, resource: Resource, namespace: str | None, name: str, body: Object, *, subresource: str = ""
     ) -> Object:
-        """Write the whole object; `Conflict` if it is no longer at the body's `resourceVersion`."""
+        """Replace the whole object. Reason `Conflict` if its `resourceVersion` has changed."""
         path = _with_query(resource.path(namespace, name, subresource), fieldManager="pretrain-operator")
         return await self._call("update", "PUT", path, body, lane=self._lane(resource))
 
     async def delete(
         self, resource: Resource, namespace: str | None, name: str, *, uid: str, grace_seconds: int | None = None
     ) -> None:
-        """Delete the object with this uid. That it is gone, or that another one has its name, is success."""
+        """Delete the object with this uid. Succeeds if it is gone or its name belongs to another object."""
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = grace_seconds
         try:
             await self._call("delete", "DELETE", resource.path(namespace, name), options)
         except ApiError as error:
-            another = error.status == 409 and uid in error.message  # it names the uid that did not match
+            another = error.status == 409 and uid in error.message  # the message names the uid that did not match
             if error.status != 404 and not another:
                 raise
 
@@ -180,8 +169,8 @@ class Api:
         resource_version: str,
         timeout_seconds: int,
     ) -> AsyncGenerator[tuple[str, Object], None]:
-        """What happens after the resource version: ADDED, MODIFIED, DELETED, and BOOKMARK with nothing but a newer
-        resource version. Ends after the timeout; raises when it hangs, breaks off, or the server says ERROR in it."""
+        """Yield events after the resource version: ADDED, MODIFIED, DELETED, and BOOKMARK with a newer resource
+        version only. Ends after the timeout; raises if it hangs, breaks or contains an ERROR event."""
         path = _with_query(
             resource.path(namespace),
             watch="true",
@@ -202,7 +191,7 @@ class Api:
                 response.close()
 
     async def read(self, path: str) -> Any:
-        """The JSON at a path that is no resource."""
+        """Return the JSON at a path that is not a resource."""
         return await self._call("read", "GET", path)
 
     async def close(self) -> None:
@@ -219,7 +208,7 @@ class Api:
             page = {"labelSelector": label_selector, "limit": str(limit or ""), "continue": token}
             answer = await self._call("list", "GET", _with_query(resource.path(namespace), **page))
             kind, version = answer["kind"].removesuffix("List"), answer["apiVersion"]
-            # a list's items do not say what they are, a watch's do
+            # items of a list lack apiVersion and kind, those of a watch have them
             items += [{"apiVersion": version, "kind": kind, **item} for item in answer["items"] or ()]
             token = answer["metadata"].get("continue", "")
             if not token:
@@ -235,7 +224,7 @@ class Api:
         kind: str = "application/json",
         lane: Lane | None = None,
     ) -> Any:
-        """Make a call in its turn, again while the server is busy, which it says before it has done anything."""
+        """Make a call within its lane; retry 429, which the server sends before it acts."""
         lane = lane or self._work
         async with lane.slots:
             tries = 0
@@ -265,7 +254,7 @@ class Api:
         total: float | None,
         silence: float,
     ) -> aiohttp.ClientResponse:
-        """The head of an answer that is not an error."""
+        """Return the head of a successful answer."""
         headers = {"Content-Type": kind}
         code = 0
         try:
@@ -285,7 +274,7 @@ def _with_query(path: str, **values: str) -> str:
 
 
 def _refusal(status: int, answer: bytes | Object, retry_after: str | None) -> ApiError:
-    """What the API server said, from a `Status` object if it sent one."""
+    """Return the error of an answer, from its `Status` object if there is one."""
     said: Object = {}
     text = ""
     if isinstance(answer, dict):
@@ -299,20 +288,20 @@ def _refusal(status: int, answer: bytes | Object, retry_after: str | None) -> Ap
     details: Object = said.get("details") or {}
     try:
         pause = float(retry_after or details.get("retryAfterSeconds") or 0) or None
-    except ValueError:  # a date, which the API server never sends
+    except ValueError:  # an HTTP date, which the API server does not send
         pause = None
     return ApiError(status, said.get("reason") or f"Http{status}", message, pause)
 
 
 @contextlib.contextmanager
 def _translated() -> Generator[None]:
-    """Everything that keeps an answer from arriving whole is an ApiError of status 0."""
+    """Translate every failure of the connection into ApiError with status 0."""
     try:
         yield
     except ApiError:
         raise
     except TimeoutError as error:
-        raise ApiError(0, "Timeout", "the API server does not answer") from error
+        raise ApiError(0, "Timeout", "timeout: the API server does not answer") from error
     except (aiohttp.ClientError, OSError) as error:
         cause = str(error) or type(error).__name__
         raise ApiError(0, "Unreachable", f"the API server cannot be reached: {cause}") from error
@@ -321,7 +310,7 @@ def _translated() -> Generator[None]:
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Lines of any length. Raises ValueError when the last one is not whole."""
+    """Yield lines of any length. Raises ValueError if the last one is incomplete."""
     parts: list[bytes] = []
     async for chunk in content.iter_any():
         head, *rest = chunk.split(b"\n")

@@ -1,4 +1,4 @@
-"""What the API server's answers mean to whoever wanted something."""
+"""Translation of API errors into errors of the Cluster port."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from pretrain_operator.kubernetes.client.api import ApiError
 
 
 class Gone(OSError):
-    """The job no longer exists."""
+    """The job was deleted."""
 
 
 def refusal(error: ApiError, what: str) -> OSError:
-    """The error for the caller: Refused where only a person can help, else what it was, to be tried again.
+    """Return Refused if a person must act, else the error itself, which is retried.
 
-    `what` was to be created, in the words of a sentence: `worker 3`.
+    `what` names the object in a sentence: `worker 3`.
     """
     if error.status == 403 and "exceeded quota" in error.message:
-        said = f"{what} cannot be created: {error.message}; raise the quota, free some of it, or want fewer workers"
+        said = f"{what} cannot be created: {error.message}; raise or free the quota, or lower spec.workers.replicas"
         return Refused("QuotaExceeded", said)
     if error.status == 403:
-        said = f"{what} cannot be created: {error.message}; mend spec.workers.template, or have it allowed"
+        said = (
+            f"{what} cannot be created: {error.message}; fix spec.workers.template, or have the administrator allow it"
+        )
         return Refused("Forbidden", said)
     if error.status in (400, 422):
-        return Refused("Invalid", f"{what} cannot be created: {error.message}; mend spec.workers")
+        return Refused("Invalid", f"{what} cannot be created: {error.message}; fix spec.workers")
     return error

@@ -1,4 +1,4 @@
-"""Who may act: one holder of a Lease at a time, each with a higher epoch than all before it."""
+"""Leader election by a Lease: one holder at a time, each with a higher epoch than all before it."""
 
 from __future__ import annotations
 
@@ -14,45 +14,46 @@ import structlog
 from pretrain_operator.kubernetes.client.api import LEASES, Api, ApiError, Object
 
 DURATION_SECONDS = 8
-"""Others leave a holder alone for so long after they saw it renew. All else is a part of this."""
+"""Time after an observed renewal before others take over. All other times are fractions of it."""
 UNANSWERED = 3 / 8
-"""So long only if nothing answers where the holder is: it is gone, or cut off with its machine."""
+"""Fraction after which others take over if the holder's address does not answer: it is gone, or partitioned."""
 FRESH = 1 / 4
-"""A holder writes so long after it sent its last renewal that succeeded: before anybody may take over."""
+"""Fraction after its last successful renewal in which a holder writes: before anybody may take over."""
 DEADLINE = 3 / 4
-"""It ends so long after it: until then the next renewal may still succeed."""
+"""Fraction after which a holder gives up: until then a renewal may still succeed."""
 RENEWAL = 1 / 8
+"""Fraction between renewals."""
 TRY = 1 / 4
-"""For one call: another one may do better than one that hangs."""
+"""Time limit of one API call: a retry may succeed where a call hangs."""
 DIAL = 1 / 8
-"""For an answer of the holder itself."""
+"""Time limit for an answer at the holder's address."""
 LOOK = 1 / 16
-"""Between two looks of one who waits."""
+"""Fraction between two checks of a candidate."""
 RETRY = 1 / 16
-"""Between two tries to renew."""
+"""Fraction between two attempts to renew."""
 ADDRESS = "pretrain.dev/address"
-"""Annotation of the Lease: where its holder answers HTTP requests, `host:port`."""
+"""Annotation of the Lease: `host:port` at which its holder answers HTTP requests."""
 
 log = structlog.get_logger()
 
 
 class LeaseLost(Exception):
-    """The Lease was not renewed in time, or another one holds it: stop acting at once."""
+    """The Lease was not renewed in time or another candidate holds it: stop acting at once."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A Lease as it was seen, and since when it is like that."""
+class Observation:
+    """A resource version of the Lease, and the time of its first sighting."""
 
     version: str
-    """Its resource version: any renewal changes it."""
+    """Resource version: any renewal changes it."""
     since: float
-    """By the own monotonic clock: what clocks elsewhere say does not matter."""
+    """By the own monotonic clock: clocks of other machines do not matter."""
 
 
 async def answers(address: str) -> bool:
-    """Whether a process says anything to an HTTP request there, `host:port`. Waits for ever. A connection alone tells
-    little: the kernel takes it for a process that is stopped as well."""
+    """Tell whether a process answers an HTTP request at `host:port`. No time limit of its own. An accepted connection
+    is not enough: the kernel accepts it for a stopped process, too."""
     host, _, port = address.rpartition(":")
     try:
         reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
@@ -68,12 +69,12 @@ async def answers(address: str) -> bool:
 class Lease:
     """One candidate for a Lease. `acquire`, then `hold` beside the work; `release` when the work has stopped.
 
-    A Lease is taken over when it was let go, or when it has not changed for its duration by the candidate's own clock;
-    also if its holder has the candidate's identity: that may be another process. It is taken over sooner when nothing
-    answers at the holder's address either (`answers` tells). Both rest on the Lease alone: a holder that has not
-    renewed for a shorter time than either does not write. Writes are guarded by the resource version: of several
-    candidates one wins. The duration is in whole seconds, `clock` counts monotonic ones, `now` is written down for
-    people. `address`: where this candidate answers HTTP requests; empty: others wait for the whole duration."""
+    A candidate takes over a Lease that was released, or that has not changed for its duration by the candidate's own
+    clock, also if the holder has the same identity: that may be another process. It takes over sooner if the holder's
+    address does not answer. Both are safe by the Lease alone: a holder stops writing before either time is over.
+    Writes are guarded by the resource version: of several candidates one wins. `duration` is in whole seconds, `clock`
+    is monotonic, `now` is for people who read the object. `address`: where this candidate answers HTTP requests;
+    empty: others wait for the whole duration."""
 
     def __init__(
         self,
@@ -97,45 +98,45 @@ class Lease:
         self._address = address
         self._answers = answers
         self._now = now
-        self._seen: Seen | None = None
+        self._observed: Observation | None = None
         self._mine: Object | None = None
-        """The Lease as this holder last wrote it."""
+        """The Lease as last written by this holder."""
         self._renewed = float("-inf")
-        """When the last renewal that succeeded was sent."""
-        self._news = asyncio.Event()
-        """It was renewed, or lost."""
-        self._complaint = ""
+        """Send time of the last successful renewal."""
+        self._changed = asyncio.Event()
+        """Set when the Lease is renewed or lost."""
+        self._logged = ""
 
     @property
     def held(self) -> bool:
-        """Nobody else may hold it now. Ask before each write: a process that was stopped for a while does not know."""
+        """True while no other candidate can hold it. Check before each write: the process may have been stopped."""
         return self._mine is not None and self._clock() < self._renewed + FRESH * self._duration
 
     async def surely_held(self) -> bool:
-        """Wait until nobody else may hold it; False: it is lost."""
+        """Wait until no other candidate can hold it; False: it is lost."""
         while not self.held:
             if self._mine is None:
                 return False
-            await self._news.wait()
+            await self._changed.wait()
         return True
 
     async def acquire(self) -> int:
-        """Wait for the Lease and take it; returns the epoch, higher than that of any holder before."""
+        """Wait for the Lease and take it. Returns the epoch, higher than that of any earlier holder."""
         while True:
             try:
                 pause = await self._try_to_take()
             except (ApiError, TimeoutError) as error:
-                self._complain(error)
+                self._log_once(error)
                 pause = LOOK * self._duration
             if self._mine is not None:
                 return self._mine["spec"]["leaseTransitions"] + 1
             await asyncio.sleep(pause)
 
     async def hold(self) -> None:
-        """Renew the Lease for ever; raises LeaseLost when that fails."""
+        """Renew the Lease until cancelled. Raises LeaseLost if that fails."""
         while True:
             await asyncio.sleep(max(0.0, self._renewed + RENEWAL * self._duration - self._clock()))
-            if self._mine is None or self._clock() >= self._renewed + DEADLINE * self._duration:  # it was stopped
+            if self._mine is None or self._clock() >= self._renewed + DEADLINE * self._duration:
                 raise self._lost("the Lease was not renewed in time")
             try:
                 async with asyncio.timeout(self._renewed + DEADLINE * self._duration - self._clock()):
@@ -144,9 +145,9 @@ class Lease:
                 raise self._lost("the Lease could not be renewed in time") from None
 
     async def release(self) -> None:
-        """Let the Lease go, so that another one need not wait. Call it when `hold` was cancelled and nothing acts."""
+        """Release the Lease, so that no candidate has to wait. Call it after all work has stopped."""
         mine, self._mine = self._mine, None
-        self._tell()
+        self._notify()
         try:
             while mine is not None:
                 try:
@@ -155,41 +156,41 @@ class Lease:
                 except ApiError as error:
                     if error.status != 409:
                         raise
-                    mine = await self._find_mine(mine)  # the last renewal may have arrived unheard
+                    mine = await self._find_mine(mine)  # the answer to the last renewal may be lost
         except (ApiError, TimeoutError, LeaseLost) as error:
-            self._complain(error)  # it runs out by itself
+            self._log_once(error)  # it expires by itself
 
     async def _try_to_take(self) -> float:
-        """Take the Lease if it is free; otherwise returns the seconds after which it is worth another look."""
+        """Take the Lease if it is free; otherwise return the seconds until the next check."""
         found = await self._find()
         if found is None:
             await self._take({"metadata": {"name": self._name}})
             return 0.0
         version, now = found["metadata"]["resourceVersion"], self._clock()
-        if self._seen is None or self._seen.version != version:
-            self._seen = Seen(version, now)
+        if self._observed is None or self._observed.version != version:
+            self._observed = Observation(version, now)
         spec = _spec(found)
-        left = self._seen.since + max(self._duration, spec.get("leaseDurationSeconds") or 0) - now
-        if spec.get("holderIdentity") and left > 0 and not await self._is_unanswered(found, self._seen.since):
+        left = self._observed.since + max(self._duration, spec.get("leaseDurationSeconds") or 0) - now
+        if spec.get("holderIdentity") and left > 0 and not await self._is_unanswered(found, self._observed.since):
             return min(left, LOOK * self._duration)
         await self._take(found)
         return 0.0
 
     async def _is_unanswered(self, found: Object, since: float) -> bool:
-        """Not renewed for a while, and nobody is there who could still do so. Returns when that time is over."""
+        """Tell whether the holder is gone: no renewal for UNANSWERED, and no answer at its address."""
         duration = max(self._duration, _spec(found).get("leaseDurationSeconds") or 0)
         address = _annotations(found).get(ADDRESS)
         if not address or self._clock() < since + (UNANSWERED - DIAL) * duration:
             return False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DIAL * duration):
-                if address != self._address and await self._answers(address):  # else it was a process before this one
+                if address != self._address and await self._answers(address):  # else: an earlier self
                     return False
         await asyncio.sleep(max(0.0, since + UNANSWERED * duration - self._clock()))
         return True
 
     async def _take(self, found: Object) -> None:
-        """Write ourselves down as the new holder. Not to know whether that succeeded is not to hold it."""
+        """Write this candidate as the holder. Without a confirmed write it does not hold the Lease."""
         now = self._now()
         spec = {
             "holderIdentity": self._identity,
@@ -203,47 +204,47 @@ class Lease:
         try:
             self._mine = await self._write({**found, "metadata": metadata, "spec": spec})
         except ApiError as error:
-            if error.status != 409:  # AlreadyExists or Conflict: another one was quicker
+            if error.status != 409:  # AlreadyExists or Conflict: another candidate won
                 raise
             return
         self._renewed = sent
-        self._tell()
-        self._complaint = ""
+        self._notify()
+        self._logged = ""
 
     async def _renewed_after(self, mine: Object) -> Object:
-        """The Lease after a renewal, however many tries that takes; raises LeaseLost if another one has it."""
+        """Renew the Lease, retrying errors. Raises LeaseLost if another candidate has it."""
         while True:
             sent = self._clock()
             try:
                 renewed = await self._write({**mine, "spec": {**mine["spec"], "renewTime": _micro_time(self._now())}})
             except (ApiError, TimeoutError) as error:
-                self._complain(error)
+                self._log_once(error)
                 if isinstance(error, ApiError) and error.status in (404, 409):
                     with contextlib.suppress(ApiError, TimeoutError):
                         mine = await self._find_mine(mine)
                 await asyncio.sleep(max(0.0, sent + RETRY * self._duration - self._clock()))
                 continue
             self._renewed = sent
-            self._tell()
-            self._complaint = ""
+            self._notify()
+            self._logged = ""
             return renewed
 
     async def _find_mine(self, mine: Object) -> Object:
-        """The Lease as it is now: changed by a renewal of ours whose answer was lost, or by a person. Raises LeaseLost
-        if it is another one's."""
+        """Return the current Lease, changed by a renewal whose answer was lost or by a person. Raises LeaseLost if
+        another candidate holds it."""
         found = await self._find()
         spec = _spec(found or {})
         if found is None or any(spec.get(key) != mine["spec"][key] for key in ("holderIdentity", "leaseTransitions")):
             raise self._lost(f"the Lease is held by {spec.get('holderIdentity') or 'nobody'}")
         return found
 
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _lost(self, message: str) -> LeaseLost:
         self._mine = None
-        self._tell()
+        self._notify()
         return LeaseLost(message)
 
     async def _find(self) -> Object | None:
@@ -262,12 +263,12 @@ class Lease:
                 return await self._api.replace(LEASES, self._namespace, self._name, body)
             return await self._api.create(LEASES, self._namespace, body)
 
-    def _complain(self, error: Exception) -> None:
-        """Log an error, once however often it comes again in a row."""
+    def _log_once(self, error: Exception) -> None:
+        """Log an error once while it repeats."""
         text = str(error) or "the API server does not answer"
-        if text != self._complaint:
-            self._complaint = text
-            log.warning("lease: a call failed", lease=self._name, error=text)
+        if text != self._logged:
+            self._logged = text
+            log.warning("lease call failed", lease=self._name, error=text)
 
 
 def _spec(lease: Object) -> Object:
@@ -279,9 +280,8 @@ def _annotations(lease: Object) -> dict[str, str]:
 
 
 def _next_transitions(lease: Object, now: datetime) -> int:
-    """One more than before. A new Lease begins with the minutes since 1970: one that was deleted, with its namespace
-    for instance, had counted less far unless it changed hands every minute; agents that outlived it refuse a lower
-    epoch."""
+    """Return the next count of transitions. A new Lease starts at the minutes since 1970: more than a deleted
+    predecessor reached, unless that changed hands every minute. Agents that outlive it refuse a lower epoch."""
     before = _spec(lease).get("leaseTransitions")
     return int(now.timestamp() // 60) if before is None else before + 1
 

@@ -1,64 +1,82 @@
-"""How the operator is started: flags, each with an environment variable as its default."""
+"""Options of the operator process: flags, each with an environment variable as its default."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from pretrain_operator.kubernetes.leader.lease import DURATION_SECONDS
 from pretrain_operator.kubernetes.workload.settings import PodSettings
 
 
 class BadOptions(Exception):
-    """The operator can't be started like this; the message says which flag to mend, and how."""
+    """Invalid options; the message names the flag and the fix."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """One operator process."""
+def _names(value: Any) -> Any:
+    """Split a comma-separated list."""
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
-    coordinator_host: str
-    """Name under which worker pods reach the active replica: the Service's."""
-    namespace: str | None = None
-    """The only namespace whose jobs are served; None: all namespaces."""
-    listen: str = ""
-    """Address on which the servers listen; empty: all of the machine's."""
-    agents_port: int = 8443
-    metrics_port: int = 8080
-    probe_port: int = 8081
-    tls_dir: Path | None = None
-    """Folder with tls.crt, tls.key and ca.crt. None: agents connect without TLS, which is for tests only."""
-    audience: str = "pretrain-operator"
-    """Of the tokens that agents show."""
-    lease_name: str = "pretrain-operator"
-    lease_seconds: int = DURATION_SECONDS
-    """So long after its last renewal a replica that vanished is replaced."""
-    progress_seconds: float = 5.0
-    """Between two writes of a job's status for nothing but progress: each is a write of the API server's database."""
-    pod_name: str = ""
-    """Of this replica, which then labels itself while it is active; empty: it runs in no pod."""
-    pod_ip: str = ""
-    """Of this replica: where the others see whether it is there."""
-    pod_namespace: str = "default"
-    """Where the Lease is, and the pods of this operator."""
-    service_accounts: tuple[str, ...] = ("default",)
-    """What jobs may run as."""
-    default_image: str = ""
-    """For jobs that name no image; empty: the resource's default."""
-    kubeconfig: Path | None = None
-    """None: the cluster around this pod, else KUBECONFIG's."""
+
+def _none_if_empty(value: Any) -> Any:
+    return None if value == "" else value
+
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+"""TCP port; 0: any free one."""
+OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
+
+
+class Options(BaseModel):
+    """Options of one operator process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True)
+
+    coordinator_host: str = Field(min_length=1, description="host name under which worker pods reach the operator")
+    namespace: OptionalText = Field(default=None, description="the only namespace to serve; without it: all")
+    listen: str = Field(default="", description="address to listen on; without it: all")
+    agents_port: Port = Field(default=8443, description="port for the workers' agents")
+    metrics_port: Port = Field(default=8080, description="port for /metrics and /readyz")
+    probe_port: Port = Field(default=8081, description="port for /healthz")
+    tls_dir: OptionalPath = Field(
+        default=None, description="folder with tls.crt, tls.key and ca.crt; without it: no TLS, for tests only"
+    )
+    audience: str = Field(default="pretrain-operator", description="audience of the agents' tokens")
+    lease_name: str = Field(default="pretrain-operator", description="Lease of the leader election")
+    lease_seconds: int = Field(
+        default=DURATION_SECONDS, ge=1, le=600, description="lease duration: a vanished leader is replaced after it"
+    )
+    progress_seconds: float = Field(
+        default=5.0, ge=0.1, le=600, description="least time between status writes that carry progress only"
+    )
+    pod_name: str = Field(
+        default="", validation_alias="POD_NAME", description="name of this replica's pod, labelled while it leads"
+    )
+    pod_ip: str = Field(default="", validation_alias="POD_IP", description="IP address of this replica's pod")
+    pod_namespace: str = Field(
+        default="default", validation_alias="POD_NAMESPACE", description="namespace of the operator and its Lease"
+    )
+    service_accounts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+        default=("default",), description="service accounts that jobs may use, comma-separated"
+    )
+    default_image: str = Field(default="", description="trainer image of jobs that name none")
+    kubeconfig: OptionalPath = Field(
+        default=None, description="without it: the cluster around this pod, else $KUBECONFIG's"
+    )
 
     @property
     def address(self) -> str:
-        """Where this process answers as long as it lives, `host:port`; empty: not known."""
+        """`host:port` at which this process answers probes; empty: unknown."""
         host = f"[{self.pod_ip}]" if ":" in self.pod_ip else self.pod_ip
         return f"{host}:{self.probe_port}" if host else ""
 
     def pod_settings(self) -> PodSettings:
-        """What worker pods are made from. Reads the certificate's authority: raises BadOptions."""
+        """Return the settings of worker pods. Reads the CA certificate; raises BadOptions."""
         scheme = "ws" if self.tls_dir is None else "wss"
         return PodSettings(
             coordinator_url=f"{scheme}://{self.coordinator_host}:{self.agents_port}",
@@ -69,86 +87,38 @@ class Options:
         )
 
 
-def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
-    """The options of a command line. Raises BadOptions."""
-    parser = _Parser(prog="pretrain-operator", description="Runs PretrainJobs on Kubernetes.", allow_abbrev=False)
+class _CommandLine(Options, BaseSettings):
+    """Runs PretrainJobs on Kubernetes. Each flag defaults to an environment variable: PRETRAIN_ and the flag's name."""
 
-    def flag(name: str, variable: str, help: str, default: str = "", type: Callable[[str], object] = str) -> None:
-        parser.add_argument(
-            name, type=type, default=environment.get(variable, default), help=f"{help} (${variable})", metavar="VALUE"
-        )
-
-    flag("--namespace", "PRETRAIN_NAMESPACE", "serve this namespace only; default: all")
-    flag("--coordinator-host", "PRETRAIN_COORDINATOR_HOST", "host name at which worker pods reach the active replica")
-    flag("--listen", "PRETRAIN_LISTEN", "address to listen on; default: all")
-    flag("--agents-port", "PRETRAIN_AGENTS_PORT", "port for the workers' agents", "8443", _port)
-    flag("--metrics-port", "PRETRAIN_METRICS_PORT", "port for /metrics and /readyz", "8080", _port)
-    flag("--probe-port", "PRETRAIN_PROBE_PORT", "port for /healthz", "8081", _port)
-    flag("--tls-dir", "PRETRAIN_TLS_DIR", "folder with tls.crt, tls.key, ca.crt; without it: no TLS, for tests only")
-    flag("--audience", "PRETRAIN_AUDIENCE", "audience of the agents' tokens", Options.audience)
-    flag("--lease-name", "PRETRAIN_LEASE_NAME", "Lease that names the active replica", Options.lease_name)
-    flag("--lease-seconds", "PRETRAIN_LEASE_SECONDS", "the Lease's duration", str(Options.lease_seconds), _seconds)
-    progress = "between two writes of a job's status for nothing but progress"
-    flag("--progress-seconds", "PRETRAIN_PROGRESS_SECONDS", progress, str(Options.progress_seconds), _duration)
-    flag("--pod-name", "POD_NAME", "name of this replica's pod")
-    flag("--pod-ip", "POD_IP", "address of this replica's pod")
-    flag("--pod-namespace", "POD_NAMESPACE", "namespace of the operator", Options.pod_namespace)
-    flag("--service-accounts", "PRETRAIN_SERVICE_ACCOUNTS", "what jobs may run as, comma-separated", "default", _names)
-    flag("--default-image", "PRETRAIN_DEFAULT_IMAGE", "trainer image of jobs that name none")
-    flag("--kubeconfig", "PRETRAIN_KUBECONFIG", "default: the cluster around this pod, else $KUBECONFIG's")
-    given = parser.parse_args(arguments)
-    if not given.coordinator_host:
-        raise BadOptions("--coordinator-host is missing: give the name of the Service that leads to the operator")
-    return Options(
-        coordinator_host=given.coordinator_host,
-        namespace=given.namespace or None,
-        listen=given.listen,
-        agents_port=given.agents_port,
-        metrics_port=given.metrics_port,
-        probe_port=given.probe_port,
-        tls_dir=Path(given.tls_dir) if given.tls_dir else None,
-        audience=given.audience,
-        lease_name=given.lease_name,
-        lease_seconds=given.lease_seconds,
-        progress_seconds=given.progress_seconds,
-        pod_name=given.pod_name,
-        pod_ip=given.pod_ip,
-        pod_namespace=given.pod_namespace,
-        service_accounts=given.service_accounts,
-        default_image=given.default_image,
-        kubeconfig=Path(given.kubeconfig) if given.kubeconfig else None,
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_by_name=True,
+        env_prefix="PRETRAIN_",
+        env_ignore_empty=True,
+        cli_prog_name="pretrain-operator",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_exit_on_error=False,
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadOptions(message)
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 0 (any free one) to 65535")
-    return int(text)
-
-
-def _seconds(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 600:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration: give whole seconds from 1 to 600")
-    return int(text)
-
-
-def _duration(text: str) -> float:
+def parse_options(arguments: Sequence[str]) -> Options:
+    """Return the options of a command line and the environment. Raises BadOptions."""
     try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 600:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration: give seconds from 0.1 to 600")
-    return seconds
+        given = _CommandLine(_cli_parse_args=list(arguments))  # pyright: ignore[reportCallIssue]
+    except SettingsError as error:
+        raise BadOptions(str(error.__cause__ or error)) from error
+    except ValidationError as error:
+        raise BadOptions("; ".join(_sentence(detail) for detail in error.errors(include_url=False))) from error
+    return Options.model_validate(given.model_dump())
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def _sentence(detail: Any) -> str:
+    flag = f"--{str(detail['loc'][0]).lower().replace('_', '-')}" if detail["loc"] else "options"
+    if detail["type"] == "missing":
+        return f"{flag} is missing: set it, or ${'PRETRAIN_' + str(detail['loc'][0]).upper()}"
+    return f"{flag}: {detail['msg']}, got {detail['input']!r}"
 
 
 def _read(path: Path) -> str:
@@ -156,5 +126,5 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError as error:
         raise BadOptions(
-            f"--tls-dir: {path} can't be read ({error.strerror}): mount the operator's certificate"
+            f"--tls-dir: cannot read {path} ({error.strerror}): mount the operator's certificate"
         ) from error

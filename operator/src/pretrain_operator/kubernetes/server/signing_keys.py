@@ -1,4 +1,4 @@
-"""The keys with which the API server signs service-account tokens, as it publishes them."""
+"""Public keys of the API server's service-account tokens."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from jwt.exceptions import PyJWTError
 ISSUER_PATH = "/.well-known/openid-configuration"
 KEYS_PATH = "/openid/v1/jwks"
 ALGORITHMS = ("RS256", "ES256")
-"""Those that API servers sign with."""
+"""Algorithms of API servers."""
 PAUSE_SECONDS = 3.0
-"""Between two looks, however many tokens name keys that are not known."""
+"""Least time between fetches, whatever unknown keys tokens name."""
 STALE_SECONDS = 60.0
-"""After this a removed key is no longer believed, as soon as the API server can be asked."""
+"""Age of the keys that triggers a fetch, so that removed keys are dropped."""
 FETCH_SECONDS = 3.0
-"""For one look. No longer than the pause: whoever has a known key then never waits for another's."""
+"""Time limit of a fetch; at most the pause, so that known keys never wait for unknown ones."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """What the API server published."""
+    """Published keys and their issuer."""
 
     issuer: str
     by_id: dict[str, PyJWK]
 
 
 class KeyRing:
-    """Keeps the keys. `read` gets a path of the API server as JSON and raises OSError when it can't."""
+    """Cache of the keys. `read` returns the JSON at a path of the API server, or raises OSError."""
 
     def __init__(self, read: Callable[[str], Awaitable[Any]], clock: Callable[[], float]) -> None:
         self._read = read
@@ -43,9 +43,9 @@ class KeyRing:
         self._fetching = asyncio.Lock()
 
     async def find(self, key_id: str) -> tuple[PyJWK, str] | None:
-        """The key of this id and its issuer; None: there is no such key. Raises OSError while that can't be known."""
-        news_is_coming = key_id not in self._keys.by_id and self._fetching.locked()
-        if self._due(key_id) or news_is_coming:
+        """Return the key of this id and its issuer; None: no such key. Raises OSError while that is unknown."""
+        fetch_under_way = key_id not in self._keys.by_id and self._fetching.locked()
+        if self._due(key_id) or fetch_under_way:
             async with self._fetching:
                 if self._due(key_id):
                     await self._fetch()
@@ -71,16 +71,16 @@ class KeyRing:
         except OSError as error:  # TimeoutError is one
             self._failure = error
         except (KeyError, TypeError) as error:
-            self._failure = OSError(f"the API server's {ISSUER_PATH} or {KEYS_PATH} is not understood: {error!r}")
+            self._failure = OSError(f"the API server's {ISSUER_PATH} or {KEYS_PATH} is malformed: {error!r}")
         else:
             self._failure, self._fetched_at = None, self._tried_at
 
 
 def usable(published: list[dict[str, Any]]) -> dict[str, PyJWK]:
-    """The keys that may sign a service-account token, by id."""
+    """Return the keys that may sign a service-account token, by id."""
     keys: dict[str, PyJWK] = {}
     for data in published:
-        with contextlib.suppress(PyJWTError):  # of a kind that is not known here
+        with contextlib.suppress(PyJWTError):  # unsupported key type
             key = PyJWK.from_dict(data)
             key_id = cast(object, key.key_id)
             if key.algorithm_name in ALGORITHMS and isinstance(key_id, str):

@@ -1,7 +1,7 @@
-"""Who may speak for a worker: whoever shows the service-account token that the API server bound to the worker's pod.
+"""Authentication of agents by the service-account token bound to the worker's pod.
 
-The token is verified here, against the API server's public keys: no right to review tokens is needed, and an API server
-that is away stops nobody whose pod is known. A caller that is refused learns nothing; the log says why.
+Tokens are verified here against the API server's public keys: this needs no right to review tokens, and works for known
+pods while the API server is down. A refused caller gets no detail; the log has it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from pretrain_operator.kubernetes.server.signing_keys import KeyRing
 from pretrain_operator.kubernetes.workload.names import worker_pod
 
 LEEWAY_SECONDS = 10.0
-"""Clocks differ by so much."""
+"""Tolerated clock skew."""
 OVERTIME_SECONDS = 30.0
-"""A pod that should have ended so long ago speaks no more, though the API server still has it: its node may be lost."""
+"""Time after its deadline when a deleting pod is refused although the API server still has it: its node may be
+lost."""
 REMEMBERED_PODS = 4096
 LOG_SECONDS = 1.0
-"""Between two lines of the log for one reason."""
+"""Least time between log lines with the same reason."""
 
 Reason = Literal[
     "no token",
@@ -54,34 +55,34 @@ Reason = Literal[
     "another job",
     "cannot verify",
 ]
-"""Why a caller is refused: few, since they are counted."""
+"""Reasons of refusals; a bounded set, since each is a label value."""
 
 _FORBIDDEN: frozenset[Reason] = frozenset({"no such pod", "pod ended", "not a worker", "another job"})
 
 log = structlog.get_logger()
 
 
-class ApiServer(Protocol):
-    """What is asked of the API server. Raises OSError."""
+class PodReader(Protocol):
+    """Reads from the API server. Raises OSError."""
 
     async def read(self, path: str) -> Any:
-        """A document."""
+        """Return the JSON document at a path."""
         ...
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
-        """An object, as it is now."""
+        """Return the current object."""
         ...
 
 
-class KnownPods(Protocol):
-    """The pods that are watched."""
+class PodCache(Protocol):
+    """Cache of pods."""
 
     def get(self, namespace: str, name: str) -> Object | None:
-        """A pod as it was a moment ago."""
+        """Return the cached pod, or None."""
         ...
 
 
-class _Refused(Exception):
+class _InvalidToken(Exception):
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.reason: Reason = reason
@@ -107,8 +108,8 @@ class _Claims(BaseModel):
 
 
 @dataclass(frozen=True)
-class _Identity:
-    """A pod as the token names it."""
+class _TokenPod:
+    """The pod named by a token."""
 
     namespace: str
     name: str
@@ -119,16 +120,16 @@ class _Identity:
 
 
 class TokenReview:
-    """Tells by its token which worker of a job calls; for AgentServer.
+    """Authenticator of agents for AgentServer.
 
-    `namespace_of`: where a job of this operator lives, None for one that it does not know; `refused` hears the reason
-    of each refusal.
+    `namespace_of` returns the namespace of a job, None for an unknown one; `refused` is called with the reason of each
+    refusal.
     """
 
     def __init__(
         self,
-        api: ApiServer,
-        pods: KnownPods,
+        api: PodReader,
+        pods: PodCache,
         audience: str,
         namespace_of: Callable[[str], str | None],
         refused: Callable[[str], None],
@@ -142,49 +143,49 @@ class TokenReview:
         self._clock = clock
         self._keys = KeyRing(api.read, clock)
         self._gone: OrderedDict[str, None] = OrderedDict()
-        """Uids of pods that are no more. A uid never comes back, so these are never asked for again."""
+        """Uids of deleted pods, which never come back and need no further lookup."""
         self._logged: dict[Reason, float] = {}
 
     async def __call__(self, request: web.Request, job_uid: str) -> Caller | Refusal:
-        """The worker of this job whose token the request carries."""
+        """Return the worker of this job whose token the request carries, or the refusal."""
         try:
             identity = await self._identity(request.headers.get("Authorization", ""))
             return self._worker(identity, await self._pod(identity), job_uid)
-        except _Refused as refused:
+        except _InvalidToken as refused:
             return self._refusal(refused.reason, str(refused), request)
         except OSError as error:
-            return self._refusal("cannot verify", f"the API server does not tell: {error}", request)
+            return self._refusal("cannot verify", f"no answer from the API server: {error}", request)
 
-    async def _identity(self, header: str) -> _Identity:
-        """The pod that a valid token is bound to."""
+    async def _identity(self, header: str) -> _TokenPod:
+        """Return the pod that a valid token is bound to."""
         scheme, _, token = header.partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
-            raise _Refused("no token", "no bearer token was sent")
+            raise _InvalidToken("no token", "no bearer token was sent")
         claims = await self._verified(token.strip())
         now = self._clock()
         if not claims.not_before - LEEWAY_SECONDS <= now < claims.expires + LEEWAY_SECONDS:
-            raise _Refused("expired", f"valid from {claims.not_before:.0f} to {claims.expires:.0f}, now is {now:.0f}")
+            raise _InvalidToken("expired", f"valid {claims.not_before:.0f} to {claims.expires:.0f}, now {now:.0f}")
         binding = claims.binding
         if binding.pod is None:
-            raise _Refused("not bound to a pod", f"a token of namespace {binding.namespace} that no pod was given")
-        return _Identity(binding.namespace, binding.pod.name, binding.pod.uid)
+            raise _InvalidToken("not bound to a pod", f"the token of namespace {binding.namespace} is bound to no pod")
+        return _TokenPod(binding.namespace, binding.pod.name, binding.pod.uid)
 
     async def _verified(self, token: str) -> _Claims:
         found = await self._keys.find(key_id := _key_id(token))
         if found is None:
-            raise _Refused("unknown key", f"the API server has no signing key {key_id!r}")
+            raise _InvalidToken("unknown key", f"the API server has no signing key {key_id!r}")
         key, issuer = found
         try:
             claims = jwt.decode(
                 token,
                 key,
-                # The key's own: a token that chose its algorithm could have the public key taken for a shared secret.
+                # The key's own: a token that chooses its algorithm could pass the public key off as a shared secret.
                 algorithms=[key.algorithm_name],
                 audience=self._audience,
                 issuer=issuer,
                 options={
                     "require": ["exp", "nbf", "iat", "iss", "aud", "sub"],
-                    # By our clock, below.
+                    # Checked by the injected clock.
                     "verify_exp": False,
                     "verify_nbf": False,
                     "verify_iat": False,
@@ -192,46 +193,46 @@ class TokenReview:
             )
             return _Claims.model_validate(claims)
         except InvalidTokenError as error:
-            raise _Refused(_reason(error), str(error)) from error
+            raise _InvalidToken(_reason(error), str(error)) from error
         except ValidationError as error:
             claim = ".".join(str(part) for part in error.errors()[0]["loc"])
-            raise _Refused("missing claim", f"no usable {claim}") from error
+            raise _InvalidToken("missing claim", f"no usable {claim}") from error
 
-    async def _pod(self, identity: _Identity) -> Object:
-        """The pod itself: as watched, or from the API server when the watch does not show it as the token says."""
+    async def _pod(self, identity: _TokenPod) -> Object:
+        """Return the pod from the cache, or from the API server if the cache does not match the token."""
         known = self._pods.get(identity.namespace, identity.name)
         if known is not None and known["metadata"]["uid"] == identity.uid:
             return known
         if identity.uid in self._gone:
-            raise _Refused("no such pod", f"{identity} is gone")
+            raise _InvalidToken("no such pod", f"{identity} is gone")
         try:
             pod = await self._api.get(PODS, identity.namespace, identity.name)
         except ApiError as error:
             if error.status == 404:
                 self._remember_gone(identity.uid)
-                raise _Refused("no such pod", f"{identity} is gone") from error
+                raise _InvalidToken("no such pod", f"{identity} is gone") from error
             if error.status == 403:
-                raise _Refused("not a worker", f"{identity} is where this operator sees no pods") from error
+                raise _InvalidToken("not a worker", f"{identity} is outside the operator's namespaces") from error
             raise
         if pod["metadata"]["uid"] != identity.uid:
             self._remember_gone(identity.uid)
-            raise _Refused("no such pod", f"{identity} was replaced by another of its name")
+            raise _InvalidToken("no such pod", f"{identity} was recreated")
         return pod
 
-    def _worker(self, identity: _Identity, pod: Object, job_uid: str) -> Caller:
-        """Which worker of the job the pod is."""
+    def _worker(self, identity: _TokenPod, pod: Object, job_uid: str) -> Caller:
+        """Return the worker of the job that the pod is."""
         worker = worker_pod(pod)
         if worker is None:
-            raise _Refused("not a worker", f"{identity} is no worker's")
-        # The namespace too: whoever may create pods elsewhere can give them any label and any owner.
+            raise _InvalidToken("not a worker", f"{identity} is not a worker's pod")
+        # Check the namespace too: users of another namespace can give their pods any label and owner.
         if worker.job_uid != job_uid or self._namespace_of(job_uid) not in (None, identity.namespace):
-            raise _Refused("another job", f"{identity} is no worker of job {job_uid}")
+            raise _InvalidToken("another job", f"{identity} is not a worker of job {job_uid}")
         if ended := self._ended(pod):
-            raise _Refused("pod ended", f"{identity} {ended}")
+            raise _InvalidToken("pod ended", f"{identity} {ended}")
         return Caller(worker.slot, worker.attempt)
 
     def _ended(self, pod: Object) -> str:
-        """How the pod ended; empty: it runs, or has time left to end well."""
+        """Return how the pod ended; empty: it runs, or has grace time left."""
         phase = pod.get("status", {}).get("phase", "Pending")
         if phase in ("Succeeded", "Failed"):
             return f"has phase {phase}"
@@ -250,20 +251,20 @@ class TokenReview:
         now = self._clock()
         if not 0 <= now - self._logged.get(reason, float("-inf")) < LOG_SECONDS:
             self._logged[reason] = now
-            log.warning("an agent was refused", reason=reason, detail=detail, remote=request.remote)
+            log.warning("refused an agent", reason=reason, detail=detail, remote=request.remote)
         if reason == "cannot verify":
-            return Refusal(503, "tokens cannot be verified at the moment: try again")
+            return Refusal(503, "tokens cannot be verified now: retry")
         if reason in _FORBIDDEN:
-            return Refusal(403, "the token is not that of a live worker of this job")
-        return Refusal(401, "a valid token is needed")
+            return Refusal(403, "the token does not belong to a live worker of this job")
+        return Refusal(401, "a valid token is required")
 
 
 def _key_id(token: str) -> str:
-    """Which key a token says that it was signed with."""
+    """Return the id of the key that a token claims to be signed with."""
     try:
         return str(jwt.get_unverified_header(token).get("kid", ""))
     except (InvalidTokenError, UnicodeEncodeError, RecursionError) as error:  # the latter two: strange bytes, brackets
-        raise _Refused("not a token", str(error)) from error
+        raise _InvalidToken("not a token", str(error)) from error
 
 
 def _reason(error: InvalidTokenError) -> Reason:

@@ -1,4 +1,4 @@
-"""The worker's container and the volumes it needs. Pure."""
+"""Container of a worker, and its volumes. Pure."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from pretrain_operator.kubernetes.workload.template import (
 METRICS_PORT = 9400
 TRAINER_CONFIG, CA, TOKEN = "trainer.json", "ca.crt", "token"
 TOKEN_SECONDS = 3600
-"""The kubelet renews the token at four fifths of it."""
+"""Lifetime of the token; the kubelet renews it at 80 %."""
 CACHE_DIR = "/var/cache/pretrain"
 SHARED_MEMORY_BASE = 256 * 1024**2
-"""Bytes for what is neither saved nor restored: queues between processes, NCCL."""
+"""Bytes per process for queues and NCCL."""
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 SESSION_TOKEN = "AWS_SESSION_TOKEN"
 _DEFAULT_IMAGE = Workers().image
 
 
-class Identity(NamedTuple):
-    """Which worker, for how long after SIGTERM."""
+class WorkerIdentity(NamedTuple):
+    """Slot and attempt of a worker, and its grace period in seconds."""
 
     slot: int
     attempt: int
@@ -44,11 +44,11 @@ class _Volume(NamedTuple):
     path: str
     source: Object
     required: bool = False
-    """The worker is nothing without it; others give way to what the template mounts at their path."""
+    """Required volumes always stay; others give way to a mount of the template at their path."""
 
 
-def worker_container(job: PretrainJob, worker: Identity, template: Template, settings: PodSettings) -> Object:
-    """The container in which the agent runs."""
+def worker_container(job: PretrainJob, worker: WorkerIdentity, template: Template, settings: PodSettings) -> Object:
+    """Return the container that runs the agent."""
     own, mounts = template.worker, _needed(job, template, settings)
     image = job.spec.workers.image
     return {
@@ -74,16 +74,16 @@ def worker_container(job: PretrainJob, worker: Identity, template: Template, set
 
 
 def volumes(job: PretrainJob, template: Template, settings: PodSettings) -> list[Object]:
-    """What the pod's `volumes` must have beside the user's own."""
+    """Return the operator's volumes of the pod."""
     return [{"name": name, **volume.source} for name, volume in _needed(job, template, settings).items()]
 
 
 def processes(job: PretrainJob, template: Template) -> int:
-    """Training processes of a worker: as written, else one for each GPU, else one."""
+    """Return the training processes per worker: as specified, else one per GPU, else one."""
     return job.spec.workers.processes_per_worker or template.gpus or 1
 
 
-def _command(job: PretrainJob, worker: Identity, template: Template, settings: PodSettings) -> list[str]:
+def _command(job: PretrainJob, worker: WorkerIdentity, template: Template, settings: PodSettings) -> list[str]:
     options: dict[str, object] = {
         "--coordinator": f"{settings.coordinator_url}/v1/jobs/{job.metadata.uid}/agents",
         "--job-uid": job.metadata.uid,
@@ -103,7 +103,7 @@ def _command(job: PretrainJob, worker: Identity, template: Template, settings: P
 
 
 def _environment(job: PretrainJob, template: Template) -> Iterator[Object]:
-    """First what others may refer to, then the credentials, the user's own, and the defaults that these leave open."""
+    """Yield variables in order: those that others may refer to, credentials, the user's, unset defaults."""
     yield {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     yield {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
     from_secret = dict(_credentials(job))
@@ -122,7 +122,7 @@ def _environment(job: PretrainJob, template: Template) -> Iterator[Object]:
 
 
 def _credentials(job: PretrainJob) -> Iterator[tuple[str, Object]]:
-    """References into the job's Secret. What is not there keeps the container from starting, which the pod says."""
+    """Yield references into the job's Secret. A missing key keeps the container from starting, shown in the pod."""
     s3 = job.spec.checkpoint.storage.s3
     if s3 is None or not s3.credentials_secret:
         return
@@ -132,7 +132,7 @@ def _credentials(job: PretrainJob) -> Iterator[tuple[str, Object]]:
 
 
 def _needed(job: PretrainJob, template: Template, settings: PodSettings) -> dict[str, _Volume]:
-    """The operator's volumes by name, less those in whose place the template mounts something."""
+    """Return the operator's volumes by name, without those replaced by a mount of the template."""
     token = {"audience": settings.audience, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN}
     shared = shared_memory(job, processes(job, template))
     every = {
@@ -149,7 +149,7 @@ def _needed(job: PretrainJob, template: Template, settings: PodSettings) -> dict
 
 
 def shared_memory(job: PretrainJob, count: int) -> int:
-    """Bytes: room for a checkpoint on its way to or from the store, which is used where there is twice its size, and
-    for the states that `checkpoint.memory` keeps.
+    """Return bytes of shared memory: twice the state for checkpoint staging, and the snapshots of
+    `checkpoint.memory`.
     """
     return count * SHARED_MEMORY_BASE + 2 * state_bytes(job.spec) + remembered_bytes(job.spec, processes=count)

@@ -1,12 +1,12 @@
-"""The objects that belong to a job: its workers' pods, their configuration, who may reach them. Pure.
+"""Manifests of a job's children: worker pods, ConfigMap, NetworkPolicy. Pure.
 
-A pod is what the user's template says, and on top of it, winning where both speak:
-  - name, labels `pretrain.dev/…`, owner, `restartPolicy: Never`, no token of the service account for the API server;
+A pod is the user's template with these fields of the operator on top:
+  - name, labels `pretrain.dev/…`, owner, `restartPolicy: Never`, no API token of the service account;
   - the container `worker` with the agent's command line, the image, the named port `metrics`;
-  - the volumes `pretrain-…`, and in the environment credentials from the job's Secret;
-  - a grace period that suffices for a checkpoint, and the nodes where it must not or should not run.
-Defaults, which give way to what the template says: restricted pod security, spread over nodes, `/tmp`, `/dev/shm` and
-the cache as volumes of their own, one thread, programs' caches under `/tmp`.
+  - the volumes `pretrain-…`, and credentials from the job's Secret in the environment;
+  - a grace period long enough for a checkpoint, and node affinity against quarantined and suspect nodes.
+Defaults that the template may override: restricted pod security, spread over nodes, volumes for `/tmp`, `/dev/shm` and
+the cache, one thread, program caches under `/tmp`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pretrain_operator.kubernetes.workload.container import (
     CACHE_DIR,
     METRICS_PORT,
     TRAINER_CONFIG,
-    Identity,
+    WorkerIdentity,
     volumes,
     worker_container,
 )
@@ -40,17 +40,17 @@ from pretrain_operator.kubernetes.workload.settings import PodSettings
 from pretrain_operator.kubernetes.workload.template import Template, read_template
 
 GRACE_MARGIN_SECONDS = 5
-"""Between the agent's own end after its grace and the kubelet's SIGKILL."""
+"""Time between the end of the agent's grace period and the kubelet's SIGKILL."""
 CACHE_SHARE = 0.9
-"""Of the cache's volume that is filled: above the volume's limit the kubelet evicts the pod."""
+"""Share of the cache volume that is filled: above its limit the kubelet evicts the pod."""
 USER_ID = 65532
-"""`nonroot` in the images."""
+"""User `pretrain` in the images."""
 
 
 def pod(job: PretrainJob, slot: int, attempt: int, placement: Placement, settings: PodSettings) -> Object:
-    """The pod of one attempt of a worker. The job has no `problems`."""
+    """Return the pod of one attempt of a worker, for a job without `problems`."""
     template = read_template(job.spec.workers.template)
-    worker = worker_container(job, Identity(slot, attempt, placement.grace_seconds), template, settings)
+    worker = worker_container(job, WorkerIdentity(slot, attempt, placement.grace_seconds), template, settings)
     own = template.pod
     return {
         "apiVersion": PODS.api_version,
@@ -79,7 +79,7 @@ def pod(job: PretrainJob, slot: int, attempt: int, placement: Placement, setting
 
 
 def config_map(job: PretrainJob, settings: PodSettings) -> Object:
-    """What the training program is started with, the same for all workers from the first to the last: immutable."""
+    """Return the trainer's configuration, immutable for the life of the job."""
     threads = read_template(job.spec.workers.template).threads
     cache = Cache(path=CACHE_DIR, bytes=int(CACHE_SHARE * settings.cache_bytes))
     data = {TRAINER_CONFIG: trainer_config(job, job.metadata.uid, threads=threads, cache=cache).to_json() + "\n"}
@@ -95,7 +95,8 @@ def config_map(job: PretrainJob, settings: PodSettings) -> Object:
 
 
 def network_policy(job: PretrainJob) -> Object:
-    """Workers are reached by workers of the same job, and their metrics by anybody: what joins them has no lock."""
+    """Return the policy that admits workers of the same job, and anybody to the metrics: the TCPStore and gloo have no
+    authentication."""
     workers = {"matchLabels": {UID_LABEL: job.metadata.uid}}
     return {
         "apiVersion": NETWORK_POLICIES.api_version,
@@ -137,7 +138,7 @@ def _grace(template: Template, placement: Placement) -> int:
 
 
 def _spread(job: PretrainJob) -> Object:
-    """One node's loss should be one worker's."""
+    """Spread workers, so that the loss of a node is the loss of one worker."""
     return {
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
@@ -147,7 +148,7 @@ def _spread(job: PretrainJob) -> Object:
 
 
 def _affinity(own: Object, placement: Placement) -> Object:
-    """The user's affinity, less the nodes to be shunned. By the nodes' names, since a hostname may be another."""
+    """Return the user's affinity without the excluded nodes, matched by node name: the hostname label may differ."""
     if not placement.never and not placement.rather_not:
         return own
     node: Object = dict(own.get("nodeAffinity", {}))
@@ -157,7 +158,7 @@ def _affinity(own: Object, placement: Placement) -> Object:
         node["requiredDuringSchedulingIgnoredDuringExecution"] = {
             "nodeSelectorTerms": [
                 {**term, "matchFields": [*term.get("matchFields", ()), *shunned]}
-                for term in cast(Iterable[Object], terms or [{}])  # any one of the terms must hold
+                for term in cast(Iterable[Object], terms or [{}])  # terms are alternatives
             ]
         }
     if placement.rather_not:
@@ -168,5 +169,5 @@ def _affinity(own: Object, placement: Placement) -> Object:
 
 
 def _not_on(nodes: frozenset[str]) -> list[Object]:
-    """The API server takes one name in each requirement; all of them must hold."""
+    """Return one requirement per node, since the API server takes one name in each; all must hold."""
     return [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in sorted(nodes)]

@@ -1,4 +1,4 @@
-"""Names, labels and owner references of what belongs to a job: how its children are found, and adopted."""
+"""Names, labels and owner references of a job's children."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ UID_LABEL = f"{LABEL_PREFIX}job-uid"
 SLOT_LABEL = f"{LABEL_PREFIX}slot"
 ATTEMPT_LABEL = f"{LABEL_PREFIX}attempt"
 WORKER_SELECTOR = UID_LABEL
-"""Label selector of all worker pods, for an informer."""
+"""Label selector of all worker pods."""
 UID_CHARACTERS = 5
-"""Of the job's uid in names: another job of the same name has other children."""
+"""Characters of the job's uid in names: a recreated job gets children of its own."""
 
 
 class WorkerPod(NamedTuple):
-    """Which worker a pod is."""
+    """Identity of a worker pod."""
 
     job_uid: str
     slot: int
@@ -27,27 +27,27 @@ class WorkerPod(NamedTuple):
 
 
 def child_name(job: PretrainJob) -> str:
-    """Name of the one config map and the one network policy of a job."""
+    """Return the name of a job's ConfigMap and NetworkPolicy."""
     return f"{job.metadata.name}-{job.metadata.uid[:UID_CHARACTERS]}"
 
 
 def pod_name(job: PretrainJob, slot: int, attempt: int) -> str:
-    """Name of a worker's pod: another attempt is another pod."""
+    """Return the name of a worker's pod; each attempt has its own."""
     return f"{child_name(job)}-{slot}-{attempt}"
 
 
 def job_labels(job: PretrainJob) -> dict[str, str]:
-    """On everything that belongs to the job."""
+    """Return the labels of all children."""
     return {JOB_LABEL: job.metadata.name, UID_LABEL: job.metadata.uid}
 
 
 def worker_labels(job: PretrainJob, slot: int, attempt: int) -> dict[str, str]:
-    """On a worker's pod."""
+    """Return the labels of a worker's pod."""
     return {**job_labels(job), SLOT_LABEL: str(slot), ATTEMPT_LABEL: str(attempt)}
 
 
 def owner_reference(job: PretrainJob) -> Object:
-    """By which everything goes when the job does. It keeps nobody from deleting the job."""
+    """Return the owner reference for garbage collection; it does not block deletion of the job."""
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -59,7 +59,7 @@ def owner_reference(job: PretrainJob) -> Object:
 
 
 def owner_uid(child: Object) -> str:
-    """The uid of the PretrainJob that an object belongs to; empty: it belongs to none."""
+    """Return the uid of the PretrainJob that controls an object; empty: none."""
     for reference in cast(list[Object], child["metadata"].get("ownerReferences") or ()):
         if reference.get("controller") and reference["kind"] == KIND and reference["apiVersion"] == API_VERSION:
             return reference["uid"]
@@ -67,7 +67,7 @@ def owner_uid(child: Object) -> str:
 
 
 def worker_pod(pod: Object) -> WorkerPod | None:
-    """Which worker this pod is; None for a pod that only looks like one: owner and labels must agree."""
+    """Return the worker that a pod is; None unless owner and labels agree."""
     uid = owner_uid(pod)
     labels = cast(dict[str, str], pod["metadata"].get("labels") or {})
     slot, attempt = labels.get(SLOT_LABEL, ""), labels.get(ATTEMPT_LABEL, "")
@@ -77,7 +77,7 @@ def worker_pod(pod: Object) -> WorkerPod | None:
 
 
 def index_by_job(pod: Object) -> tuple[str, ...]:
-    """The uid of the job whose worker a pod is: the index of the informer of pods."""
+    """Return the index value of a worker's pod: the uid of its job."""
     worker = worker_pod(pod)
     return (worker.job_uid,) if worker is not None else ()
 

@@ -1,4 +1,4 @@
-"""From a pod as the API server sends it to what is known of a worker."""
+"""Conversion of Kubernetes pods into the Pod of the Cluster port."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pretrain_operator.kubernetes.client.api import Object
 from pretrain_operator.kubernetes.workload.names import worker_pod
 
 WORKER = "worker"
-"""Name of the container in which the agent runs."""
+"""Name of the container that runs the agent."""
 _IN_ORDER = ("", "ContainerCreating", "PodInitializing")
-"""Reasons for which a container waits on its way to running."""
+"""Waiting reasons of a container that starts normally."""
 _DISRUPTIONS = {
     "PreemptionByScheduler": "Preempted",
     "EvictionByEvictionAPI": "Evicted",
@@ -21,13 +21,13 @@ _DISRUPTIONS = {
     "DeletionByTaintManager": "NodeLost",
     "DeletionByPodGC": "NodeLost",
 }
-"""Reasons of the condition DisruptionTarget, in the words of `Pod.reason`."""
+"""`Pod.reason` by the reason of the condition DisruptionTarget."""
 
 
 def pod_of(pod: Object, node: Object | None) -> Pod:
-    """A worker's pod, and its node where that can be read. The pod must be one: see `names.worker_pod`."""
+    """Convert a worker's pod (see `names.worker_pod`), with its node if that can be read."""
     worker = worker_pod(pod)
-    assert worker is not None, "only workers' pods are asked about"
+    assert worker is not None, "not a worker's pod"
     metadata, status = pod["metadata"], _mapping(pod, "status")
     state = _worker_state(status)
     phase = _phase(status, state)
@@ -50,7 +50,7 @@ def pod_of(pod: Object, node: Object | None) -> Pod:
 
 
 def _phase(status: Object, state: Object) -> PodPhase:
-    """The worker's own. The pod's also depends on containers that users add, and is Unknown on a lost node."""
+    """Return the phase of the worker's container. The pod's also depends on sidecars, and is Unknown on a lost node."""
     if "terminated" in state:
         return "Succeeded" if state["terminated"].get("exitCode") == 0 else "Failed"
     phase = status.get("phase", "Pending")
@@ -60,7 +60,7 @@ def _phase(status: Object, state: Object) -> PodPhase:
 
 
 def _why(status: Object, state: Object, phase: PodPhase, *, deleting: bool) -> tuple[str, str]:
-    """Reason and message: why it ended or is being ended, or what it waits for."""
+    """Return reason and message of its end, its deletion or its waiting."""
     if phase == "Pending":
         return _waits_for(status)
     disruption = _condition(status, "DisruptionTarget")
@@ -94,7 +94,7 @@ def _disrupted(condition: Object) -> tuple[str, str]:
 
 
 def _finished_at(status: Object, ended: Object) -> float | None:
-    """When the worker ended; of a pod whose containers nobody could ask: when it was given up."""
+    """Return the end of the worker; if its node never reported one, the time when the pod was given up."""
     if (moment := _seconds(ended.get("finishedAt"))) is not None:
         return moment
     moments = (_condition(status, kind).get("lastTransitionTime") for kind in ("DisruptionTarget", "Ready"))
@@ -102,7 +102,7 @@ def _finished_at(status: Object, ended: Object) -> float | None:
 
 
 def _worker_state(status: Object) -> Object:
-    """The state of the worker's container; empty while there is none."""
+    """Return the state of the worker's container; empty: none yet."""
     for container in _items(status, "containerStatuses"):
         if container.get("name") == WORKER:
             return _mapping(container, "state")
@@ -110,7 +110,7 @@ def _worker_state(status: Object) -> Object:
 
 
 def _containers(status: Object) -> Iterator[Object]:
-    """All containers' statuses, in the order in which they start, the worker's before those that users add."""
+    """Yield container statuses in start order, the worker's before sidecars."""
     yield from _items(status, "initContainerStatuses")
     yield from sorted(_items(status, "containerStatuses"), key=lambda item: item.get("name") != WORKER)
 
@@ -127,7 +127,7 @@ def _is_true(condition: Object) -> bool:
 
 
 def _mapping(parent: Object, key: str) -> Object:
-    """A part that may be absent or null."""
+    """Return a mapping that may be absent or null."""
     return cast(Object, parent.get(key) or {})
 
 
@@ -136,5 +136,5 @@ def _items(parent: Object, key: str) -> list[Object]:
 
 
 def _seconds(moment: str | None) -> float | None:
-    """Unix seconds of a time as Kubernetes writes it."""
+    """Convert a Kubernetes time to Unix seconds."""
     return None if not moment else datetime.fromisoformat(moment).timestamp()

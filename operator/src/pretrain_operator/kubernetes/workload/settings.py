@@ -1,4 +1,4 @@
-"""What the operator's installation says about worker pods."""
+"""Settings of worker pods that come from the operator's installation."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ GIB = 1024**3
 
 @dataclass(frozen=True)
 class PodSettings:
-    """The same for all jobs of one operator."""
+    """Settings of the worker pods of all jobs."""
 
     coordinator_url: str
-    """Where agents connect: `wss://host:port`, without a path."""
+    """Address for agents: `wss://host:port`, without a path."""
     audience: str
-    """Of the tokens that agents show to the coordinator."""
+    """Audience of the agents' tokens."""
     ca: str = ""
-    """PEM of the authority that signed the coordinator's certificate; empty: the image's own authorities."""
+    """PEM of the CA of the coordinator's certificate; empty: the CAs in the image."""
     default_image: str = ""
-    """In the place of `spec.workers.image` where the user left that at its default; empty: that default itself."""
+    """Replacement of the default of `spec.workers.image`; empty: that default."""
     allowed_service_accounts: tuple[str, ...] = ("default",)
-    """What a job's template may name as `serviceAccountName`."""
+    """Values that a template may use as `serviceAccountName`."""
     cache_bytes: int = 20 * GIB
-    """Most that the volume for cached data may hold: above it the kubelet evicts the pod."""
+    """Size limit of the cache volume: above it the kubelet evicts the pod."""

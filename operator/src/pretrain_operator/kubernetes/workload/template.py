@@ -1,7 +1,7 @@
-"""The user's `spec.workers.template`: read once, with all that keeps it from being used.
+"""Parser of `spec.workers.template`, with all of its problems.
 
-What is written there is taken over, and what the operator adds goes on top. Refused is what would break a worker: its
-command, its image (which is `spec.workers.image`), a restart policy, a node, names that are the operator's own.
+The operator's fields are added on top of the template. Refused are fields that would break a worker: command, image
+(`spec.workers.image` names it), restart policy, node name, names reserved for the operator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AT = "spec.workers.template"
 GPU = "nvidia.com/gpu"
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 OWN_VOLUMES = "pretrain-"
-"""What names of the operator's volumes begin with."""
+"""Prefix of the operator's volumes."""
 CONFIG_DIR, TOKEN_DIR = "/etc/pretrain", "/var/run/secrets/pretrain"
 METRICS_PORT_NAME = "metrics"
 _OWN_VARIABLES = re.compile(
@@ -31,7 +31,7 @@ _MAX_THREADS = 1024
 
 @dataclass(frozen=True)
 class Template:
-    """The parts of a template, each of the type that Kubernetes wants; what is not is left out and in `problems`."""
+    """Parts of a template, each of the type that Kubernetes wants; the others are dropped and in `problems`."""
 
     labels: Object
     annotations: Object
@@ -40,24 +40,24 @@ class Template:
     worker: Object
     """The worker's container."""
     others: tuple[Object, ...]
-    """The user's own containers beside it."""
+    """Sidecars."""
     threads: int
     """CPU threads of each training process."""
     gpus: int
-    """That the worker's container asks for."""
+    """GPUs of the worker's container."""
     problems: tuple[str, ...]
-    """Sentences for the user; with any of them no pod can be made."""
+    """Errors for the user; with any of them no pod can be created."""
 
 
 def read_template(written: Object) -> Template:
-    """The parts of `spec.workers.template` and what is wrong with it."""
+    """Return the parts of `spec.workers.template` and its problems."""
     reader = _Reader()
     metadata, spec = reader.mapping(written, "metadata", AT), reader.mapping(written, "spec", AT)
     containers = reader.mappings(spec, "containers", f"{AT}.spec")
     index = _worker_index(containers)
     worker = containers[index] if index is not None else {}
     at_worker = f"{AT}.spec.containers[{index or 0}]"
-    reader.problems += [f"{AT}.{name} is not known: leave it out" for name in written.keys() - {"metadata", "spec"}]
+    reader.problems += [f"{AT}.{name} is unknown: remove it" for name in written.keys() - {"metadata", "spec"}]
     labels = reader.mapping(metadata, "labels", f"{AT}.metadata")
     reader.problems += _metadata_problems(metadata, labels)
     pod = reader.with_shape({key: value for key, value in spec.items() if key != "containers"}, _POD, f"{AT}.spec")
@@ -94,17 +94,17 @@ _CONTAINER: dict[str, Any] = {
     "securityContext": {},
     "resources": {"limits": {}, "requests": {}},
 }
-"""The shapes of what is built on: mappings, lists of mappings, whole numbers. The API server checks the rest."""
+"""Shapes of the fields that the operator merges with; the API server checks the rest."""
 
 
 class _Reader:
-    """Takes parts out of plain data and gathers what is not as it should be."""
+    """Reader of plain data that collects type errors."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
 
     def mapping(self, parent: Object, key: str, at: str) -> Object:
-        """A mapping, empty where it is absent, null or something else."""
+        """Return a mapping; empty if absent, null or of another type."""
         value = parent.get(key)
         if value is None or isinstance(value, dict):
             return cast(Object, value or {})
@@ -112,7 +112,7 @@ class _Reader:
         return {}
 
     def mappings(self, parent: Object, key: str, at: str) -> list[Object]:
-        """A list of mappings, empty where it is absent, null or something else."""
+        """Return a list of mappings; empty if absent, null or of another type."""
         value = parent.get(key)
         if value is None:
             return []
@@ -123,7 +123,7 @@ class _Reader:
         return []
 
     def with_shape(self, written: Object, shape: Object, at: str) -> Object:
-        """The mapping, with those of its parts that the shape names in that shape; what is not is left out."""
+        """Return the mapping with the parts of the shape checked, and those of another type dropped."""
         result = {key: value for key, value in written.items() if value is not None}
         for key in shape.keys() & result.keys():
             match shape[key]:
@@ -143,7 +143,7 @@ class _Reader:
         return result
 
     def threads(self, worker: Object, at: str) -> int:
-        """The number in the threads' variable, else one: it changes bits of the results."""
+        """Return the value of the threads' variable, else 1. The number of threads changes bits of the results."""
         for place, variable in enumerate(worker.get("env", ())):
             if variable.get("name") == THREADS_VARIABLE:
                 value = variable.get("value")
@@ -155,7 +155,7 @@ class _Reader:
         return 1
 
     def gpus(self, worker: Object, at: str) -> int:
-        """The GPUs that the container is limited to."""
+        """Return the GPU limit of the container."""
         value = worker.get("resources", {}).get("limits", {}).get(GPU, 0)
         if not _is_whole(value) and not (isinstance(value, str) and re.fullmatch(r"[0-9]{1,3}", value)):
             self.problems.append(f"{at}.resources.limits.{GPU} must be a whole number of GPUs")
@@ -164,7 +164,7 @@ class _Reader:
 
 
 def _worker_index(containers: list[Object]) -> int | None:
-    """The worker's container: the one named so, else the first that is not a whole container of the user's own."""
+    """Return the index of the worker's container: the one of that name, else the first without name or image."""
     named = (place for place, item in enumerate(containers) if item.get("name") == WORKER)
     partial = (place for place, item in enumerate(containers) if not (item.get("name") and item.get("image")))
     return next(named, next(partial, None))
@@ -172,43 +172,43 @@ def _worker_index(containers: list[Object]) -> int | None:
 
 def _metadata_problems(metadata: Object, labels: Object) -> Iterator[str]:
     for name in metadata.keys() - {"labels", "annotations", "creationTimestamp"}:
-        yield f"{AT}.metadata.{name} cannot be used: only labels and annotations are taken over, leave it out"
+        yield f"{AT}.metadata.{name} cannot be used: only labels and annotations are supported; remove it"
     for label in labels:
         if label.startswith(LABEL_PREFIX):
-            yield f"{AT}.metadata.labels.{label} is the operator's own: choose another prefix"
+            yield f"{AT}.metadata.labels.{label} is reserved for the operator: use another prefix"
 
 
 def _pod_problems(pod: Object) -> Iterator[str]:
     at = f"{AT}.spec"
     if pod.get("restartPolicy", "Never") != "Never":
-        yield f"{at}.restartPolicy must be Never: the operator replaces workers that fail; leave it out"
+        yield f"{at}.restartPolicy must be Never: the operator replaces failed workers; remove it"
     if pod.get("nodeName"):
-        yield f"{at}.nodeName would keep every worker on one node, be it dead: use nodeSelector or affinity"
+        yield f"{at}.nodeName would pin every worker to one node, even a dead one: use nodeSelector or affinity"
     if pod.get("serviceAccount"):
-        yield f"{at}.serviceAccount is deprecated: write serviceAccountName"
+        yield f"{at}.serviceAccount is deprecated: use serviceAccountName"
     for place, volume in enumerate(pod.get("volumes", ())):
         if str(volume.get("name", "")).startswith(OWN_VOLUMES):
-            yield f"{at}.volumes[{place}].name begins with {OWN_VOLUMES}, as the operator's own do: choose another"
+            yield f"{at}.volumes[{place}].name begins with {OWN_VOLUMES}, reserved for the operator: use another name"
 
 
 def _worker_problems(worker: Object, at: str) -> Iterator[str]:
     for field in ("command", "args"):
         if worker.get(field):
-            yield f"{at}.{field} is the agent's command line: leave it out"
+            yield f"{at}.{field} is the agent's command line: remove it"
     if worker.get("image"):
         yield f"{at}.image is not used: set spec.workers.image"
     if worker.get("restartPolicy"):
-        yield f"{at}.restartPolicy cannot be used: the operator replaces workers that fail; leave it out"
+        yield f"{at}.restartPolicy cannot be used: the operator replaces failed workers; remove it"
     for place, variable in enumerate(worker.get("env", ())):
         name = str(variable.get("name", ""))
         if _OWN_VARIABLES.fullmatch(name):
-            yield f"{at}.env[{place}]: {name} is set by the operator or torchrun: leave it out"
+            yield f"{at}.env[{place}]: {name} is set by the operator or torchrun: remove it"
     for place, mount in enumerate(worker.get("volumeMounts", ())):
         if str(mount.get("mountPath", "")).rstrip("/") in (CONFIG_DIR, TOKEN_DIR):
-            yield f"{at}.volumeMounts[{place}].mountPath is the operator's own: mount it elsewhere"
+            yield f"{at}.volumeMounts[{place}].mountPath is reserved for the operator: mount it elsewhere"
     for place, port in enumerate(worker.get("ports", ())):
         if port.get("name") == METRICS_PORT_NAME:
-            yield f"{at}.ports[{place}].name {METRICS_PORT_NAME} is the agent's own: choose another"
+            yield f"{at}.ports[{place}].name {METRICS_PORT_NAME} is reserved for the agent: use another name"
 
 
 def _is_whole(value: object) -> bool:

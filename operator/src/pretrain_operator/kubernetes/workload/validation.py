@@ -1,4 +1,4 @@
-"""What keeps a job that the API server accepted from running on this cluster: found out before any pod is made."""
+"""Validation of a job that the API server accepted, before any pod is created."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _DATA = "spec.training.data"
 
 
 class InvalidSpec(ValueError):
-    """The job's spec cannot be acted on until its user mends it. The text says what is wrong, for the status."""
+    """The job's spec needs a fix by its user. The text goes into the status."""
 
 
 def parse_job(body: Object, settings: PodSettings) -> PretrainJob:
-    """The job in an object from the API server, its workers' processes counted. Raises InvalidSpec with all that is
-    wrong with it."""
+    """Parse a job from an object of the API server and set its processes per worker. Raises InvalidSpec with all of
+    its problems."""
     try:
         job = PretrainJob.model_validate(
             {key: body.get(key) for key in ("apiVersion", "kind", "metadata", "spec")}, by_alias=True, by_name=False
@@ -46,8 +46,8 @@ def parse_job(body: Object, settings: PodSettings) -> PretrainJob:
 
 
 def parse_status(body: Object) -> JobStatus:
-    """The job's status as last written. What another version of the operator wrote and this one cannot read is left
-    out: a job must not stand still for it."""
+    """Parse the job's last written status. Parts that this version cannot read are dropped, so that a status of
+    another version does not stop the job."""
     written = cast(Object, body.get("status") or {})
     while True:
         try:
@@ -58,7 +58,7 @@ def parse_status(body: Object) -> JobStatus:
 
 
 def problems(job: PretrainJob, settings: PodSettings) -> tuple[str, ...]:
-    """Sentences that name a field, what is wrong with it, and the remedy; none: pods can be made."""
+    """Return sentences that name a field, its error and the fix; none: pods can be created."""
     template = read_template(job.spec.workers.template)
     refused = (f"{found.path}: {found.message}" for found in unsupported(job.spec) if found.severity == "error")
     return (
@@ -115,7 +115,7 @@ def _uris(field: str, sources: Sequence[Source]) -> dict[str, str]:
 
 
 def _storage_problems(job: PretrainJob, template: Template) -> Iterator[str]:
-    """A folder must be on a volume, which outlives the pod."""
+    """Require a folder on a volume, which outlives the pod."""
     written = job.spec.checkpoint.storage.path
     if written is None:
         return
@@ -130,7 +130,7 @@ def _storage_problems(job: PretrainJob, template: Template) -> Iterator[str]:
 
 
 def _memory_problems(job: PretrainJob, template: Template) -> Iterator[str]:
-    """What is kept in memory counts against the container's limit. At least so much: the tokeniser may add to it."""
+    """Check snapshots in memory against the container's limit. A lower bound: the tokeniser's vocabulary may add."""
     written = template.worker.get("resources", {}).get("limits", {}).get("memory")
     needed = remembered_bytes(job.spec, vocabulary=1, processes=_processes(job))
     if written is None or not needed:
@@ -138,21 +138,21 @@ def _memory_problems(job: PretrainJob, template: Template) -> Iterator[str]:
     try:
         limit = int(parse_quantity(written))
     except ValueError:
-        return  # the API server says so when the pod is made
+        return  # the API server refuses the pod
     if limit < needed:
         yield (
-            f"spec.checkpoint.memory: a worker keeps {needed / 2**30:,.1f} GiB of states in its memory, and its "
-            f"container is limited to {written}: raise resources.limits.memory in {AT}, or leave checkpoint.memory out"
+            f"spec.checkpoint.memory: a worker keeps {needed / 2**30:,.1f} GiB of snapshots in memory, and its "
+            f"container is limited to {written}: raise resources.limits.memory in {AT}, or remove checkpoint.memory"
         )
 
 
 def _account_problems(template: Template, settings: PodSettings) -> Iterator[str]:
-    """A token of the account is in the pod: not any account of the namespace may be had that way."""
+    """Allow listed service accounts only, since a token of the account is in the pod."""
     account = template.pod.get("serviceAccountName")
     if account is not None and account not in settings.allowed_service_accounts:
         yield (
             f"{AT}.spec.serviceAccountName: {account!r} is not allowed: use one of "
-            f"{', '.join(settings.allowed_service_accounts)}, or have the operator's administrator allow it"
+            f"{', '.join(settings.allowed_service_accounts)}, or ask the administrator of the operator to allow it"
         )
 
 
@@ -164,7 +164,7 @@ def _sentences(error: ValidationError) -> Iterator[str]:
 
 
 def _without(written: Object, location: tuple[int | str, ...], *, unknown: bool) -> Object:
-    """The status less what cannot be read: the field itself if it is unknown, else the part of the status it is in."""
+    """Return the status without an unreadable part: the field if it is unknown, else its top-level field."""
     result = copy.deepcopy(written)
     *around, last = location if unknown else location[:1]
     place: Any = result

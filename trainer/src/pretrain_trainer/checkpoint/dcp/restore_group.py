@@ -12,7 +12,7 @@ from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import CheckpointRejectedError, CollectiveFailed
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.core.store_errors import shared_error
-from pretrain_trainer.core.waits import in_the_way
+from pretrain_trainer.core.waits import obstacle_behind
 
 Result = TypeVar("Result")
 DAMAGED = (CheckpointCorrupt, ObjectNotFound, UnusableFiles)
@@ -73,5 +73,5 @@ def _outcome(failure: Exception | None) -> _StepOutcome:
         return _StepOutcome.FINE
     if isinstance(failure, DAMAGED):
         return _StepOutcome.DAMAGED
-    obstructed = isinstance(failure, StoreError) and in_the_way(failure) is not None
+    obstructed = isinstance(failure, StoreError) and obstacle_behind(failure) is not None
     return _StepOutcome.OBSTRUCTED if obstructed else _StepOutcome.FAILED
