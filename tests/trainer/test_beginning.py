@@ -1,4 +1,4 @@
-"""`training.from`: weights come from where it says, once, verified and on record; what does not fit is told."""
+"""`training.from`: weights are loaded once, verified and recorded; a mismatch is reported."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def continued(earlier: Earlier, folder: Path, start: dict[str, Any], **training:
     return a_config(earlier.corpus, settings(earlier.corpus, **(fields | training)), checkpoint=checkpoint)
 
 
-def test_it_begins_from_the_step_that_was_asked_for_and_goes_on_from_its_own_checkpoints(
+def test_it_starts_from_the_requested_step_and_resumes_from_its_own_checkpoints(
     earlier: Earlier, tmp_path: Path
 ) -> None:
     shutil.copytree(earlier.store, tmp_path / "other")
@@ -135,7 +135,7 @@ def test_what_is_damaged_is_not_loaded(earlier: Earlier, tmp_path: Path) -> None
     assert not (tmp_path / "b" / "own" / ORIGIN_KEY).exists()
 
 
-def test_what_does_not_fit_is_told_before_anything_is_written(earlier: Earlier, tmp_path: Path) -> None:
+def test_a_mismatch_is_reported_before_anything_is_written(earlier: Earlier, tmp_path: Path) -> None:
     wider = continued(earlier, tmp_path, {"run": str(earlier.store)}, model=FAMILIES["llama"] | {"layers": 3})
 
     end = refused(wider)
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(earlier: Earlier, 
     assert not (tmp_path / "own").exists()
 
 
-def test_a_history_that_began_otherwise_is_not_gone_on_with(earlier: Earlier, tmp_path: Path) -> None:
+def test_a_history_with_another_origin_is_refused(earlier: Earlier, tmp_path: Path) -> None:
     fresh = continued(earlier, tmp_path, {"run": str(earlier.store)})
     trained(fresh.model_copy(update={"training": fresh.training.model_copy(update={"origin": None})}))
 
@@ -191,7 +191,7 @@ def test_another_architecture_is_named_by_the_field_that_differs(
 def test_weights_that_are_laid_out_otherwise_are_refused(earlier: Earlier) -> None:
     newer = wanted(earlier).model_copy(update={"version": earlier.identity.version + 1})
 
-    with pytest.raises(InvalidOrigin, match="lays out weights otherwise"):
+    with pytest.raises(InvalidOrigin, match="another layout of weights"):
         choose_checkpoint(DirectoryStore(earlier.store), From(run="there"), newer)
 
 

@@ -1,4 +1,4 @@
-"""Damage, crashes, zombies and failing stores: the newest usable checkpoint stays in force, and nobody else's is."""
+"""Corruption, crashes, zombies and failing stores: the newest usable checkpoint of the lineage stays current."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def two_checkpoints(folder: Path) -> tuple[Trained, str, str]:
 
 
 def object_path(folder: Path, key: str, name: str) -> Path:
-    """Where an object of a checkpoint lies."""
+    """Path of an object of a checkpoint."""
     return folder / "checkpoints" / key.removesuffix("manifest.json") / name
 
 
@@ -163,7 +163,7 @@ def _rejected(ranks: Ranks, folder: Path) -> tuple[str, str]:
     return rejected.value.key, rejected.value.message
 
 
-def test_an_unattended_run_takes_the_next_number_and_passes_over_damage_by_itself(tmp_path: Path) -> None:
+def test_an_unattended_run_takes_the_next_number_and_skips_corrupt_checkpoints(tmp_path: Path) -> None:
     trained, first, newest = two_checkpoints(tmp_path)
     flip_a_byte(object_path(tmp_path, newest, FILES[1]), 0.5)
     checkpointer = open_checkpointer(a_job(tmp_path), None)
@@ -182,7 +182,7 @@ def test_an_unattended_run_takes_the_next_number_and_passes_over_damage_by_itsel
 
 
 @pytest.mark.parametrize("files_put", [0, 1])
-def test_a_kill_in_mid_save_leaves_the_checkpoint_before_in_force(tmp_path: Path, files_put: int) -> None:
+def test_a_kill_during_a_save_leaves_the_checkpoint_before_current(tmp_path: Path, files_put: int) -> None:
     trained = Trained(steps=1)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pretrain_trainer.loop.train", "torch._dynamo", "support.trainer.world"])

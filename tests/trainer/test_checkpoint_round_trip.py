@@ -1,4 +1,4 @@
-"""What is saved comes back bit for bit, at any number of ranks."""
+"""A restored state is bit-equal to the saved one, at any number of ranks."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_model_optimizer_and_progress_come_back_bit_for_bit(tmp_path: Path) -> N
     assert_equal(again.state(), trained.state())
 
 
-def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+def test_training_resumes_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     uninterrupted = Trained(steps=3)
     saved(open_checkpointer(a_job(tmp_path)), uninterrupted, 3)
     uninterrupted.train(4)

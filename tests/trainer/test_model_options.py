@@ -1,4 +1,4 @@
-"""What may be changed about the model's computation: each way gives what an independent one gives."""
+"""Options of the model's computation: each agrees with an independent implementation."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pretrain_api.checkpoint.lineage import StepRange, data_step
 from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.datasets.order import MIX_BLOCK, DataOrder, MixSource, apportion, permute
-from pretrain_trainer.parallelism.work_division import largest_share, share
+from pretrain_trainer.parallelism.forward_backward import largest_share, share
 
 WEB, BOOKS = MixSource("web", 0.7, 113), MixSource("books", 0.3, 40)
 ranges = st.lists(

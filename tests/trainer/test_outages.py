@@ -91,11 +91,11 @@ def test_credentials_that_are_refused_at_first_are_waited_for(server: Server) ->
     server.stop()
     server.start(secret="another")
 
-    def mend() -> None:
+    def repair() -> None:
         server.stop()
         server.start(SECRET)
 
-    link = Act({}, AccessDenied=mend)
+    link = Act({}, AccessDenied=repair)
     train(
         a_config(server.data / CORPUS, checkpoint=in_s3(server)),
         link,

@@ -107,7 +107,7 @@ def numbers(end: RankEnd) -> list[tuple[float, float]]:
 
 
 @pytest.mark.timeout(900)
-def test_a_run_goes_on_under_another_parallelism(corpus: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_under_another_parallelism(corpus: Path, tmp_path: Path) -> None:
     """Names and shapes in a checkpoint are those of the whole model, whatever part of it a rank had."""
     shared = tmp_path / "shared"
     turns = (

@@ -1,4 +1,4 @@
-"""Where a rollback goes to: a checkpoint, or a later state in the memory of workers."""
+"""Target of a rollback: a checkpoint, or a later snapshot in the memory of workers."""
 
 from __future__ import annotations
 

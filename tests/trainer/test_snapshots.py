@@ -258,7 +258,7 @@ def test_a_corrupt_state_is_found_before_it_is_named_and_the_checkpoint_is_used(
 
 
 @pytest.mark.usefixtures("alone")
-def test_memory_that_is_too_small_is_said_once_and_training_goes_on(
+def test_too_little_memory_is_reported_once_and_training_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpointer = open_checkpointer(a_remembering_job(tmp_path), 1, environ=in_worker(tmp_path, 0))
@@ -296,17 +296,17 @@ def _replicated_story(ranks: Ranks, folder: Path) -> tuple[dict[int, State], lis
     remember(checkpointer, trained, 2, 3)
     kept[3] = arrays(trained.state())
 
-    def goes_on(number: int) -> None:
+    def resumes(number: int) -> None:
         nonlocal checkpointer, trained
         checkpointer = open_checkpointer(job, number, ranks, environ=environ)
         progress, trained = restored(checkpointer)
         story.append((progress.step, checkpointer.recalled, arrays(trained.state())))
 
-    goes_on(2)  # a rank's process was killed
+    resumes(2)  # a rank's process was killed
     if ranks.rank == 0:
         lose(folder, 0)
     environ = in_worker(folder, ranks.rank)
-    goes_on(3)  # then the worker of rank 0, before anything was kept again
+    resumes(3)  # then the worker of rank 0, before anything was kept again
     remember(checkpointer, trained, 4)
     kept[4] = arrays(trained.state())
     if ranks.rank == 1:
@@ -314,10 +314,10 @@ def _replicated_story(ranks: Ranks, folder: Path) -> tuple[dict[int, State], lis
     if ranks.rank == 0:
         corrupt(folder, 0)
     environ = in_worker(folder, ranks.rank)
-    goes_on(4)  # a worker was lost and another one's memory is damaged
+    resumes(4)  # a worker was lost and another one's memory is damaged
     lose(folder, ranks.rank)
     environ = in_worker(folder, ranks.rank)
-    goes_on(5)  # all were lost
+    resumes(5)  # all were lost
     return kept, story
 
 
@@ -418,7 +418,7 @@ def _story_of_parts(
 
 
 def a_part(groups: Groups, seed: int) -> tuple[Decoder, Optimizer]:
-    """What this rank has of a model, and an optimizer of it."""
+    """This rank's part of a model, and its optimizer."""
     model = skeleton(resolve(Model(family="gpt2", layers=2, heads=2, width=32, context=16)), 64)
     lay_out(model, groups, bf16=False, exact=False)
     model.to_empty(device="cpu")

@@ -306,7 +306,7 @@ def test_memory_that_cuda_does_not_pin_is_used_as_it_is(caplog: pytest.LogCaptur
         PinnedMemory(torch.zeros(5), runtime)
 
     assert [kind for kind, *_ in runtime.asked] == ["register"]
-    assert "not pinned: CUDA answers with error 801" in caplog.text
+    assert "not pinned: CUDA returned error 801" in caplog.text
 
 
 @pytest.mark.usefixtures("alone")

@@ -76,13 +76,13 @@ def choose_checkpoint(
     identity = _identity(there, start)
     if identity.version != wanted.version:
         raise InvalidOrigin(
-            f"{field}: {start.uri} was written by a trainer that lays out weights otherwise (version "
-            f"{identity.version}, here {wanted.version}): export it with that one, and start from the export"
+            f"{field}: {start.uri} was written by a trainer with another layout of weights (version "
+            f"{identity.version}, here {wanted.version}): export it with that trainer, and start from the export"
         )
     if identity.tokenizer_digest != wanted.tokenizer_digest:
         raise InvalidOrigin(
-            f"{field}: {start.uri} was trained with another tokeniser than training.data.tokenizer: use that one, and "
-            "data made with it"
+            f"{field}: {start.uri} was trained with another tokeniser than training.data.tokenizer: use "
+            "that tokeniser, and data made with it"
         )
     if identity.model_digest != wanted.model_digest and (said := unfit(identity.model, wanted.model)):
         raise InvalidOrigin(f"{field}: {said}, in {start.uri}: change it, or start from something else")

@@ -1,4 +1,4 @@
-"""What every ObjectStore promises, as tests: subclass with a fixture `store`."""
+"""Contract of every ObjectStore, as tests: subclass with a fixture `store`."""
 
 from __future__ import annotations
 

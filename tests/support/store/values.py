@@ -1,4 +1,4 @@
-"""Values and stores for tests of what lies beside the checkpoints: made by one call, valid unless asked otherwise."""
+"""Values and stores for tests of checkpoint storage: made by one call, valid unless asked otherwise."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def open_checkpointer(
 
 
 def saved(checkpointer: Checkpointer, trained: Trained, step: int, tokens: int = 0) -> str:
-    """The key of the manifest of a save that is in force."""
+    """Save and commit; return the key of the manifest."""
     checkpointer.save(TrainingProgress(step, tokens), trained.model, trained.optimizer)
     key = checkpointer.wait()
     assert key is not None, checkpointer.poll()
@@ -112,7 +112,7 @@ def saved(checkpointer: Checkpointer, trained: Trained, step: int, tokens: int =
 def restored(
     checkpointer: Checkpointer, *, sharded: bool = False, kind: str = "adamw"
 ) -> tuple[TrainingProgress, Trained]:
-    """What a checkpointer restores into a model of other values, whose optimizer has done nothing yet."""
+    """Restore into a model of other values, whose optimizer has no state yet."""
     trained = Trained(seed=99, sharded=sharded, kind=kind)
     return checkpointer.restore(trained.model, trained.optimizer), trained
 
@@ -130,7 +130,7 @@ def arrays(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 class FlakyStore(DirectoryStore):
-    """A folder that can be `down`, or stall: with a closed `gate` only so many files as `passes` says are put."""
+    """A folder that can be `down`, or stall: with a closed `gate` only `passes` files are put."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)

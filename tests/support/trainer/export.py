@@ -38,7 +38,7 @@ def _train(environ: Mapping[str, str], config: TrainerConfig, number: int, worke
 
 
 def refused(config: TrainerConfig, number: int = 1) -> ProcessExit:
-    """How a generation of one rank ends that must not train."""
+    """End of a generation of one rank that must not train."""
     return run_ranks(1, _refused, config, number)[0]
 
 

@@ -36,7 +36,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Laid:
-    """How a run is laid over processes, as its test is named: `full, tensor 2, pipeline 1 on 4`."""
+    """Parallelism of a run, as its test is named: `full, tensor 2, pipeline 1 on 4`."""
 
     shard: str = "none"
     tensor: int = 1
@@ -63,7 +63,7 @@ class Laid:
 
 
 def run_cases(cases: Sequence[Case], seconds: float = RANK_SECONDS) -> list[RankEnd]:
-    """Train each in turn, with real checkpoints, in so many seconds each; how rank 0 of each ended."""
+    """Train each in turn, with real checkpoints and a time limit; return the end of rank 0 of each."""
     return [ends[0] for ends in run_all_ranks(cases, seconds)]
 
 

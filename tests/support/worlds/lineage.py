@@ -92,7 +92,7 @@ class World:
         self.late: list[tuple[Writer, Call]] = []
 
     def listing(self) -> Listing:
-        """What the prefix holds now, its records as they were put."""
+        """Content of the prefix now, with its records as they were put."""
         return Listing(self.records, frozenset(key for key in self.memory.objects if parse_manifest_key(key)))
 
     def listing_as_read(self) -> Listing:
@@ -131,7 +131,7 @@ class World:
         return result
 
     def check_history(self) -> None:
-        """Everything on the line is one history: each checkpoint's steps were trained as those of the head were."""
+        """The chain is one history: each checkpoint's steps were trained as those of the head were."""
         for listing in (self.listing(), self.listing_as_read()):
             keys = checkpoint_chain(listing)
             steps = [step for _, step in map(_place, keys)]
@@ -408,7 +408,7 @@ def _restore(store: TurnByTurn, key: str) -> tuple[int, ...]:
 
 
 def _again(act: Callable[[], T]) -> T:
-    """Once more after a lost answer."""
+    """Retry after a lost answer."""
     try:
         return act()
     except StoreUnavailable:
@@ -426,5 +426,5 @@ def _place(key: str) -> tuple[int, int]:
 
 
 def data_steps(step: int, skipped: tuple[StepRange, ...]) -> list[int]:
-    """What the steps up to this one were trained on."""
+    """Data that the steps up to this one were trained on."""
     return [data_step(number, skipped) for number in range(1, step + 1)]

@@ -1,4 +1,4 @@
-"""What acts on a store: answers that were lost, objects that are not what they were, races for a number."""
+"""Operations on a store: lost answers, corrupt objects, races for a number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invariant: what is on the line is one history, and nothing that it needs is deleted, whatever happens in which order.
+"""Invariant: the chain is one history, and nothing that it needs is deleted, in any order of events.
 
 Writers run the real code, interleaved at single store calls: zombies, races for a number, lost answers, late puts and
 deletes, kills, restarts, corrupt objects, manifests and records, rollbacks, a second job that takes the prefix over.
@@ -52,7 +52,7 @@ class History(RuleBasedStateMachine):
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), calls=st.integers(1, 25))
-    def a_process_goes_on(self, data: st.DataObject, calls: int) -> None:
+    def a_process_makes_its_next_call(self, data: st.DataObject, calls: int) -> None:
         writer = data.draw(st.sampled_from(self.alive))
         for _ in range(calls):
             if writer.pending is not None:
@@ -65,7 +65,7 @@ class History(RuleBasedStateMachine):
 
     @precondition(lambda self: any(writer.owns for writer in self.alive))
     @rule(data=st.data(), outcome=st.sampled_from(["lost", "late", "killed"]))
-    def a_process_goes_on_to_a_commit(self, data: st.DataObject, outcome: str) -> None:
+    def a_process_runs_to_its_commit(self, data: st.DataObject, outcome: str) -> None:
         writer = data.draw(st.sampled_from([writer for writer in self.alive if writer.owns]))
         while writer.pending is not None and not (
             writer.pending.name == "put" and writer.pending.key.endswith("manifest.json")
@@ -76,7 +76,7 @@ class History(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.late)
     @rule(data=st.data())
-    def what_was_late_happens(self, data: st.DataObject) -> None:
+    def a_late_put_happens(self, data: st.DataObject) -> None:
         late = data.draw(st.sampled_from(range(len(self.world.late))))
         writer, call = self.world.late.pop(late)
         if call.name == "delete":  # what was late is not checked: the world has changed since it was decided
@@ -104,12 +104,12 @@ class History(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            self.every_process_is_killed_and_a_restart_goes_on()
+            self.every_process_is_killed_and_a_restart_resumes()
         finally:
             for writer in self.alive:
                 writer.advance("killed")
 
-    def every_process_is_killed_and_a_restart_goes_on(self) -> None:
+    def every_process_is_killed_and_a_restart_resumes(self) -> None:
         """Progress: once faults stop, generations come to the newest intact checkpoint and extend it."""
         for writer in self.alive:
             writer.advance("killed")

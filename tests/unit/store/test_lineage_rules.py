@@ -90,7 +90,7 @@ def test_a_null_parent_needs_a_prefix_without_any_manifest() -> None:
     assert choose_parent(late, ()).parent == places((1, 10))[0]
 
 
-def test_manifests_without_any_record_are_gone_on_from() -> None:
+def test_manifests_without_any_record_are_resumed_from() -> None:
     assert choose_parent(a_listing([], [(1, 10), (3, 5)]), ()).parent == places((3, 5))[0]
 
 
@@ -103,7 +103,7 @@ def test_an_unreadable_record_owns_its_number_and_its_checkpoints() -> None:
     assert later_record(listing, 2) == LaterRecord(3, None)
 
 
-def test_behind_an_unreadable_record_the_line_before_it_is_gone_on_from() -> None:
+def test_behind_an_unreadable_record_the_chain_before_it_is_resumed_from() -> None:
     """Not the late commit (1, 30) of a zombie, which generation 2 had turned away from."""
     listing = a_listing([a_record(1), a_record(2, (1, 20))], [(1, 20), (1, 30)], unreadable=[3])
 
@@ -142,46 +142,48 @@ def state_of(generation: int, step: int, nonce: str | None = None) -> MemoryStat
     return MemoryState(generation=generation, nonce=nonce or a_record(generation).nonce, step=step)
 
 
-def goes_on(
+def may_resume(
     listing: Listing, state: MemoryState, *, rejected: tuple[str, ...] = (), job_uid: str | None = None
 ) -> bool:
     choice = choose_parent(listing, rejected)
     return may_resume_from(listing, choice.parent, job_uid or a_record(1).job_uid, state)
 
 
-def test_a_state_in_memory_is_gone_on_from_when_it_is_the_newest_generations_own() -> None:
-    assert goes_on(CHAIN, state_of(4, 47))
-    assert goes_on(CHAIN, state_of(4, 45)), "the very step that was saved"
-    assert goes_on(a_listing([a_record(1)], []), state_of(1, 5)), "before the first checkpoint"
+def test_a_state_in_memory_is_resumed_from_when_it_is_the_newest_generations_own() -> None:
+    assert may_resume(CHAIN, state_of(4, 47))
+    assert may_resume(CHAIN, state_of(4, 45)), "the very step that was saved"
+    assert may_resume(a_listing([a_record(1)], []), state_of(1, 5)), "before the first checkpoint"
 
 
-def test_a_state_in_memory_that_is_behind_the_checkpoints_is_not_gone_on_from() -> None:
-    assert not goes_on(CHAIN, state_of(4, 44))
+def test_a_state_in_memory_that_is_behind_the_checkpoints_is_not_resumed_from() -> None:
+    assert not may_resume(CHAIN, state_of(4, 44))
 
 
-def test_the_state_of_a_dead_generation_or_of_another_process_or_job_is_never_gone_on_from() -> None:
-    assert not goes_on(CHAIN, state_of(2, 60)), "a zombie trained on"
-    assert not goes_on(CHAIN, state_of(4, 47, nonce="another")), "the number was somebody else's"
-    assert not goes_on(CHAIN, state_of(5, 47)), "it never entered the history"
-    assert not goes_on(CHAIN, state_of(4, 47), job_uid="other")
-    assert not goes_on(a_listing([], [(1, 10)]), state_of(1, 20)), "nobody's record says whose it is"
-    assert not goes_on(a_listing([a_record(1)], [], unreadable=[2]), state_of(1, 20))
+def test_the_state_of_a_dead_generation_or_of_another_process_or_job_is_never_resumed_from() -> None:
+    assert not may_resume(CHAIN, state_of(2, 60)), "a zombie trained on"
+    assert not may_resume(CHAIN, state_of(4, 47, nonce="another")), "the number was somebody else's"
+    assert not may_resume(CHAIN, state_of(5, 47)), "it never entered the history"
+    assert not may_resume(CHAIN, state_of(4, 47), job_uid="other")
+    assert not may_resume(a_listing([], [(1, 10)]), state_of(1, 20)), "nobody's record says whose it is"
+    assert not may_resume(a_listing([a_record(1)], [], unreadable=[2]), state_of(1, 20))
 
 
-def test_a_second_failure_goes_on_from_the_state_that_the_newest_record_names() -> None:
+def test_a_second_failure_resumes_from_the_state_that_the_newest_record_names() -> None:
     resumed = a_record(5, (4, 45)).model_copy(update={"resumed": state_of(4, 47)})
     records = [*CHAIN.records.values(), resumed]
     manifests = [(1, 10), (1, 20), (2, 30), (4, 35), (4, 45)]
 
-    assert goes_on(a_listing(records, manifests), state_of(4, 47))
-    assert not goes_on(a_listing(records, manifests), state_of(4, 48)), "a state that generation 5 did not go on from"
-    assert not goes_on(a_listing(records, [*manifests, (5, 46)]), state_of(4, 47)), "generation 5 has its own by now"
+    assert may_resume(a_listing(records, manifests), state_of(4, 47))
+    assert not may_resume(a_listing(records, manifests), state_of(4, 48)), (
+        "a state that generation 5 did not go on from"
+    )
+    assert not may_resume(a_listing(records, [*manifests, (5, 46)]), state_of(4, 47)), "generation 5 has its own by now"
 
 
 def test_a_state_in_memory_outlives_a_corrupt_checkpoint_of_its_line_but_not_the_line() -> None:
-    assert goes_on(CHAIN, state_of(4, 47), rejected=places((4, 45)))
+    assert may_resume(CHAIN, state_of(4, 47), rejected=places((4, 45)))
     on_the_line = places((4, 45), (4, 35), (2, 30), (1, 20), (1, 10))
-    assert not goes_on(CHAIN, state_of(4, 47), rejected=on_the_line)
+    assert not may_resume(CHAIN, state_of(4, 47), rejected=on_the_line)
 
 
 def one_generation(*steps: int) -> Listing:
@@ -309,7 +311,7 @@ def test_retention_deletes_what_a_rollback_left_behind_once_the_line_has_two() -
     assert plan_retention(grown, 2, Retain(last=2)).checkpoints == places((1, 30), (1, 40))
 
 
-def test_the_course_goes_on_whichever_checkpoint_a_generation_goes_on_from() -> None:
+def test_interventions_persist_whichever_checkpoint_a_generation_resumes_from() -> None:
     course = inherited_interventions(ROLLED_BACK, a_manifest(1, 10))
 
     assert course.skipped == (StepRange(first=30, last=40),)

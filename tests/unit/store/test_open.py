@@ -1,4 +1,4 @@
-"""From a job's storage to a store that is known to work."""
+"""Opening and probing a job's storage."""
 
 from __future__ import annotations
 

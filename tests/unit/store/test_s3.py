@@ -134,6 +134,7 @@ def test_a_conflict_of_conditional_puts_is_tried_again_until_it_is_decided() -> 
     with pytest.raises(StoreUnavailable, match="under way"):
         for_ever.put("key", b"", if_absent=True)
     assert sum(slept) < 30
+    assert slept == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4])
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_an_error_says_what_to_do(error: Exception, meaning: type[StoreError]) -
 
 
 class Breaks:
-    """A body that breaks off after so many bytes; `after` None: it does not. What ends early says nothing."""
+    """A body that breaks off after `after` bytes, without an error if it ends early; None: it does not."""
 
     def __init__(self, data: bytes, after: int | None, error: Exception | None) -> None:
         self._left = memoryview(data)[:after]
@@ -205,7 +206,7 @@ class BreakingClient:
 @pytest.mark.parametrize(
     "error", [ReadTimeoutError(endpoint_url="http://s3"), ResponseStreamingError(error="reset"), None]
 )
-def test_what_breaks_off_on_the_way_goes_on_from_there(error: Exception | None) -> None:
+def test_a_broken_download_resumes_where_it_broke(error: Exception | None) -> None:
     data, memory, slept = b"0123456789", bytearray(10), list[float]()
     client: Any = BreakingClient(data, 2, error)
 

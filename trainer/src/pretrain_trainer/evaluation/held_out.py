@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pretrain_trainer.core.errors import CollectiveFailed
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.datasets.corpus import TokenSource, read_windows
-from pretrain_trainer.parallelism.work_division import largest_share, share
+from pretrain_trainer.parallelism.forward_backward import largest_share, share
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""`training.from`: the first weights of a history from another run's checkpoint, or from a folder of Hugging Face.
+"""Initial weights (`training.from`) from another run's checkpoint, or from a folder in Hugging Face's format.
 
-It is looked at before anything is written, recorded once beside the lineage, and loaded after every digest was checked,
-by starts that find no checkpoint of their own and by no other.
+The origin is checked before anything is written, recorded once beside the lineage, and loaded after every digest is
+verified. Only a start without a checkpoint of its own loads it.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ _ENTRIES = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer
 
 
 @dataclass(frozen=True)
-class _Chosen:
-    """What the first rank found."""
+class _ChosenOrigin:
+    """The origin that rank 0 found."""
 
     manifest: Manifest | None
-    """Of another run; None: Hugging Face."""
+    """Manifest of another run's checkpoint; None: Hugging Face."""
     files: tuple[str, ...]
     origin: Origin | None
-    """None until the files have been read."""
+    """None until the files are read."""
 
 
-class Beginning:
-    """Where the first weights of a run come from. Its methods are collective; they raise on all ranks alike."""
+class InitialWeights:
+    """Origin of a run's initial weights. Its methods are collective; they raise on all ranks alike."""
 
     def __init__(
         self, start: From, config: TrainerConfig, identity: JobIdentity, tokenizer: bytes, ranks: Ranks,
@@ -82,7 +82,7 @@ class Beginning:
     def of(
         cls, config: TrainerConfig, identity: JobIdentity, tokenizer: bytes, ranks: Ranks, environ: Mapping[str, str]
     ) -> Self | None:
-        """That of a job; None where the weights are drawn from the seed. Nothing is opened yet."""
+        """Return the initial weights of a job; None if they are drawn from the seed. Opens nothing yet."""
         start = config.training.origin
         return cls(start, config, identity, tokenizer, ranks, environ) if start is not None else None
 
@@ -91,19 +91,19 @@ class Beginning:
         return self._config.checkpoint.storage
 
     def check(self) -> None:
-        """Find out whether it can be begun from, or has been; writes nothing. Raises InvalidInput or an Obstacle."""
-        self._first(lambda: None if self._has_begun() else self._choose())
+        """Check that the origin is usable, or was used already; write nothing. Raises InvalidInput or ObstacleError."""
+        self._on_first_rank(lambda: None if self._has_begun() else self._choose())
 
     def load(self, model: Decoder, optimizer: Optimizer, shape: ResolvedModel) -> Origin:
-        """Load the weights, and the optimizer's state where that is wanted, after recording where they come from.
+        """Record the origin, then load the weights, and the optimizer's state if configured.
 
-        Raises InvalidInput when something there is damaged or of another model, and an Obstacle when it cannot be
+        Raises InvalidInput when the origin is damaged or of another model, and an ObstacleError when it cannot be
         fetched now: then it may be called again.
         """
-        chosen = self._first(self._choose)
+        chosen = self._on_first_rank(self._choose)
         if chosen.manifest is not None:
-            assert chosen.origin is not None  # of another run
-            self._first(lambda: self._record(chosen.origin))
+            assert chosen.origin is not None  # always for another run
+            self._on_first_rank(lambda: self._record(chosen.origin))
             self._load_checkpoint(chosen.manifest, model, optimizer)
             return chosen.origin
         return self._import(chosen.files, model, shape)
@@ -112,21 +112,21 @@ class Beginning:
         own = open_store(self._storage, self._environ)
         return recorded(own, self._start) is not None and bool(read_listing(own).manifests)
 
-    def _choose(self) -> _Chosen:
+    def _choose(self) -> _ChosenOrigin:
         own = open_store(self._storage, self._environ)
         pinned = recorded(own, self._start)
         there = self._there()
         if self._start.run is not None:
             manifest, origin = choose_checkpoint(there, self._start, self._identity, pinned)
-            return _Chosen(manifest, (), pinned if pinned and pinned.sha256 == origin.sha256 else origin)
-        return _Chosen(None, weight_files(there, self._start, self._identity, self._tokenizer), None)
+            return _ChosenOrigin(manifest, (), pinned if pinned and pinned.sha256 == origin.sha256 else origin)
+        return _ChosenOrigin(None, weight_files(there, self._start, self._identity, self._tokenizer), None)
 
     def _there(self) -> Readable:
         return open_origin(self._start, self._storage, self._environ)
 
     def _record(self, origin: Origin | None) -> None:
-        """Put the record. Another start may have put its own before it came to a checkpoint: then the latest counts."""
-        assert origin is not None  # by now
+        """Put the record of the origin. It replaces one of an earlier start that saved no checkpoint."""
+        assert origin is not None  # the files are read
         store: ObjectStore = open_store(self._storage, self._environ)
         content = origin.model_copy(update={"created_at": origin.created_at or timestamp()}).to_json().encode()
         try:
@@ -144,8 +144,8 @@ class Beginning:
                 scratch = stack.enter_context(Scratch.with_room(manifest.bytes, self._environ))
                 return scratch.path, self._fetch(manifest, scratch.path, model, optimizer)
 
-            folder, loading = self._each(fetched)
-            self._each(lambda: loading.load(folder))
+            folder, loading = self._on_each_rank(fetched)
+            self._on_each_rank(lambda: loading.load(folder))
 
     def _fetch(self, manifest: Manifest, folder: Path, model: nn.Module, optimizer: Optimizer) -> TensorLoader:
         there, prefix = self._there(), checkpoint_folder(manifest.generation, manifest.step)
@@ -178,7 +178,7 @@ class Beginning:
     # --- Hugging Face ---------------------------------------------------------------------------------------------
 
     def _import(self, files: tuple[str, ...], model: Decoder, shape: ResolvedModel) -> Origin:
-        """The first rank reads; each tensor goes to all, and each takes its part of it."""
+        """Read the files on rank 0, and broadcast each tensor to all ranks, which take their parts of it."""
         with ExitStack() as stack:
 
             def fetched() -> tuple[Path, Origin]:
@@ -195,7 +195,7 @@ class Beginning:
                 self._record(origin)
                 return origin
 
-            origin = self._first(checked)
+            origin = self._on_first_rank(checked)
             _spread(iter(read.items()), model, self._ranks)
         return origin
 
@@ -214,10 +214,10 @@ class Beginning:
         listed = "".join(f"{name} {digest}\n" for name, digest in found.items())
         return Origin(uri=self._start.uri, sha256=hashlib.sha256(listed.encode()).hexdigest())
 
-    # --- together -------------------------------------------------------------------------------------------------
+    # --- agreement of the ranks -----------------------------------------------------------------------------------
 
-    def _first(self, act: Callable[[], Result]) -> Result:
-        """What `act` returns on the first rank, on all; or what it raises."""
+    def _on_first_rank(self, act: Callable[[], Result]) -> Result:
+        """Call `act` on rank 0; return its result, or raise its error, on all ranks."""
         result: Result | None = None
         failure = None
         if self._ranks.first:
@@ -227,8 +227,8 @@ class Beginning:
             raise failed
         return said  # pyright: ignore[reportReturnType]  # act returned it
 
-    def _each(self, act: Callable[[], Result]) -> Result:
-        """What `act` returns on this rank; what it raises on any is raised on all."""
+    def _on_each_rank(self, act: Callable[[], Result]) -> Result:
+        """Call `act` on each rank and return its own result; an error on any rank is raised on all."""
         result, failure = self._tried(act)
         failed = next((said for said in self._collectives.all_gather_object(failure) if said is not None), None)
         if failed is not None:
@@ -252,13 +252,13 @@ class Beginning:
 
 @contextmanager
 def _opened(folder: Path, files: tuple[str, ...], shape: ResolvedModel) -> Iterator[dict[str, Tensor]]:
-    """The tensors of the files under our names; they may be maps of the files, which are closed afterwards."""
+    """Yield the tensors of the files under our names; they may map the files, which are closed afterwards."""
     with ExitStack() as stack:
-        yield import_state(_Lazy([stack.enter_context(safe_open(folder / name, "pt")) for name in files]), shape)
+        yield import_state(_LazyTensors([stack.enter_context(safe_open(folder / name, "pt")) for name in files]), shape)
 
 
-class _Lazy(Mapping[str, Tensor]):
-    """The tensors of safetensors files, each read when it is asked for. GPT-2's own files lack a prefix."""
+class _LazyTensors(Mapping[str, Tensor]):
+    """Tensors of safetensors files, each read on access. GPT-2's own files lack a prefix."""
 
     def __init__(self, files: list[Any]) -> None:
         self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118  # it is no mapping
@@ -277,7 +277,7 @@ class _Lazy(Mapping[str, Tensor]):
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], model: Decoder, shape: ResolvedModel) -> None:
-    whole = skeleton(shape, model.rows)  # of the model this rank may have a stage only
+    whole = skeleton(shape, model.rows)  # this rank may have a part of the model only
     wanted = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
     for name, tensor in tensors.items():
         if name in wanted and tuple(tensor.shape) != wanted[name]:
@@ -288,7 +288,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], model: Decoder, shape: Resolve
 
 @torch.no_grad()
 def _spread(tensors: Iterator[tuple[str, Tensor]], model: nn.Module, ranks: Ranks) -> None:
-    """From the first rank's iterator to every rank's part of the model."""
+    """Broadcast the tensors of rank 0's iterator, and set every rank's part of the model."""
     own = dict(model.state_dict(keep_vars=True))
     collectives = Collectives(None)
     while True:

@@ -23,11 +23,11 @@ from pretrain_trainer.models.document_mask import end_of_document
 from pretrain_trainer.models.loss import Objective
 from pretrain_trainer.models.optimizer import build_optimizer
 from pretrain_trainer.parallelism.exact import ExactGradients, ExactShardedGradients
-from pretrain_trainer.parallelism.forward_backward import InTurn, Loss, Passes
+from pretrain_trainer.parallelism.forward_backward import LossFunction, Passes, SequentialPasses
 from pretrain_trainer.parallelism.gradients import FlatGradients, Gradients, ShardedGradients
 from pretrain_trainer.parallelism.mesh_gradients import MeshGradients
 from pretrain_trainer.parallelism.parallelize import PIPELINE, REPLICATE, Groups, initialise_part, lay_out
-from pretrain_trainer.parallelism.pipeline import Pipelined, Stage
+from pretrain_trainer.parallelism.pipeline import PipelinedPasses, PipelineStage
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ def build_passes(built: BuiltModel, training: Training, ranks: Ranks) -> Passes:
     model, groups, loss = built.model, built.groups, build_loss(ranks, training)
     group = groups.group(PIPELINE)
     if group is None:
-        return InTurn(model, loss, ranks.device, groups.mesh.tensor)
+        return SequentialPasses(model, loss, ranks.device, groups.mesh.tensor)
     bf16 = training.precision == "bf16"
     handed_on = torch.bfloat16 if bf16 and groups.sharded else torch.float32  # as FSDP2 keeps the residual stream
-    return Pipelined(model, loss, Stage(groups.place, group, ranks.device, handed_on, bf16))
+    return PipelinedPasses(model, loss, PipelineStage(groups.place, group, ranks.device, handed_on, bf16))
 
 
-def build_loss(ranks: Ranks, training: Training) -> Loss:
+def build_loss(ranks: Ranks, training: Training) -> LossFunction:
     """Return the loss function in the run's precision."""
     objective = Objective.of(training.loss)
 

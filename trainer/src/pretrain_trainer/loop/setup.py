@@ -31,7 +31,7 @@ from pretrain_trainer.datasets.corpus import Batches
 from pretrain_trainer.datasets.prefetch import FetchedBatches
 from pretrain_trainer.evaluation.held_out import HeldOut
 from pretrain_trainer.evaluation.trained_model import EvaluatedModel
-from pretrain_trainer.hf.initial_weights import Beginning
+from pretrain_trainer.hf.initial_weights import InitialWeights
 from pretrain_trainer.loop.build import BuiltModel, build_gradients, build_model, build_passes
 from pretrain_trainer.loop.rollback import InPlaceRollback
 from pretrain_trainer.loop.run_data import OpenedData
@@ -96,7 +96,7 @@ class JoinedLineage:
     """The opened checkpoints of this generation, and the source of initial weights, if not the seed."""
 
     checkpointer: CheckpointerPort
-    initial_weights: Beginning | None
+    initial_weights: InitialWeights | None
 
 
 def prepare(
@@ -133,7 +133,7 @@ def _join_lineage(setup: Setup, data: OpenedData, open_checkpointer: OpenCheckpo
     ranks, variables = setup.ranks, setup.environment.variables
     datasets = [source.dataset for source in corpus.sources]
     identity = job_identity(config.training, setup.shape, datasets, corpus.tokenizer_digest)
-    weights = Beginning.of(config, identity, corpus.tokenizer, ranks, variables)
+    weights = InitialWeights.of(config, identity, corpus.tokenizer, ranks, variables)
     if weights is not None and setup.first_of_job:
         setup.retry.retry_until_clear(weights.check)  # before anything is written
     opened = setup.retry.retry_until_clear(lambda: open_checkpointer(config, identity, generation, ranks, variables))
@@ -149,7 +149,7 @@ def _restore(setup: Setup, lineage: JoinedLineage, built: BuiltModel) -> tuple[T
     return start, setup.retry.retry_until_clear(lambda: weights.load(built.model, built.optimizer, built.shape))
 
 
-def _reinitialise(setup: Setup, weights: Beginning | None, built: BuiltModel) -> None:
+def _reinitialise(setup: Setup, weights: InitialWeights | None, built: BuiltModel) -> None:
     """Set model and optimizer to their state before the first step. Collective."""
     built.optimizer.state.clear()
     initialise_part(built.model, setup.config.training.seed)

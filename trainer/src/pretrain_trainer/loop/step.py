@@ -16,9 +16,8 @@ from pretrain_trainer.datasets.corpus import Batches
 from pretrain_trainer.datasets.prefetch import FetchedBatches
 from pretrain_trainer.models.optimizer import set_learning_rate
 from pretrain_trainer.observability.step_timing import StepTimer
-from pretrain_trainer.parallelism.forward_backward import MicroBatch, Passes
+from pretrain_trainer.parallelism.forward_backward import MicroBatch, Passes, largest_share, share
 from pretrain_trainer.parallelism.gradients import Gradients, Reduced, Signals
-from pretrain_trainer.parallelism.work_division import largest_share, share
 from pretrain_trainer.stability.detector import StepVerdict
 from pretrain_trainer.stability.guard import DivergenceGuard
 
