@@ -112,7 +112,7 @@ def test_a_shard_that_differs_from_its_description_is_never_mapped(tmp_path: Pat
     shard = a_shard(bucket, 7)
     bucket.objects[shard.name] = content
 
-    with pytest.raises(errors.DataCorrupt, match=r"sources\[web\].uri: s3://corpus/web/00007.bin is not what"):
+    with pytest.raises(errors.DataCorrupt, match=r"sources\[web\].uri: s3://corpus/web/00007.bin differs from"):
         cache.tokens(shard)
 
     assert len(bucket.fetched) == 2
