@@ -294,6 +294,10 @@ def test_a_shard_larger_than_the_cache_is_refused_with_the_sizes(tmp_path: Path)
 # --- many processes ---------------------------------------------------------------------------------------------------
 
 
+HANG_SECONDS = 300
+"""Processes that contend for one cache make progress; a loaded machine makes them slow."""
+
+
 class FolderBucket(Bucket):
     """A bucket for many processes: objects are files, and each fetch leaves a file."""
 
@@ -329,7 +333,7 @@ def in_processes(*targets: Callable[[], None]) -> list[int | None]:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(HANG_SECONDS)
         process.kill()
         process.join()
     return [process.exitcode for process in processes]
