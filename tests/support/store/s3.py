@@ -46,7 +46,7 @@ class Server:
             return
 
     def stop(self) -> None:
-        """Be gone, connections and all. What was put stays."""
+        """Kill the server and its connections. Its data stays."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -15,7 +15,11 @@ FOR_PEOPLE = [
     ROOT / "mkdocs.yml",
     *sorted((ROOT / "charts/pretrain-operator").glob("*.yaml")),
     ROOT / "charts/pretrain-operator/templates/NOTES.txt",
-    *sorted(path for path in (ROOT / "examples").rglob("*") if path.is_file() and "data" not in path.parts),
+    *sorted(
+        path
+        for path in (ROOT / "examples").rglob("*")
+        if path.is_file() and not {"data", "__pycache__"} & {*path.parts}
+    ),
     *sorted((ROOT / ".github").rglob("*.y*ml")),
 ]
 

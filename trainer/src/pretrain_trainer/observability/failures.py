@@ -1,4 +1,4 @@
-"""From an exception to how the process ends: what is reported, what is printed, with which code it exits."""
+"""Translation of an exception to the end of the process: report, message, exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pretrain_trainer.core.errors import (
     NumberTakenError,
     TrainerError,
 )
-from pretrain_trainer.observability.memory_advice import Held, advice
+from pretrain_trainer.observability.memory_advice import PeakMemory, advice
 
 _COLLECTIVE_SIGNS = (
     "connection closed by peer",
@@ -29,38 +29,38 @@ _COLLECTIVE_SIGNS = (
     "socket timeout",
     "timed out waiting",
 )
-"""Parts of the messages of the plain RuntimeErrors that torch raises where a peer went away."""
+"""Parts of messages of the plain RuntimeErrors that torch raises when a peer is lost."""
 _MEMORY_SIGNS = ("defaultcpuallocator", "out of memory")
 MESSAGE_LENGTH = 2000
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How the process ends. Ranks that raise the same error together each say so: a silent one would look killed."""
+class ProcessExit:
+    """The end of a process. Each rank reports it, even if all raise the same error: a silent one would look killed."""
 
     exit_code: ExitCode
     message: str
     report: ReportBody
     expected: bool
-    """Whether the message says all: if not, a traceback helps."""
+    """True for a known error; for others a traceback is printed."""
 
-    def with_snapshot(self, location: str) -> Ending:
-        """The same, saying where the memory's snapshot lies; empty: there is none."""
+    def with_snapshot(self, location: str) -> ProcessExit:
+        """Add the location of the memory snapshot; none if it is empty."""
         if not location or not isinstance(self.report, Failed):
             return self
-        added = f"; what the memory held: {location}"
+        added = f"; memory snapshot: {location}"
         report = self.report.model_copy(update={"message": self.report.message + added})
         return replace(self, message=self.message + added, report=report)
 
 
-def ending(error: BaseException, rank: int, training: Training | None = None) -> Ending:
-    """The ending that this error asks for. `training`: what did not fit, should it be out of memory."""
+def process_exit(error: BaseException, rank: int, training: Training | None = None) -> ProcessExit:
+    """Return the end that this error causes. `training` is for advice when memory is exhausted."""
     known = known_error(error, training)
     if known is None:
         message = str(error)[:MESSAGE_LENGTH]
         report = Failed(rank=rank, exit_code=ExitCode.FAILED, reason=type(error).__name__, message=message)
-        return Ending(ExitCode.FAILED, f"{type(error).__name__}: {message}", report, expected=False)
-    return Ending(known.exit_code, str(known), _report(known, rank), expected=True)
+        return ProcessExit(ExitCode.FAILED, f"{type(error).__name__}: {message}", report, expected=False)
+    return ProcessExit(known.exit_code, str(known), _report(known, rank), expected=True)
 
 
 class _OutOfMemory(TrainerError):
@@ -72,15 +72,15 @@ class _OutOfMemory(TrainerError):
 
 
 def known_error(error: BaseException, training: Training | None = None) -> TrainerError | None:
-    """The error that this one means, if it is one by which a run ends."""
+    """Classify an error; None for one that is a bug."""
     if isinstance(error, TrainerError):
         return error
     text = str(error).lower()
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in text for sign in _MEMORY_SIGNS):
-        said = f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"[:MESSAGE_LENGTH]
-        remedy = advice(training, Held.now()) if training is not None else "lower training.batch.microBatch"
-        return _OutOfMemory(f"out of memory: {remedy} {said}")
-    if isinstance(error, dist.DistError | ConnectionError):  # a ConnectionError is the agent's: it is gone
+        cause = f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"[:MESSAGE_LENGTH]
+        remedy = advice(training, PeakMemory.now()) if training is not None else "lower training.batch.microBatch"
+        return _OutOfMemory(f"out of memory: {remedy} {cause}")
+    if isinstance(error, dist.DistError | ConnectionError):  # a ConnectionError comes from a lost agent
         return CollectiveFailed(str(error))
     if isinstance(error, RuntimeError) and any(sign in text for sign in _COLLECTIVE_SIGNS):
         return CollectiveFailed(str(error))
