@@ -20,6 +20,7 @@ from variants import DcpAsync, OursAsync, SaveVariant, TorchSave
 from work import Ours, Work
 
 from pretrain_api.spec.job import Storage
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.ranks import Ranks, process_group
 
 QUIET = 0.9
@@ -191,7 +192,7 @@ def _peak() -> int:
 def main() -> None:
     measurement = Measurement(**json.loads(sys.argv[1]))
     torch.set_num_threads(1)
-    with process_group({}) as ranks:
+    with process_group(Environment.of({})) as ranks:
         found = (
             bandwidth(measurement, ranks) if measurement.what.startswith("bandwidth") else beside(measurement, ranks)
         )

@@ -34,8 +34,7 @@ class SaveVariant(Protocol):
 class OursAsync(Ours):
     @property
     def busy(self) -> bool:
-        saver = self.generation._saver
-        return saver is not None and saver.running is not None
+        return self.generation._saver.step_in_flight is not None
 
     def finish(self) -> None:  # type: ignore[override]
         super().finish()

@@ -14,15 +14,14 @@ import pytest_asyncio
 from pretrain_api.messages.protocol import Leaving
 from pretrain_api.messages.reports import Held
 from support.worker.agent import JOB_UID, STEPPING_PROGRAM, ScriptedCoordinator, until
-from support.worker.pods import GATEWAY, PLACE, Network, Pod, a_network, why_no_pods
+from support.worker.pods import GATEWAY, PLACE, Network, Pod, a_network
 
-NO_PODS = why_no_pods()
-pytestmark = pytest.mark.skipif(bool(NO_PODS), reason=f"no namespaces for pods: {NO_PODS}")
+pytestmark = pytest.mark.usefixtures("namespaces")
 
 HEALTH = "import urllib.request as r, sys; print(r.urlopen(sys.argv[1], timeout=10).read().decode())"
 LISTENER = """
 import asyncio, sys
-from pretrain_agent.worker.agent import connection
+from pretrain_agent.worker import connection
 from pretrain_agent.worker.report_buffer import ReportBuffer
 from pretrain_api.messages.protocol import Heartbeat, Hello
 
@@ -32,9 +31,8 @@ async def listen():
     async def receive(message):
         pass
     hello = Hello(job_uid="job-1", slot=0, attempt=0, agent_id="a", host="h")
-    reports = ReportBuffer()
     line = connection.CoordinatorConnection(
-        sys.argv[1], None, None, reports, lambda: hello, Heartbeat, receive, lambda: 0.5
+        sys.argv[1], None, None, ReportBuffer(), lambda: hello, Heartbeat, receive, lambda: 0.5
     )
     running = asyncio.create_task(line.run())
     while True:

@@ -14,8 +14,8 @@ from pretrain_api.dataset import DATASET_FILE, Dataset, Shard
 from pretrain_api.problems import Problem
 from pretrain_api.spec.data import Source
 from pretrain_api.spec.model import ResolvedModel
-from pretrain_store.errors import Missing, StoreError
-from pretrain_store.open import Service, is_remote, split_uri
+from pretrain_store.errors import ObjectNotFound, StoreError
+from pretrain_store.open import S3Service, is_remote, split_uri
 
 HASH_LIMIT = 512 * 1024**2
 """Maximum total bytes of shards to hash, about a second; beyond it only sizes are compared."""
@@ -47,7 +47,7 @@ def _parse_tokenizer(content: bytes, where: str) -> TokenizerFile:
     return TokenizerFile(highest + 1, hashlib.sha256(content).hexdigest(), content)
 
 
-def check_tokenizer(uri: str, field: str, service: Service) -> TokenizerFile | Problem:
+def check_tokenizer(uri: str, field: str, service: S3Service) -> TokenizerFile | Problem:
     """Read the tokeniser of a resolved job, or describe its problem."""
     try:
         if not is_remote(uri):
@@ -62,7 +62,7 @@ def check_tokenizer(uri: str, field: str, service: Service) -> TokenizerFile | P
         return Problem(field, f"{error}: give another file")
 
 
-def read_dataset(source: Source, field: str, service: Service) -> Dataset | Problem:
+def read_dataset(source: Source, field: str, service: S3Service) -> Dataset | Problem:
     """Read the description of a resolved source, or describe its problem."""
     file = f"{source.uri.rstrip('/')}/{DATASET_FILE}"
     remote = is_remote(source.uri)
@@ -88,11 +88,11 @@ def _from_folder(folder: Path, field: str) -> bytes | Problem:
         return Problem(field, said)
 
 
-def _from_s3(uri: str, field: str, service: Service) -> bytes | Problem:
+def _from_s3(uri: str, field: str, service: S3Service) -> bytes | Problem:
     folder, name = split_uri(uri)
     try:
         return service.folder(folder).get(name)
-    except Missing:
+    except ObjectNotFound:
         return Problem(field, f"there is no {uri}: correct the URI, or upload it first")
     except StoreError as error:
         return Problem(field, f"{uri} cannot be read ({error}): correct the URI, the credentials or the endpoint")
@@ -133,7 +133,7 @@ def check_vocabulary(tokenizer: TokenizerFile, model: ResolvedModel) -> Iterator
         )
 
 
-def check_remote_shards(field: str, uri: str, dataset: Dataset, service: Service) -> Iterator[Problem]:
+def check_remote_shards(field: str, uri: str, dataset: Dataset, service: S3Service) -> Iterator[Problem]:
     """Check the sizes of all shards of a source in S3; digests are verified when shards are fetched."""
     try:
         sizes = {item.key: item.size for item in service.folder(uri).list("")}

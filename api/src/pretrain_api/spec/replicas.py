@@ -12,7 +12,7 @@ def replica_processes(parallelism: Parallelism) -> int:
     return parallelism.tensor * parallelism.pipeline
 
 
-def replica_quantum(parallelism: Parallelism, processes: int) -> int:
+def workers_per_replica(parallelism: Parallelism, processes: int) -> int:
     """Return the smallest number of workers that holds whole replicas; workers come in multiples of it."""
     replica = replica_processes(parallelism)
     return replica // math.gcd(replica, processes)
@@ -36,7 +36,7 @@ def nearest(number: int, quantum: int) -> str:
 
 def misfit(parallelism: Parallelism, workers: int, processes: int) -> str | None:
     """Explain why the workers, with `processes` each, cannot train together, and which number can; None: they can."""
-    replica, quantum = replica_processes(parallelism), replica_quantum(parallelism, processes)
+    replica, quantum = replica_processes(parallelism), workers_per_replica(parallelism, processes)
     if parallelism.shard == "hybrid" and processes % replica:
         return (
             f"shard hybrid shards within a worker, whose processes ({processes}) must hold whole replicas of "

@@ -20,13 +20,25 @@ from pretrain_api.problems import InvalidJob
 from pretrain_api.spec.job import Retain
 from pretrain_cli.errors import BadInput, CliExit
 from pretrain_cli.targets.checkpoint_store import open_named
-from pretrain_store.checkpoint_state import Standing, standings
-from pretrain_store.errors import AccessDenied, BucketMissing, Corrupt, Missing, Refused, StoreError
+from pretrain_store.checkpoint_state import CheckpointState, checkpoint_states
+from pretrain_store.errors import (
+    CheckpointCorrupt,
+    CredentialsRejected,
+    NoSuchBucket,
+    ObjectNotFound,
+    StoreError,
+    StoreRefused,
+)
 from pretrain_store.history import read_listing, read_manifest, verify
-from pretrain_store.port import ENDURING, LOOKING, Readable
+from pretrain_store.port import FEW_RETRIES, FULL_RETRIES, Readable
 
 _READERS = 16
-_COLORS = {Standing.IN_FORCE: "green", Standing.REJECTED: "red", Standing.GIVEN_UP: "yellow", Standing.ASIDE: "yellow"}
+_COLORS = {
+    CheckpointState.IN_FORCE: "green",
+    CheckpointState.REJECTED: "red",
+    CheckpointState.GIVEN_UP: "yellow",
+    CheckpointState.ASIDE: "yellow",
+}
 
 
 class CheckpointEntry(Frozen):
@@ -35,7 +47,7 @@ class CheckpointEntry(Frozen):
     key: str
     step: int
     generation: int
-    standing: Standing
+    standing: CheckpointState
     pinned: bool | None
     """True if pinned by `checkpoint.retain.pin` of the job; null without a job."""
     tokens: int | None = None
@@ -60,12 +72,12 @@ class CheckpointHistory(Frozen):
 def checkpoints(name: str, *, as_json: bool, verified: bool) -> int:
     """Print the checkpoint history of a run or store, or the mistake; return the exit code."""
     try:
-        store, retain = open_named(name, os.environ, ENDURING if verified else LOOKING)
+        store, retain = open_named(name, os.environ, FULL_RETRIES if verified else FEW_RETRIES)
         history = read_history(store, retain, _damage if verified else None)
-    except (BucketMissing, AccessDenied) as problem:
+    except (NoSuchBucket, CredentialsRejected) as problem:
         print(f"{problem}: correct the name, the credentials, or the endpoint in AWS_ENDPOINT_URL", file=sys.stderr)
         return CliExit.BAD_INPUT
-    except (InvalidJob, BadInput, Refused) as problem:
+    except (InvalidJob, BadInput, StoreRefused) as problem:
         print(problem, file=sys.stderr)
         return CliExit.BAD_INPUT
     except StoreError as problem:
@@ -78,7 +90,7 @@ def checkpoints(name: str, *, as_json: bool, verified: bool) -> int:
     if not history.checkpoints:
         print(f"{history.store} has no checkpoint yet; latest generation: {history.generation}", file=sys.stderr)
         return CliExit.FAILED
-    damaged = [item for item in history.checkpoints if item.damage and item.standing != Standing.REJECTED]
+    damaged = [item for item in history.checkpoints if item.damage and item.standing != CheckpointState.REJECTED]
     return CliExit.FAILED if damaged else CliExit.DONE
 
 
@@ -92,7 +104,7 @@ def read_history(
     listing = read_listing(store)
     if not listing.highest and not listing.manifests and not _claimed(store):
         raise BadInput(f"{store.describe()} holds no run: give the checkpoint.storage of a run")
-    found = standings(listing)
+    found = checkpoint_states(listing)
     keys = sorted(found, key=_place)
     with ThreadPoolExecutor(max_workers=_READERS) as threads:
         manifests = list(threads.map(lambda key: _manifest(store, key), keys))
@@ -112,7 +124,7 @@ def read_history(
 def _claimed(store: Readable) -> bool:
     try:
         store.get(IDENTITY_KEY)
-    except Missing:
+    except ObjectNotFound:
         return False
     return True
 
@@ -121,14 +133,14 @@ def _manifest(store: Readable, key: str) -> Manifest | str:
     """Read a manifest, or describe its damage."""
     try:
         return read_manifest(store, key)
-    except Corrupt as corrupt:
+    except CheckpointCorrupt as corrupt:
         return corrupt.why
 
 
 def _listed(
     key: str,
     manifest: Manifest | str,
-    standing: Standing,
+    standing: CheckpointState,
     retain: Retain | None,
     check: Callable[[Manifest], str | None] | None,
 ) -> CheckpointEntry:
@@ -157,9 +169,9 @@ def _damage(store: Readable, manifest: Manifest) -> str | None:
             try:
                 store.fetch(f"{folder}/{item.key}", Path(temporary) / item.key)
                 verify(one, Path(temporary))
-            except Missing:
+            except ObjectNotFound:
                 return f"{item.key} is missing"
-            except Corrupt as corrupt:
+            except CheckpointCorrupt as corrupt:
                 return corrupt.why
     return None
 
@@ -204,7 +216,7 @@ def _standing_words(item: CheckpointEntry, unread: str | None) -> Iterator[str]:
 
 
 def _footnotes(history: CheckpointHistory) -> Iterable[str]:
-    if not any(item.standing == Standing.IN_FORCE for item in history.checkpoints):
+    if not any(item.standing == CheckpointState.IN_FORCE for item in history.checkpoints):
         yield "no checkpoint can be restored"
     for rollback in history.rollbacks:
         skipped = rollback.skipped

@@ -33,11 +33,11 @@ from pretrain_data.verification import (
     check_vocabulary,
     read_dataset,
 )
-from pretrain_store.errors import Missing, StoreError, UnfitOrigin
+from pretrain_store.errors import InvalidOrigin, ObjectNotFound, StoreError
 from pretrain_store.history import read_listing
-from pretrain_store.open import Service, is_remote, open_store, probe
+from pretrain_store.open import S3Service, is_remote, open_store, probe
 from pretrain_store.origin import choose_checkpoint, open_origin, recorded, weight_files
-from pretrain_store.port import LOOKING, ObjectStore, Readable
+from pretrain_store.port import FEW_RETRIES, ObjectStore, Readable
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _DATA = "spec.training.data"
@@ -57,11 +57,11 @@ class StorageAccess:
 
     def origin(self, start: From) -> Readable:
         """Open the source of the initial weights."""
-        return open_origin(start, self.storage, self.environ, LOOKING)
+        return open_origin(start, self.storage, self.environ, FEW_RETRIES)
 
-    def service(self) -> Service:
+    def service(self) -> S3Service:
         """Return the service that sources are read from."""
-        return Service(self.storage, self.environ, LOOKING)
+        return S3Service(self.storage, self.environ, FEW_RETRIES)
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _check_sources(
     training: Training,
     model: ResolvedModel,
     tokenizer: TokenizerFile | None,
-    service: Service,
+    service: S3Service,
     problems: list[Problem],
 ) -> tuple[Dataset, ...]:
     """Return the datasets of the training sources; add problems of all sources to `problems`."""
@@ -285,7 +285,7 @@ def _unfit_origin(access: StorageAccess, start: From | None, identity: JobIdenti
             choose_checkpoint(there, start, identity, pinned)
         else:
             weight_files(there, start, identity, tokenizer)
-    except UnfitOrigin as unfit:
+    except InvalidOrigin as unfit:
         field, _, said = str(unfit).partition(": ")
         return Problem(f"spec.{field}", said)
     except StoreError as error:
@@ -301,7 +301,7 @@ def _other_job(access: StorageAccess, identity: JobIdentity) -> Problem | None:
     store = access.open()
     try:
         found = JobIdentity.from_json(store.get(IDENTITY_KEY))
-    except Missing:
+    except ObjectNotFound:
         return None
     except ValidationError:
         said = f"{store.describe()}: {IDENTITY_KEY} there cannot be read: choose another location"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain_api.spec.job import PretrainJob, Workers
-from pretrain_api.spec.replicas import replica_quantum
+from pretrain_api.spec.replicas import workers_per_replica
 from pretrain_cli.inputs.faults import Fault, parse_fault, plan_faults
 from pretrain_cli.inputs.job_file import load_job
 from pretrain_cli.inputs.preflight import check, resolve_uris
@@ -51,7 +51,7 @@ def prepare(options: RunOptions, environ: Mapping[str, str]) -> PreparedRun:
         workers.replicas,
         processes,
         job.spec.training.total_steps,
-        replica_quantum(job.spec.training.parallelism, processes),
+        workers_per_replica(job.spec.training.parallelism, processes),
     )
     widened = _widened(workers, planned.fewest, planned.most)
     resolved = check(resolve_uris(_replace_workers(job, widened), options.job_file, out), environ)
