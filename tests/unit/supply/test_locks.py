@@ -78,7 +78,7 @@ def test_what_torch_needs_is_locked_with_it_and_at_the_version_of_the_other_lock
 
 @pytest.fixture
 def wheel(tmp_path: Path) -> Path:
-    """A wheel in a folder of wheels."""
+    """Return a wheel in a folder of wheels."""
     path = tmp_path / "wheels" / "sample-1.0-py3-none-any.whl"
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as archive:
