@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -63,6 +64,19 @@ def test_both_builds_of_torch_are_the_same_release() -> None:
     assert cpu.version.partition("+")[0] == index.version
     assert len(index.digests) > 1
     assert set(cpu.digests).isdisjoint(index.digests)
+
+
+def test_the_wheel_of_torch_that_this_machine_has_is_the_locked_one() -> None:
+    """Holds where pip's folder of wheels has it; other machines install the index's build."""
+    config = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True, check=False
+    )
+    folders = [*os.environ.get("PIP_FIND_LINKS", "").split(), *config.stdout.split()]
+    wheels = {it for folder in folders for it in Path(folder).glob("torch-*+cpu-cp311-*_x86_64.whl")}
+    (torch,) = locked(REQUIREMENTS / "torch-cpu.txt")
+    locked_wheels = [it for it in wheels if it.name.startswith(f"torch-{torch.version}-")]
+
+    assert [it for it in locked_wheels if hashlib.sha256(it.read_bytes()).hexdigest() not in torch.digests] == []
 
 
 def test_what_torch_needs_is_locked_with_it_and_at_the_version_of_the_other_locks() -> None:
