@@ -1,9 +1,9 @@
-# Targets to run and test this project on a machine with git, make and Python 3.11 or later.
+# Targets to run and test this project on a machine with git, make and Python 3.11 or later with venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Pass pip's folder of wheels (a CPU build of torch, for example) to uv. Most machines have none.
-FIND_LINKS := $(firstword $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+FIND_LINKS := $(firstword $(PIP_FIND_LINKS) $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
 # torch is locked by hash like every other package: the CPU build if the folder has it for this platform, else the
 # build of the package index.
 PLATFORM := $(shell $(PYTHON) -c 'import platform, sys; print("cp%d%d-%s" % (*sys.version_info[:2], platform.machine()))')
@@ -14,10 +14,12 @@ TORCH ?=
 TORCH_INDEX ?=
 PACKAGES := api store sdk data agent trainer operator cli
 OUT ?= runs/quickstart
+TESTS ?= -m "not slow"
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 FAULT ?= kill:worker=1,step=130
 
-.PHONY: help install quickstart test test-parallel lint format generate lock clean bench-recovery bench-overhead bench-operator bench-exact \
-  bench-throughput bench-buckets bench-checkpoint
+.PHONY: help install quickstart tools check test test-parallel lint format generate lock clean \
+  bench-recovery bench-overhead bench-operator bench-exact bench-throughput bench-buckets bench-checkpoint
 
 help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -42,10 +44,18 @@ compile: install
 quickstart: compile ## Train a small GPT on real text with three workers and kill one of them during the run
 	$(BIN)/python -m tools.corpus examples/data
 	rm -rf "$(OUT)"
-	$(BIN)/pretrain run examples/quickstart.yaml --out "$(OUT)" --fault $(FAULT)
+	$(BIN)/pretrain run examples/quickstart.yaml --out "$(OUT)" --fault $(FAULT) $(if $(STEPS),--set training.steps=$(STEPS))
 
-test: compile ## Run the unit, trainer, local-process and API-server tests
-	$(BIN)/pytest -m "not slow"
+tools: ## Fetch the external programs of the tests by digest into a cache; TOOLS_MIRROR is another address
+	@$(PYTHON) tools/fetch_tools.py
+
+check: compile ## Check style, types, import rules and the unit tests of changed packages in under a minute
+	@$(BIN)/python tools/check_changed.py
+
+test: compile ## Run the unit, trainer, local-process and API-server tests; skip those whose tools are missing
+	@$(PYTHON) tools/fetch_tools.py --for-tests
+	$(BIN)/pytest tests/unit $(TESTS) --numprocesses $(CORES) --maxprocesses 8; unit=$$?; \
+	  $(BIN)/pytest tests/trainer tests/local tests/compat tests/integration $(TESTS) && exit $$unit
 
 test-parallel: compile ## Compare every parallelism and combination at several sizes with one process
 	$(BIN)/pytest tests/parallel --timeout 900

@@ -24,6 +24,7 @@ from work import Ours, Work
 
 from pretrain_api.spec.job import S3Storage, Storage
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.ranks import Ranks, process_group
 
 QUIET = 0.9
@@ -222,8 +223,7 @@ class Way(Protocol):
 class _OursBeside(Ours):
     @property
     def busy(self) -> bool:
-        saver = self.generation._saver
-        return saver is not None and saver.running is not None
+        return self.generation._saver.step_in_flight is not None
 
     def finish(self) -> None:  # type: ignore[override]
         super().finish()
@@ -354,7 +354,7 @@ def _peak() -> int:
 def main() -> None:
     order = Order(**json.loads(sys.argv[1]))
     torch.set_num_threads(1)
-    with process_group({}) as ranks:
+    with process_group(Environment.of({})) as ranks:
         found = bandwidth(order, ranks) if order.what.startswith("bandwidth") else beside(order, ranks)
     print(json.dumps(found))
 

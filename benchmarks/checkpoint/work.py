@@ -21,7 +21,7 @@ from pretrain_api.spec.training import Model
 from pretrain_cli.inputs.job_file import load_job
 from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.models.decoder import build, initialise
 from pretrain_trainer.models.loss import Objective
@@ -90,7 +90,7 @@ class Ours:
     def begin(self, work: Work) -> None:
         """Begin to save."""
         self._step += 1
-        self.generation.save(Progress(self._step), work.model, work.optimizer)
+        self.generation.save(TrainingProgress(self._step), work.model, work.optimizer)
 
     def finish(self) -> float:
         """Wait until it is in force; seconds from the beginning until then."""

@@ -32,13 +32,15 @@ from rich.status import Status
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from figures import Line, samples
 from harness import ROOT, machine
 from process import Figures, Operator, Start, until_still
 
 from pretrain_operator.kubernetes.client.api import JOBS, PODS, Object, Resource
-from support.kubernetes.api_server import ABSENT, ApiServer, can_start, connected, started_api_server
+from support.kubernetes.api_server import ApiServer, connected, started_api_server
+from support.tools import API_SERVER, find
 
 EXAMPLE = ROOT / "examples" / "pretrainjob.yaml"
 NAMESPACE = "benchmark"
@@ -98,13 +100,13 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, default=3, help="of the operator at each size")
     parser.add_argument("--profile", type=Path, help="folder for cProfile's files; slows the operator down")
     arguments = parser.parse_args()
-    if not can_start():
-        sys.exit(ABSENT)
+    if find(API_SERVER) is None:
+        sys.exit(API_SERVER.reason)
     load_before = os.getloadavg()
     with (
         Console(stderr=True).status("an API server") as status,
         tempfile.TemporaryDirectory() as temporary,
-        started_api_server(f"benchmark-{os.getpid()}") as server,
+        started_api_server() as server,
     ):
         bench = Bench(server, Path(temporary) / "operator.log", arguments.profile, arguments.workers, status)
         try:
@@ -220,9 +222,9 @@ class Bench:
         self._operator.rests()
 
     def _api_server_cpu(self) -> float:
-        folder, total = self._server.kubeconfig.parent, 0.0
-        for name in ("kube-apiserver", "etcd"):
-            times = psutil.Process(int((folder / f"{name}.pid").read_text())).cpu_times()
+        total = 0.0
+        for pid in self._server.plane.processes:
+            times = psutil.Process(pid).cpu_times()
             total += times.user + times.system
         return total
 

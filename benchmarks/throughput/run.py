@@ -38,6 +38,7 @@ from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_api.spec.model import ResolvedModel, resolve
 from pretrain_sdk.rank_link import UnattendedLink
 from pretrain_trainer.checkpoint import Checkpointer
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.loop.train import train
 
 WARM_STEPS = 5
@@ -127,7 +128,7 @@ def ours(config: TrainerConfig) -> tuple[float, float | None]:
     with tempfile.TemporaryDirectory() as folder:
         storage = config.checkpoint.storage.model_copy(update={"path": folder})
         checkpoint = config.checkpoint.model_copy(update={"storage": storage})
-        train(config.model_copy(update={"checkpoint": checkpoint}), link, Checkpointer.open, environ)
+        train(config.model_copy(update={"checkpoint": checkpoint}), link, Checkpointer.open, Environment.of(environ))
     return (link.times[-1] - link.times[WARM_STEPS]) / (len(link.times) - 1 - WARM_STEPS), link.mfu
 
 

@@ -56,6 +56,7 @@ def test_pods_made_from_an_old_job_s_config_map_have_the_same_configuration() ->
     assert not lost(old, new)
 
 
+@pytest.mark.bare
 def test_old_agents_read_what_a_new_coordinator_says(code: Path) -> None:
     """What it says in the same case, and what it says with every field that it knows."""
     before = [old for name, old in messages() if name == "CoordinatorMessage"]

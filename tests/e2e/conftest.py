@@ -1,6 +1,6 @@
 """The cluster, the operator and a namespace for each test; at the end `runs/e2e-report.json`.
 
-Without a cluster every test is skipped with the reason. A failed test shows the stories of its jobs.
+Without a cluster every test is skipped. A failed test shows the stories of its jobs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from support.kubernetes.kind import OPERATOR_IMAGE, ROOT, TRAINER_IMAGE, Cluster, NoCluster, Refused, connect
+from support.kubernetes.kind import OPERATOR_IMAGE, ROOT, TRAINER_IMAGE, Cluster, Refused, connect
 from support.kubernetes.kind_jobs import CORPUS, Place
+from support.tools import Programs
 from support.worlds.local import write_job
 
 REPORT = Path(os.environ.get("PRETRAIN_E2E_REPORT") or ROOT / "runs" / "e2e-report.json")
@@ -23,12 +24,9 @@ ROWS = pytest.StashKey[list[dict[str, Any]]]()
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Cluster:
+def cluster(cluster_programs: Programs) -> Cluster:
     """A cluster whose nodes have the images."""
-    try:
-        found = connect()
-    except NoCluster as reason:
-        pytest.skip(str(reason))
+    found = connect()
     found.run("examples/kind/load", OPERATOR_IMAGE, TRAINER_IMAGE, timeout=600)
     return found
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 
 from pretrain_operator.kubernetes.client.api import Api, Resource
 from support.kubernetes.api_proxy import ApiProxy, api_proxy
-from support.kubernetes.api_server import ABSENT, ApiServer, can_start, connected, started_api_server
+from support.kubernetes.api_server import ApiServer, connected, started_api_server
 
 NAMESPACES = Resource("", "v1", "namespaces")
 
@@ -17,9 +16,7 @@ NAMESPACES = Resource("", "v1", "namespaces")
 @pytest.fixture(scope="session")
 def server() -> Iterator[ApiServer]:
     """An API server with our CustomResourceDefinition; everybody's, so stay in a namespace of your own."""
-    if not can_start():
-        pytest.skip(ABSENT)
-    with started_api_server(f"tests-{os.getpid()}") as server:
+    with started_api_server() as server:
         yield server
 
 

@@ -29,6 +29,7 @@ def test_a_bad_job_is_refused_with_the_rule_it_breaks(server: ApiServer, bad: Ba
     assert bad.says in str(refused.value)
 
 
+@pytest.mark.bare
 def test_the_rules_let_good_jobs_pass(server: ApiServer) -> None:
     own = {"layers": 2, "heads": 4, "kvHeads": 2, "width": 32, "context": 32, "family": "llama"}
     training = "spec.training"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pretrain_api.status.job import Bookkeeping, JobStatus, SlotMemory
-from pretrain_operator.cluster import Event, Placement, Pod, Refused
+from pretrain_operator.cluster import Event, Placement, Pod, PodRefused
 from pretrain_operator.kubernetes.adapter.cluster import KubernetesCluster
 from pretrain_operator.kubernetes.adapter.expectations import OVERDUE_SECONDS
 from pretrain_operator.kubernetes.client.api import (
@@ -280,7 +280,7 @@ async def test_a_quota_is_told_with_its_remedy(world: World) -> None:
     await cluster.create_pod(0, 0, Placement())
 
     with pytest.raises(
-        Refused, match=r"worker 1 cannot be created: .*exceeded quota: few.* raise the quota"
+        PodRefused, match=r"worker 1 cannot be created: .*exceeded quota: few.* raise the quota"
     ) as refused:
         await cluster.create_pod(1, 0, Placement())
 
@@ -306,7 +306,7 @@ async def test_a_restricted_namespace_refuses_what_the_template_loosens(restrict
     patch = {"spec": {"workers": {"template": {"spec": {"hostNetwork": True}}}}}
     restricted.body = await restricted.api.merge_patch(JOBS, restricted.namespace, "gpt2", patch)
 
-    with pytest.raises(Refused, match=r"violates PodSecurity .*host namespaces") as refused:
+    with pytest.raises(PodRefused, match=r"violates PodSecurity .*host namespaces") as refused:
         await restricted.cluster().create_pod(0, 0, Placement())
 
     assert refused.value.reason == "Forbidden"
@@ -317,7 +317,7 @@ async def test_a_template_that_kubernetes_does_not_take_is_told(world: World) ->
     patch = {"spec": {"workers": {"template": template}}}
     world.body = await world.api.merge_patch(JOBS, world.namespace, "gpt2", patch)
 
-    with pytest.raises(Refused, match=r'worker 0 cannot be created: .*"Likes".*; mend spec\.workers') as refused:
+    with pytest.raises(PodRefused, match=r'worker 0 cannot be created: .*"Likes".*; mend spec\.workers') as refused:
         await world.cluster().create_pod(0, 0, Placement())
 
     assert refused.value.reason == "Invalid"

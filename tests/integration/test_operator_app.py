@@ -14,7 +14,7 @@ import pytest
 
 from pretrain_api.status.job import JobStatus
 from pretrain_operator.decide.conditions import condition_of
-from pretrain_operator.job.service import JobService, Round
+from pretrain_operator.job.service import JobService, Reconciliation
 from pretrain_operator.kubernetes.adapter import janitor
 from pretrain_operator.kubernetes.adapter import job_registry as jobs
 from pretrain_operator.kubernetes.client.api import (
@@ -281,15 +281,15 @@ def truths(status: JobStatus) -> dict[str, str]:
 async def test_a_bug_in_serving_one_job_is_told_tried_again_and_kept_from_others(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look, failing = JobService.look, [True]
+    look, failing = JobService.decide, [True]
 
-    async def broken(service: JobService) -> Round:
+    async def broken(service: JobService) -> Reconciliation:
         round_ = await look(service)
         if failing[0] and round_.status.total_steps == 77:
             raise ZeroDivisionError("a bug")
         return round_
 
-    monkeypatch.setattr(JobService, "look", broken)
+    monkeypatch.setattr(JobService, "decide", broken)
     await town.submit("bad", total=77)
     await town.submit("good")
     async with running_operator(town.options):

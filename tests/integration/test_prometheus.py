@@ -13,6 +13,7 @@ import pytest
 
 from support.operator.metrics import ScrapedRun, a_scraped_run
 from support.prometheus import Prometheus, prometheus
+from support.tools import Programs
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/pretrain-operator"
@@ -27,7 +28,7 @@ TARGETS = [
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def server(prometheus_programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus that has seen some seconds of a run, with faults in it."""
     with a_scraped_run() as run, prometheus(tmp_path_factory.mktemp("prometheus"), _configuration(run)) as server:
         # Counters must have been seen at their beginning: what comes before does not grow.

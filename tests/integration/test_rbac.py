@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -20,9 +19,9 @@ from pretrain_operator.kubernetes.client.api import JOBS, PODS, Api, ApiError, R
 from pretrain_operator.kubernetes.server.app import running_operator
 from pretrain_operator.kubernetes.server.options import Options, parse_options
 from support.kubernetes.api_proxy import Answer, ApiProxy, Call, Cut, Matches, api_proxy
-from support.kubernetes.api_server import ABSENT, ApiServer, can_start, connected, started_api_server
+from support.kubernetes.api_server import ApiServer, connected, started_api_server
 from support.kubernetes.app import Town, a_town, token_signer, until
-from support.kubernetes.chart import Object, helm, objects
+from support.kubernetes.chart import Object, objects
 
 SECRETS = Resource("", "v1", "secrets")
 NAMESPACES = Resource("", "v1", "namespaces")
@@ -86,12 +85,9 @@ def needed(call: Call) -> Right | None:
 
 
 @pytest.fixture(scope="module")
-def own_server() -> Iterator[ApiServer]:
+def own_server(helm: Path) -> Iterator[ApiServer]:
     """An API server of this module's own: an operator for all namespaces would serve the jobs of other tests, too."""
-    helm()
-    if not can_start():
-        pytest.skip(ABSENT)
-    with started_api_server(f"rbac-{os.getpid()}") as server:
+    with started_api_server() as server:
         yield server
 
 

@@ -1,4 +1,4 @@
-"""The contract of an ObjectStore against a real S3 server (versitygw), where the test cluster's binaries are there."""
+"""The contract of an ObjectStore against a real S3 server (versitygw)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pretrain_api.spec.job import S3Storage, Storage
-from pretrain_store.errors import AccessDenied, BucketMissing, Missing, Unavailable
-from pretrain_store.open import Service, look, open_store, probe
-from pretrain_store.port import LOOKING, ObjectStore
+from pretrain_store.errors import CredentialsRejected, NoSuchBucket, ObjectNotFound, StoreUnavailable
+from pretrain_store.open import S3Service, check_reachable, open_store, probe
+from pretrain_store.port import FEW_RETRIES, ObjectStore
 from support.store.contract import LARGE, StoreContract
 from support.store.s3 import Server, s3_server
 
@@ -50,7 +50,7 @@ def test_what_changes_on_the_way_without_tls_is_refused(
 
     client: Any = store._client  # type: ignore[attr-defined]
     client.meta.events.register(f"before-send.s3.{operation}", tamper)
-    with pytest.raises(Unavailable, match=r"SHA256|Digest"):
+    with pytest.raises(StoreUnavailable, match=r"SHA256|Digest"):
         store.put_file("key", tmp_path / "file")
 
     assert all("x-amz-checksum-crc32" not in request.headers for request in sent), "its sha256 is signed"
@@ -64,23 +64,23 @@ def in_bucket(bucket: str) -> Storage:
 def test_a_wrong_secret_is_refused_with_the_storage_named(server: Server) -> None:
     storage, environ = in_bucket("runs"), server.environ(secret="wrong")
 
-    with pytest.raises(AccessDenied, match=r"checkpoint\.storage cannot be used: s3://runs/job"):
+    with pytest.raises(CredentialsRejected, match=r"checkpoint\.storage cannot be used: s3://runs/job"):
         probe(open_store(storage, environ))
-    with pytest.raises(AccessDenied, match="s3://runs/job"):
-        look(storage, environ)
+    with pytest.raises(CredentialsRejected, match="s3://runs/job"):
+        check_reachable(storage, environ)
 
 
 def test_a_bucket_that_is_not_there_is_refused(server: Server) -> None:
     storage, environ = in_bucket("absent"), server.environ()
 
-    with pytest.raises(BucketMissing, match=r"checkpoint\.storage cannot be used: s3://absent/job"):
+    with pytest.raises(NoSuchBucket, match=r"checkpoint\.storage cannot be used: s3://absent/job"):
         probe(open_store(storage, environ))
-    with pytest.raises(BucketMissing, match="s3://absent/job"):
-        look(storage, environ)
+    with pytest.raises(NoSuchBucket, match="s3://absent/job"):
+        check_reachable(storage, environ)
 
 
 def test_a_bucket_that_is_there_and_empty_is_found_by_a_look(server: Server) -> None:
-    look(in_bucket("runs"), server.environ())
+    check_reachable(in_bucket("runs"), server.environ())
 
 
 def test_a_server_that_is_gone_is_found_out_by_a_look(tmp_path: Path) -> None:
@@ -88,8 +88,8 @@ def test_a_server_that_is_gone_is_found_out_by_a_look(tmp_path: Path) -> None:
     with s3_server(tmp_path) as server:
         server.stop()
 
-        with pytest.raises(Unavailable, match="Could not connect"):
-            look(in_bucket("runs"), server.environ())
+        with pytest.raises(StoreUnavailable, match="Could not connect"):
+            check_reachable(in_bucket("runs"), server.environ())
 
 
 def test_sources_are_read_from_the_service_of_the_checkpoints(server: Server, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_sources_are_read_from_the_service_of_the_checkpoints(server: Server, tm
     storage = Storage(s3=S3Storage(bucket="runs", endpoint=server.url))
     environ = {name: value for name, value in server.environ().items() if name != "AWS_ENDPOINT_URL"}
 
-    folder = Service(storage, environ, LOOKING).folder("s3://corpus/web/")
+    folder = S3Service(storage, environ, FEW_RETRIES).folder("s3://corpus/web/")
     folder.fetch("00000.bin", tmp_path / "shard")
     version = folder.version("00000.bin")
     (server.data / "corpus" / "web" / "00000.bin").unlink()
@@ -107,5 +107,5 @@ def test_sources_are_read_from_the_service_of_the_checkpoints(server: Server, tm
     assert (tmp_path / "shard").read_bytes() == b"tokens"
     assert [(item.key, item.size) for item in folder.list("")] == [("00000.bin", 6)]
     assert folder.version("00000.bin") != version
-    with pytest.raises(Missing):
+    with pytest.raises(ObjectNotFound):
         folder.version("00001.bin")

@@ -47,7 +47,7 @@ def test_everything_is_in_its_file_the_report_and_the_lines(tmp_path: Path) -> N
     assert '<th class="n">ending</th>' in page
     for said in (
         "evaluation after step 4: words ",
-        "WARNING EvaluationHookFailed: step 8: ValueError: not today; training goes on",
+        "WARNING EvaluationHookFailed: step 8: ValueError: not today; training continues",
         "sample after step 12: the ",
         "evaluation   ending ",
     ):

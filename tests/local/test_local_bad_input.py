@@ -46,6 +46,7 @@ def test_a_missing_job_file_is_named(tmp_path: Path) -> None:
     assert "nowhere.yaml" in finished.stderr
 
 
+@pytest.mark.bare
 def test_a_folder_of_another_job_is_refused_and_left_alone(job: Path, tmp_path: Path) -> None:
     kept = "metadata: {name: other}\n"
     (tmp_path / "job.yaml").write_text(kept)

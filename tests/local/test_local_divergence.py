@@ -36,7 +36,7 @@ def test_a_rollback_is_seen_by_whoever_looks(tmp_path: Path) -> None:
     assert twice
     assert [record.step for record in finished.metrics if record.generation == 2] == list(range(31, STEPS + 1))
     assert 'id="skipped-data"' in (finished.out / "report.html").read_text()
-    for said in ("WARNING LossSpike: step ", "WARNING RolledBack: generation 2 goes on from step 30", "rollbacks    1"):
+    for said in ("WARNING LossSpike: step ", "WARNING RolledBack: generation 2 resumes from step 30", "rollbacks    1"):
         assert said in finished.stdout
 
 

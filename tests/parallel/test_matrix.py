@@ -164,6 +164,7 @@ def test_each_of_the_options_is_seen_in_the_losses(corpus: Path, tmp_path: Path)
         assert end.losses[-1] != pytest.approx(without.losses[-1], rel=1e-4), name
 
 
+@pytest.mark.usefixtures("cpp_compiler")
 def test_compiled_blocks_have_the_losses_of_plain_ones(corpus: Path, tmp_path: Path) -> None:
     """Each rank compiles, and waits for the others."""
     way, bare = Laid("full", pipeline=2, world_size=4), {"evaluation": None, "sampling": None}

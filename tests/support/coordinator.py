@@ -1,7 +1,8 @@
-"""A small world around a Coordinator: agents with ranks that train, connections that break, pods that come and go.
+"""A simulated world around a Coordinator: agents with training ranks, breaking connections, changing pods.
 
-Ranks follow the laws that the real ones follow: a step needs every member of the generation, a dead member makes the
-others report a collective error, a command holds all of them at the same step. It knows no rule of the coordinator.
+Ranks follow the same laws as real ones: a step needs every member of the generation, a dead member makes the
+others report a collective error, a command holds all of them at the same step.
+The simulation contains no rule of the coordinator.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from pretrain_api.messages.protocol import (
     StoreReady,
 )
 from pretrain_operator.coordinator.machine import Coordinator, ShutdownReason
-from pretrain_operator.coordinator.output import Output
-from pretrain_operator.coordinator.settings import Settings
-from pretrain_operator.coordinator.types import Announced, Ended, Fact, Reported, Want
+from pretrain_operator.coordinator.output import CoordinatorOutput
+from pretrain_operator.coordinator.types import Want
+from pretrain_operator.facts.fact import CoordinatorFact, GenerationAnnounced, GenerationEnded, Reported
+from pretrain_operator.liveness.timings import Timings
 
 JOB = "job-1"
 START = 1_000.0
@@ -57,8 +59,8 @@ class SimAgent:
     epoch: int = 0
     step: int = 0
     stepped_at: float | None = None
-    tells_of_steps: bool = True
-    """Its hellos say when the last step was."""
+    reports_steps: bool = True
+    """Its hellos date the last step."""
     started: bool = False
     failed: bool = False
     frozen_ranks: bool = False
@@ -81,7 +83,7 @@ class SimAgent:
         return self.alive and not self.stopped
 
     def hello(self, now: float, **changes: object) -> Hello:
-        stepped_at = self.stepped_at if self.tells_of_steps else None
+        stepped_at = self.stepped_at if self.reports_steps else None
         hello = Hello(
             job_uid=JOB,
             slot=self.slot,
@@ -152,24 +154,24 @@ class SimAgent:
         return [message for message in self.received if isinstance(message, kind)]
 
 
-class World:
-    """Agents, pods and one coordinator at a time, with a clock that moves when told."""
+class CoordinatorWorld:
+    """Agents, pods and one coordinator at a time, with a manual clock."""
 
-    def __init__(self, *, settings: Settings | None = None, epoch: int = 1, highest: int = 0, **want: object) -> None:
-        self.settings = settings or Settings()
+    def __init__(self, *, timings: Timings | None = None, epoch: int = 1, highest: int = 0, **want: object) -> None:
+        self.timings = timings or Timings()
         self.now = START
         self.epoch = epoch
         self.known_number = highest
         self.want_changes: dict[str, object] = want
         self.pods: set[tuple[int, int]] = set()
         self.agents: list[SimAgent] = []
-        self.facts: list[Fact] = []
+        self.facts: list[CoordinatorFact] = []
         self.facts_before_boot = 0
         self.formed: dict[int, Generation] = {}
         self.closed_by_coordinator: list[int] = []
         self.saved_step = 0
         self.reconnect_after: float | None = None
-        """Agents connect again by themselves after so long; None: when told."""
+        """Seconds after which agents reconnect by themselves; None: only on `connect`."""
         self._ids = itertools.count(1)
         self._connections: dict[int, SimAgent] = {}
         self.coordinator: Coordinator | None = None
@@ -179,7 +181,7 @@ class World:
 
     def boot(self) -> None:
         self.facts_before_boot = len(self.facts)
-        self.coordinator = Coordinator(JOB, self.epoch, self.known_number, self.settings)
+        self.coordinator = Coordinator(JOB, self.epoch, self.known_number, self.timings)
         self.set_want()
 
     def crash(self) -> None:
@@ -199,10 +201,10 @@ class World:
         if self.coordinator is not None:
             self.carry_out(self.coordinator.end(reason, "", self.now))
 
-    def carry_out(self, output: Output) -> None:
+    def carry_out(self, output: CoordinatorOutput) -> None:
         for fact in output.facts:
             self.facts.append(fact)
-            if isinstance(fact, Announced):
+            if isinstance(fact, GenerationAnnounced):
                 self.check_announced(fact.generation)
         for connection, message in output.sends:
             if isinstance(message, Formed):
@@ -227,7 +229,7 @@ class World:
         assert len({member.slot for member in members}) == len(members)
         assert {(member.slot, member.attempt) for member in members} <= want.pods
         assert max(want.min, 1) <= len(members) <= want.replicas
-        assert len(members) % want.unit == 0, "whole replicas of the model"
+        assert len(members) % want.replica_quantum == 0, "whole replicas of the model"
         assert not want.remove_slots & {member.slot for member in members}
         assert generation.number > max(self.formed, default=0), "numbers rise"
         assert generation.world_size == sum(member.processes for member in members)
@@ -262,7 +264,7 @@ class World:
         self.carry_out(self.coordinator.connected(connection, agent.hello(self.now, **changes), self.now))
 
     def cut(self, agent: SimAgent) -> None:
-        """Break the connection; what is under way is lost."""
+        """Break the connection; messages in flight are lost."""
         connection, agent.connection, agent.joined, agent.cut_at = agent.connection, None, False, self.now
         agent.outgoing.clear()
         agent.incoming.clear()
@@ -272,7 +274,7 @@ class World:
                 self.carry_out(self.coordinator.disconnected(connection, self.now))
 
     def kill(self, agent: SimAgent, *, pod_gone: bool = False) -> None:
-        """SIGKILL of the agent with its ranks; the pod's end may be seen later."""
+        """Kill the agent with its ranks; the pod's end may be observed later."""
         agent.alive = False
         self.cut(agent)
         if pod_gone:
@@ -283,7 +285,7 @@ class World:
         self.set_want()
 
     def terminate(self, agent: SimAgent) -> None:
-        """SIGTERM: the agent has its ranks take a checkpoint and says so."""
+        """Send SIGTERM: the agent commands a checkpoint and reports that it leaves."""
         agent.leaving = True
         if agent.connection is not None:
             agent.outgoing.append(Leaving())
@@ -293,7 +295,7 @@ class World:
     # --- time ---
 
     def run(self, seconds: float) -> None:
-        """Let everything happen for a while."""
+        """Advance the world by a number of seconds."""
         end = self.now + seconds
         while self.now < end - 1e-9:
             self.slice()
@@ -325,7 +327,7 @@ class World:
         self.exchange()
 
     def exchange(self) -> None:
-        """Deliver all that is under way, until nothing is."""
+        """Deliver messages until none is in flight."""
         while sum(self.deliver(agent) for agent in self.agents):
             pass
 
@@ -343,7 +345,7 @@ class World:
         return moved
 
     def train(self) -> None:
-        """One moment of all ranks: a generation gets on when every member of it takes part."""
+        """Advance all ranks: a generation completes a step when every member takes part."""
         generations = {agent.runs: agent.generation for agent in self.agents if agent.alive and agent.generation}
         for generation in generations.values():
             ranks = [self.agent(member.agent_id) for member in generation.members]
@@ -406,8 +408,8 @@ class World:
         """Slots of the current generation by rank."""
         return [member.slot for member in self.current.members] if self.current else []
 
-    def ended(self) -> list[Ended]:
-        return [fact for fact in self.facts if isinstance(fact, Ended)]
+    def ended(self) -> list[GenerationEnded]:
+        return [fact for fact in self.facts if isinstance(fact, GenerationEnded)]
 
     def causes(self) -> list[str]:
         return [fact.cause for fact in self.ended()]
@@ -431,9 +433,9 @@ def a_step(step: int, seconds: float = SLICE) -> reports.StepDone:
     )
 
 
-def a_running_world(workers: int = 3, **want: object) -> tuple[World, list[SimAgent]]:
-    """A world in which a generation of so many workers trains."""
-    world = World(replicas=want.pop("replicas", workers), **want)  # type: ignore[arg-type]
+def a_running_world(workers: int = 3, **want: object) -> tuple[CoordinatorWorld, list[SimAgent]]:
+    """Return a world in which a generation of this size trains, and its agents."""
+    world = CoordinatorWorld(replicas=want.pop("replicas", workers), **want)  # type: ignore[arg-type]
     agents = [world.start(slot, connect=False) for slot in range(workers)]
     for agent in agents:
         world.connect(agent)

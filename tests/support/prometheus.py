@@ -1,13 +1,9 @@
-"""A real Prometheus and its promtool, from Debian's package, unpacked into a cache: nothing is installed or started."""
+"""A real Prometheus that scrapes."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -18,46 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from support.ports import free_port
-
-PACKAGE = "prometheus"
-
-
-def binary(name: str) -> Path:
-    """The path of `prometheus` or `promtool`; skips the test, with the reason, where there is none to be had."""
-    if found := shutil.which(name):
-        return Path(found)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pretrain-operator" / PACKAGE
-    if not (cache / "usr/bin" / name).exists():
-        if not shutil.which("apt-get") or not shutil.which("dpkg"):
-            pytest.skip(f"no {name}: it is not on PATH, and without apt-get it can't be fetched")
-        _fetch(cache)
-    return cache / "usr/bin" / name
-
-
-def _fetch(cache: Path) -> None:
-    """Download and unpack the package, once however many tests run at the same time."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with (cache.parent / f"{PACKAGE}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if cache.exists():
-            return
-        with tempfile.TemporaryDirectory(dir=cache.parent) as made:
-            folder = Path(made)
-            if not _download(folder):
-                subprocess.run(["apt-get", "update", "-qq"], capture_output=True, timeout=120)
-                if not _download(folder):
-                    pytest.skip(f"no {PACKAGE}: apt-get can't download Debian's package")
-            (package,) = folder.glob("*.deb")
-            subprocess.run(["dpkg", "-x", package, folder / "unpacked"], check=True, timeout=120)
-            (folder / "unpacked").rename(cache)
-
-
-def _download(folder: Path) -> bool:
-    command = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", PACKAGE]
-    return subprocess.run(command, cwd=folder, capture_output=True, timeout=180).returncode == 0
+from support.tools import PROMETHEUS, require
 
 
 @dataclass(frozen=True)
@@ -101,7 +59,7 @@ def prometheus(folder: Path, config: dict[str, Any]) -> Iterator[Prometheus]:
     with (folder / "prometheus.log").open("w") as log:
         process = subprocess.Popen(
             [
-                binary("prometheus"),
+                require(PROMETHEUS)["prometheus"],
                 f"--config.file={folder}/prometheus.json",
                 f"--storage.tsdb.path={folder}/data",
                 f"--web.listen-address=127.0.0.1:{port}",

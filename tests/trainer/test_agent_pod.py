@@ -14,15 +14,14 @@ import pytest_asyncio
 from pretrain_api.messages.protocol import Leaving
 from pretrain_api.messages.reports import Held
 from support.worker.agent import JOB_UID, STEPPING_PROGRAM, ScriptedCoordinator, until
-from support.worker.pods import GATEWAY, PLACE, Network, Pod, a_network, why_no_pods
+from support.worker.pods import GATEWAY, PLACE, Network, Pod, a_network
 
-NO_PODS = why_no_pods()
-pytestmark = pytest.mark.skipif(bool(NO_PODS), reason=f"no namespaces for pods: {NO_PODS}")
+pytestmark = pytest.mark.usefixtures("namespaces")
 
 HEALTH = "import urllib.request as r, sys; print(r.urlopen(sys.argv[1], timeout=10).read().decode())"
 LISTENER = """
 import asyncio, sys
-from pretrain_agent.worker.worker import connection
+from pretrain_agent.worker import connection
 from pretrain_agent.worker.outbox import Outbox
 from pretrain_api.messages.protocol import Heartbeat, Hello
 

@@ -1,4 +1,4 @@
-"""`training.from`: weights come from where it says, once, verified and on record; what does not fit is told."""
+"""`training.from`: weights are loaded once, verified and recorded; a mismatch is reported."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pretrain_api.messages.reports import Evaluated, ReportBody, Restored, StepD
 from pretrain_api.messages.trainer_config import ExitCode, TrainerConfig
 from pretrain_api.spec.training import From
 from pretrain_store.directory import DirectoryStore
-from pretrain_store.errors import UnfitOrigin
-from pretrain_store.open import Service
+from pretrain_store.errors import InvalidOrigin
+from pretrain_store.open import S3Service
 from pretrain_store.origin import choose_checkpoint, weight_files
 from pretrain_trainer.hf.export import export
 from support.store.moto import Bucket, moto
@@ -70,7 +70,7 @@ def continued(earlier: Earlier, folder: Path, start: dict[str, Any], **training:
     return a_config(earlier.corpus, settings(earlier.corpus, **(fields | training)), checkpoint=checkpoint)
 
 
-def test_it_begins_from_the_step_that_was_asked_for_and_goes_on_from_its_own_checkpoints(
+def test_it_starts_from_the_requested_step_and_resumes_from_its_own_checkpoints(
     earlier: Earlier, tmp_path: Path
 ) -> None:
     shutil.copytree(earlier.store, tmp_path / "other")
@@ -135,7 +135,7 @@ def test_what_is_damaged_is_not_loaded(earlier: Earlier, tmp_path: Path) -> None
     assert not (tmp_path / "b" / "own" / ORIGIN_KEY).exists()
 
 
-def test_what_does_not_fit_is_told_before_anything_is_written(earlier: Earlier, tmp_path: Path) -> None:
+def test_a_mismatch_is_reported_before_anything_is_written(earlier: Earlier, tmp_path: Path) -> None:
     wider = continued(earlier, tmp_path, {"run": str(earlier.store)}, model=FAMILIES["llama"] | {"layers": 3})
 
     end = refused(wider)
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(earlier: Earlier, 
     assert not (tmp_path / "own").exists()
 
 
-def test_a_history_that_began_otherwise_is_not_gone_on_with(earlier: Earlier, tmp_path: Path) -> None:
+def test_a_history_with_another_origin_is_refused(earlier: Earlier, tmp_path: Path) -> None:
     fresh = continued(earlier, tmp_path, {"run": str(earlier.store)})
     trained(fresh.model_copy(update={"training": fresh.training.model_copy(update={"origin": None})}))
 
@@ -182,16 +182,16 @@ def wanted(earlier: Earlier, **model: Any) -> JobIdentity:
 def test_another_architecture_is_named_by_the_field_that_differs(
     earlier: Earlier, model: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(UnfitOrigin, match=f"training.from.run: {said}, in "):
+    with pytest.raises(InvalidOrigin, match=f"training.from.run: {said}, in "):
         choose_checkpoint(DirectoryStore(earlier.store), From(run="there"), wanted(earlier, **model))
-    with pytest.raises(UnfitOrigin, match=f"training.from.huggingFace: {said}, in "):
+    with pytest.raises(InvalidOrigin, match=f"training.from.huggingFace: {said}, in "):
         weight_files(DirectoryStore(earlier.exported), From(hugging_face="there"), wanted(earlier, **model), b"")
 
 
 def test_weights_that_are_laid_out_otherwise_are_refused(earlier: Earlier) -> None:
     newer = wanted(earlier).model_copy(update={"version": earlier.identity.version + 1})
 
-    with pytest.raises(UnfitOrigin, match="lays out weights otherwise"):
+    with pytest.raises(InvalidOrigin, match="another layout of weights"):
         choose_checkpoint(DirectoryStore(earlier.store), From(run="there"), newer)
 
 
@@ -205,7 +205,7 @@ def test_a_longer_context_with_a_higher_base_or_new_scaling_is_the_same_architec
 
 
 def test_another_tokeniser_is_refused(earlier: Earlier) -> None:
-    with pytest.raises(UnfitOrigin, match=r"another tokeniser than training\.data\.tokenizer"):
+    with pytest.raises(InvalidOrigin, match=r"another tokeniser than training\.data\.tokenizer"):
         choose_checkpoint(
             DirectoryStore(earlier.store),
             From(run="there"),
@@ -216,12 +216,12 @@ def test_another_tokeniser_is_refused(earlier: Earlier) -> None:
     own["model"]["vocab"]["w1"], own["model"]["vocab"]["w2"] = 2, 1
     files = DirectoryStore(earlier.exported), From(hugging_face="there"), earlier.identity
     assert weight_files(*files, same) == ("model.safetensors",)
-    with pytest.raises(UnfitOrigin, match=r"another tokeniser than training\.data\.tokenizer"):
+    with pytest.raises(InvalidOrigin, match=r"another tokeniser than training\.data\.tokenizer"):
         weight_files(*files, json.dumps(own).encode())
 
 
 def test_a_step_that_is_not_there_is_answered_with_those_that_are(earlier: Earlier) -> None:
-    with pytest.raises(UnfitOrigin, match=r"training\.from\.step: there has no checkpoint of step 5; it has 4, 6$"):
+    with pytest.raises(InvalidOrigin, match=r"training\.from\.step: there has no checkpoint of step 5; it has 4, 6$"):
         choose_checkpoint(DirectoryStore(earlier.store), From(run="there", step=5), earlier.identity)
 
 
@@ -238,7 +238,7 @@ def test_pickled_weights_are_not_loaded(earlier: Earlier, tmp_path: Path) -> Non
     shutil.copy(earlier.exported / "config.json", tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"evil")
 
-    with pytest.raises(UnfitOrigin, match="pickles are not loaded"):
+    with pytest.raises(InvalidOrigin, match="pickles are not loaded"):
         weight_files(DirectoryStore(tmp_path), From(hugging_face="there"), earlier.identity, b"")
 
 
@@ -250,7 +250,7 @@ def test_it_is_found_in_s3_too(earlier: Earlier, tmp_path: Path) -> None:
         for path in earlier.store.rglob("*"):
             if path.is_file():
                 bucket.put(f"earlier/{path.relative_to(earlier.store)}", path.read_bytes())
-        there = Service(config.checkpoint.storage, environ).folder("s3://runs/earlier")
+        there = S3Service(config.checkpoint.storage, environ).folder("s3://runs/earlier")
 
         manifest, _ = choose_checkpoint(there, config.training.origin or From(run="s3://x"), earlier.identity)
 

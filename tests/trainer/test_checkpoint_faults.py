@@ -1,4 +1,4 @@
-"""Damage, crashes, zombies and failing stores: the newest usable checkpoint stays in force, and nobody else's is."""
+"""Corruption, crashes, zombies and failing stores: the newest usable checkpoint of the lineage stays current."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pretrain_api.checkpoint.lineage import Manifest, manifest_key
 from pretrain_api.messages.reports import Saved, SaveFailed
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.history import read_listing
-from pretrain_store.lineage import line
+from pretrain_store.lineage import checkpoint_chain
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import (
     CheckpointRejectedError,
     InvalidInput,
@@ -23,7 +24,7 @@ from pretrain_trainer.core.errors import (
     NumberTakenError,
     SupersededError,
 )
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks, process_group
 from support.store.values import an_identity, stored
 from support.trainer.checkpoint import (
@@ -43,7 +44,7 @@ FILES = (".metadata", "__0_0.distcp")
 
 @pytest.fixture(autouse=True, scope="module")
 def alone() -> Iterator[None]:
-    with process_group({}):
+    with process_group(Environment.of({})):
         yield
 
 
@@ -56,7 +57,7 @@ def two_checkpoints(folder: Path) -> tuple[Trained, str, str]:
 
 
 def object_path(folder: Path, key: str, name: str) -> Path:
-    """Where an object of a checkpoint lies."""
+    """Path of an object of a checkpoint."""
     return folder / "checkpoints" / key.removesuffix("manifest.json") / name
 
 
@@ -162,7 +163,7 @@ def _rejected(ranks: Ranks, folder: Path) -> tuple[str, str]:
     return rejected.value.key, rejected.value.message
 
 
-def test_an_unattended_run_takes_the_next_number_and_passes_over_damage_by_itself(tmp_path: Path) -> None:
+def test_an_unattended_run_takes_the_next_number_and_skips_corrupt_checkpoints(tmp_path: Path) -> None:
     trained, first, newest = two_checkpoints(tmp_path)
     flip_a_byte(object_path(tmp_path, newest, FILES[1]), 0.5)
     checkpointer = open_checkpointer(a_job(tmp_path), None)
@@ -174,14 +175,14 @@ def test_an_unattended_run_takes_the_next_number_and_passes_over_damage_by_itsel
     assert_equal(again.state(), trained.state())
     listing = read_listing(DirectoryStore(tmp_path / "checkpoints"))
     assert listing.records[3].rejected == (newest,)
-    assert line(listing) == (key, first)
+    assert checkpoint_chain(listing) == (key, first)
 
 
 # --- crashes and zombies ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("files_put", [0, 1])
-def test_a_kill_in_mid_save_leaves_the_checkpoint_before_in_force(tmp_path: Path, files_put: int) -> None:
+def test_a_kill_during_a_save_leaves_the_checkpoint_before_current(tmp_path: Path, files_put: int) -> None:
     trained = Trained(steps=1)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pretrain_trainer.loop.train", "torch._dynamo", "support.trainer.world"])
@@ -204,13 +205,13 @@ def test_a_kill_in_mid_save_leaves_the_checkpoint_before_in_force(tmp_path: Path
 
 
 def _stall_in_a_save(folder: Path, files_put: int, pipe: Connection) -> None:
-    with process_group({}), pytest.MonkeyPatch.context() as patch:
+    with process_group(Environment.of({})), pytest.MonkeyPatch.context() as patch:
         store = a_flaky_store(folder, patch)
         checkpointer, trained = open_checkpointer(a_job(folder)), Trained(steps=1)
         saved(checkpointer, trained, 1)
         store.gate.clear()
         store.passes = files_put
-        checkpointer.save(Progress(2), trained.model, trained.optimizer)
+        checkpointer.save(TrainingProgress(2), trained.model, trained.optimizer)
         assert store.stalled.wait(60)
         pipe.send("stalled")
         checkpointer.wait()
@@ -236,7 +237,7 @@ def test_the_late_commit_of_a_zombie_is_on_no_line_and_the_zombie_stops(
     zombie, trained = open_checkpointer(a_job(tmp_path)), Trained(steps=1)
     first = saved(zombie, trained, 1)
     store.gate.clear()
-    zombie.save(Progress(2), trained.model, trained.optimizer)
+    zombie.save(TrainingProgress(2), trained.model, trained.optimizer)
     assert store.stalled.wait(60)
 
     successor = open_checkpointer(a_job(tmp_path), 2)  # while the zombie's save is under way
@@ -247,13 +248,13 @@ def test_the_late_commit_of_a_zombie_is_on_no_line_and_the_zombie_stops(
     second = saved(successor, trained, 3)
 
     assert manifest_key(1, 2) in listing.manifests, "its commit did happen"
-    assert line(listing) == (first,)
-    assert line(read_listing(store)) == (second, first)
+    assert checkpoint_chain(listing) == (first,)
+    assert checkpoint_chain(read_listing(store)) == (second, first)
     assert [type(outcome) for outcome in zombie.poll()] == [Saved, Saved]
     with pytest.raises(SupersededError):
         zombie.poll()
     with pytest.raises(SupersededError):
-        zombie.save(Progress(4), trained.model, trained.optimizer)
+        zombie.save(TrainingProgress(4), trained.model, trained.optimizer)
 
 
 # --- failing stores ---------------------------------------------------------------------------------------------------
@@ -267,7 +268,7 @@ def test_a_store_that_is_down_fails_the_save_and_the_next_one_works(
     saved(checkpointer, trained, 1)
     checkpointer.poll()
     store.down = True
-    checkpointer.save(Progress(2), trained.model, trained.optimizer)
+    checkpointer.save(TrainingProgress(2), trained.model, trained.optimizer)
 
     assert checkpointer.wait() is None
     (outcome,) = checkpointer.poll()
@@ -299,7 +300,7 @@ def _fail_on_rank_one(ranks: Ranks, folder: Path) -> tuple[str | None, str | Non
         saved(checkpointer, trained, 1)
         checkpointer.poll()
         store.down = not ranks.first
-        checkpointer.save(Progress(2), trained.model, trained.optimizer)
+        checkpointer.save(TrainingProgress(2), trained.model, trained.optimizer)
         failed, outcomes = checkpointer.wait(), checkpointer.poll()
         store.down = False
         succeeded = saved(checkpointer, trained, 3)
@@ -312,15 +313,15 @@ def test_a_save_of_the_same_step_is_joined_and_of_another_step_is_skipped(
     store = a_flaky_store(tmp_path, monkeypatch)
     checkpointer, trained = open_checkpointer(a_job(tmp_path)), Trained(steps=1)
     store.gate.clear()
-    checkpointer.save(Progress(1), trained.model, trained.optimizer)
+    checkpointer.save(TrainingProgress(1), trained.model, trained.optimizer)
     assert store.stalled.wait(60)
 
-    checkpointer.save(Progress(1), trained.model, trained.optimizer)
-    checkpointer.save(Progress(2), trained.model, trained.optimizer)
+    checkpointer.save(TrainingProgress(1), trained.model, trained.optimizer)
+    checkpointer.save(TrainingProgress(2), trained.model, trained.optimizer)
     (skipped,) = checkpointer.poll()
     store.gate.set()
     key = checkpointer.wait()
-    checkpointer.save(Progress(1), trained.model, trained.optimizer)
+    checkpointer.save(TrainingProgress(1), trained.model, trained.optimizer)
 
     assert skipped == SaveFailed(step=2, message="the save of step 1 was still under way")
     assert key == checkpointer.wait() == manifest_key(1, 1)
@@ -339,7 +340,7 @@ def test_saving_a_step_again_after_a_lost_answer_is_no_conflict(
         raise TimeoutError("no answer")
 
     monkeypatch.setattr(store, "put", put_and_lose_the_answer)
-    checkpointer.save(Progress(1), trained.model, trained.optimizer)
+    checkpointer.save(TrainingProgress(1), trained.model, trained.optimizer)
     assert checkpointer.wait() is None
     monkeypatch.setattr(store, "put", put)
 

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from pretrain_trainer.checkpoint.dcp.load import Unusable, read_metadata
+from pretrain_trainer.checkpoint.dcp.load import UnusableFiles, read_metadata
 
 
 class EarlyPickler(pickle.Pickler):
@@ -51,5 +51,5 @@ def test_metadata_that_an_early_python_3_11_wrote_is_read() -> None:
 
 
 def test_no_other_attribute_can_be_looked_up() -> None:
-    with pytest.raises(Unusable, match="getattr is not allowed"):
+    with pytest.raises(UnusableFiles, match="getattr is not allowed"):
         read_metadata(written(Payload()))

@@ -1,4 +1,4 @@
-"""What is saved comes back bit for bit, at any number of ranks."""
+"""A restored state is bit-equal to the saved one, at any number of ranks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from pretrain_agent.network.metrics_server import SAVE_STAGES
 from pretrain_api.checkpoint.lineage import StepRange, checkpoint_folder, manifest_key, parse_manifest_key
 from pretrain_api.messages.reports import Saved
 from pretrain_store.directory import DirectoryStore
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import InvalidInput
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks, process_group
 from support.trainer.checkpoint import (
     Trained,
@@ -33,7 +34,7 @@ from support.trainer.world import run_ranks
 
 @pytest.fixture(autouse=True, scope="module")
 def alone() -> Iterator[None]:
-    with process_group({}):
+    with process_group(Environment.of({})):
         yield
 
 
@@ -43,14 +44,14 @@ def test_a_fresh_start_restores_nothing_and_keeps_the_model(tmp_path: Path) -> N
     before = trained.state()
 
     assert checkpointer.parent is None
-    assert checkpointer.restore(trained.model, trained.optimizer) == Progress(0, 0, ())
+    assert checkpointer.restore(trained.model, trained.optimizer) == TrainingProgress(0, 0, ())
     assert_equal(trained.state(), before)
 
 
 def test_model_optimizer_and_progress_come_back_bit_for_bit(tmp_path: Path) -> None:
     trained = Trained(steps=3)
     first = open_checkpointer(a_job(tmp_path))
-    progress = Progress(3, 1234, (StepRange(first=7, last=9),))
+    progress = TrainingProgress(3, 1234, (StepRange(first=7, last=9),))
     first.save(progress, trained.model, trained.optimizer)
     key = first.wait()
 
@@ -62,7 +63,7 @@ def test_model_optimizer_and_progress_come_back_bit_for_bit(tmp_path: Path) -> N
     assert_equal(again.state(), trained.state())
 
 
-def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+def test_training_resumes_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     uninterrupted = Trained(steps=3)
     saved(open_checkpointer(a_job(tmp_path)), uninterrupted, 3)
     uninterrupted.train(4)
@@ -92,7 +93,7 @@ def test_a_save_is_of_the_moment_it_was_begun(tmp_path: Path) -> None:
     first = open_checkpointer(a_job(tmp_path))
     for step in (1, 2):
         at_save = trained.state()
-        first.save(Progress(step), trained.model, trained.optimizer)
+        first.save(TrainingProgress(step), trained.model, trained.optimizer)
         trained.train(5)
         first.wait()
 
@@ -191,7 +192,7 @@ def _train_and_save(ranks: Ranks, folder: Path, shard: str) -> tuple[str | None,
     key = None
     for step in (2, 3):  # the second is written in place
         trained.train(1)
-        checkpointer.save(Progress(step), trained.model, trained.optimizer)
+        checkpointer.save(TrainingProgress(step), trained.model, trained.optimizer)
         key = checkpointer.wait()
         assert len(checkpointer.poll()) == (1 if ranks.first else 0)
     state = arrays(trained.state())

@@ -1,4 +1,4 @@
-"""Sources on disk, and what is refused before training starts."""
+"""Sources on disk, and the errors that are raised before training starts."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The detector on curves: what is a divergence, and what is none."""
+"""The detector on curves with and without a divergence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pretrain_api.checkpoint.lineage import LossMemory
-from pretrain_trainer.stability.detector import Verdict, anew, look
+from pretrain_trainer.stability.detector import StepVerdict, forget_normal, judge
 
 Curve = Callable[[np.random.Generator, np.ndarray], tuple[np.ndarray, np.ndarray]]
 STEPS = 400
@@ -19,7 +19,7 @@ SEEDS = 10
 
 @dataclass(frozen=True)
 class Found:
-    """What the detector said of a curve: the first divergence, and how many outliers there were."""
+    """Result of a curve: the first divergence, and the number of outliers."""
 
     cause: str | None
     step: int
@@ -27,11 +27,11 @@ class Found:
     outliers: int
 
 
-def judged(losses: Sequence[float], norms: Sequence[float], threshold: float = 5.0) -> list[Verdict]:
+def judged(losses: Sequence[float], norms: Sequence[float], threshold: float = 5.0) -> list[StepVerdict]:
     """The verdicts, step by step, up to the first divergence."""
     watch, verdicts = LossMemory(), []
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
-        verdicts.append(look(watch, step, loss, norm, threshold=threshold, total_steps=len(losses)))
+        verdicts.append(judge(watch, step, loss, norm, threshold=threshold, total_steps=len(losses)))
         watch = verdicts[-1].watch
         if verdicts[-1].cause:
             break
@@ -41,11 +41,11 @@ def judged(losses: Sequence[float], norms: Sequence[float], threshold: float = 5
 def found(losses: Sequence[float], norms: Sequence[float]) -> Found:
     verdicts = judged(losses, norms)
     last = verdicts[-1]
-    return Found(last.cause, last.step, last.since, sum(verdict.look == "outlier" for verdict in verdicts))
+    return Found(last.cause, last.step, last.since, sum(verdict.finding == "outlier" for verdict in verdicts))
 
 
 def learning(random: np.random.Generator, step: np.ndarray, noise: float, start: float = 10.8) -> np.ndarray:
-    """A loss that falls by a power of the step, with a noise of so many nats."""
+    """A loss that falls by a power of the step, with a noise in nats."""
     return 2.4 + (start - 2.4) * (1 + step / 15) ** -0.7 + noise * random.standard_normal(len(step))
 
 
@@ -134,7 +134,7 @@ def only_norms(random: np.random.Generator, step: np.ndarray) -> tuple[np.ndarra
     ],
     ids=["a spike of a nat", "a short high spike", "an explosion", "an early explosion", "norms alone"],
 )
-def test_a_spike_is_noticed_and_its_beginning_known(curve: Curve, begins: int, within: int) -> None:
+def test_a_spike_is_detected_with_its_first_step(curve: Curve, begins: int, within: int) -> None:
     for seed in range(SEEDS):
         random = np.random.default_rng(seed)
         verdict = found(*(values.tolist() for values in curve(random, np.arange(1, STEPS + 1))))
@@ -152,29 +152,29 @@ def test_one_bad_batch_is_an_outlier_and_no_spike() -> None:
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (3.0, math.nan), (3.0, math.inf)])
-def test_what_is_not_finite_is_a_divergence_from_the_first_step_on(loss: float, norm: float) -> None:
+def test_a_value_that_is_not_finite_is_a_divergence_from_the_first_step(loss: float, norm: float) -> None:
     assert found([loss], [norm]) == Found("LossNotFinite", 1, 1, 0)
 
 
-def test_the_memory_survives_being_written_down_and_changes_no_verdict() -> None:
+def test_a_restored_memory_gives_the_same_verdicts() -> None:
     random = np.random.default_rng(3)
     losses, sizes = (values.tolist() for values in spike(1.0, 30)(random, np.arange(1, STEPS + 1)))
     watch, written = LossMemory(), LossMemory()
     for step, (loss, norm) in enumerate(zip(losses, sizes, strict=True), start=1):
-        verdict = look(watch, step, loss, norm, threshold=5.0, total_steps=STEPS)
-        again = look(written, step, loss, norm, threshold=5.0, total_steps=STEPS)
+        verdict = judge(watch, step, loss, norm, threshold=5.0, total_steps=STEPS)
+        again = judge(written, step, loss, norm, threshold=5.0, total_steps=STEPS)
         assert again == verdict
         watch, written = verdict.watch, LossMemory.from_json(verdict.watch.to_json())
         assert len(watch.to_json()) < 4000
 
 
-def test_what_was_normal_can_be_forgotten() -> None:
+def test_the_baseline_can_be_reset() -> None:
     verdicts = judged([3.0] * 40 + [9.0] * 9, [1.0] * 49)
-    watch = anew(verdicts[-1].watch)
+    watch = forget_normal(verdicts[-1].watch)
     for step in range(50, 80):
-        verdict = look(watch, step, 9.0, 1.0, threshold=5.0, total_steps=200)
+        verdict = judge(watch, step, 9.0, 1.0, threshold=5.0, total_steps=200)
         watch = verdict.watch
-        assert verdict.look == "normal"
+        assert verdict.finding == "normal"
 
 
 def test_a_loss_that_is_not_lower_for_a_fifth_of_the_run_is_a_plateau_once() -> None:

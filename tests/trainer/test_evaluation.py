@@ -85,8 +85,8 @@ def test_texts_come_at_the_interval_and_once_at_the_end_one_for_each_prompt(corp
     assert [item.step for item in texts()] == [6]
 
 
-def test_who_looks_on_the_way_disturbs_nothing(corpus: Path) -> None:
-    """With dropout, so that a model left at rest or random numbers taken from it would show."""
+def test_evaluation_and_sampling_leave_training_unchanged(corpus: Path) -> None:
+    """With dropout, so that a model left in evaluation mode or a changed generator would show."""
     looked_at = {
         "evaluation": evaluation(corpus, 1),
         "sampling": {"every": 1, "tokens": 3, "prompts": ["w1", "w2"]},

@@ -62,7 +62,7 @@ def test_it_trains_like_fp32(corpus: Path, shard: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module", params=["none", "full"])
 def reduced(request: pytest.FixtureRequest) -> list[list[Any]]:
-    """What two ranks come to, by rank and case."""
+    """Results of two ranks, by rank and case."""
     nan, infinity = float("nan"), float("inf")
     cases = [[LIMIT * 0.99] * 2, [1.0, LIMIT], [LIMIT, 1.0], [1.0, -LIMIT], [1.0, nan], [infinity, 1.0], [0.0, 0.0]]
     return run_ranks(2, reducing_exactly, request.param, cases)

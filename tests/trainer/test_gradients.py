@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.ranks import process_group
 from pretrain_trainer.parallelism.gradients import FlatGradients, Signals
 from support.trainer.world import run_ranks
@@ -21,7 +22,7 @@ def summed(environ: Mapping[str, str], bucket_bytes: int) -> tuple[list[float], 
 
     In the step before that every rank had one.
     """
-    with process_group(environ) as ranks:
+    with process_group(Environment.of(environ)) as ranks:
         model = a_model()
         gradients = FlatGradients(model.parameters(), bucket_bytes)
         gradients.begin()

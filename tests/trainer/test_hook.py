@@ -1,4 +1,4 @@
-"""Evaluations of the user's own: what they are given, what they may return, and what becomes of their mistakes."""
+"""User-defined evaluations: their argument, their results, and their errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def trained(corpus: Path, ranks: int, hook: str | None, **training: Any) -> Rank
     return run_training(a_config(corpus, settings | training), ranks)[0]
 
 
-def test_it_gets_the_same_at_any_world_size_and_disturbs_nothing(corpus: Path) -> None:
+def test_it_gets_the_same_at_any_world_size_and_leaves_training_unchanged(corpus: Path) -> None:
     plain = trained(corpus, 2, None)
 
     by_module, alone, by_file = (
@@ -63,7 +63,7 @@ def test_the_example_is_one(corpus: Path) -> None:
     assert sorted(first.metrics) == ["endings/margin", "endings/right"]
 
 
-def test_tensor_ranks_and_stages_come_to_what_one_process_does(corpus: Path, tmp_path: Path) -> None:
+def test_tensor_ranks_and_stages_get_the_results_of_one_process(corpus: Path, tmp_path: Path) -> None:
     laid = (
         Laid(),
         Laid(tensor=2, world_size=2),
@@ -87,7 +87,7 @@ def test_tensor_ranks_and_stages_come_to_what_one_process_does(corpus: Path, tmp
         assert other == [pytest.approx(metrics, rel=1e-4) for metrics in alone]
 
 
-def test_its_mistakes_are_said_and_training_goes_on(corpus: Path) -> None:
+def test_its_errors_are_reported_and_training_continues(corpus: Path) -> None:
     steps = 13
     plain = trained(corpus, 2, None, steps=steps)
 
@@ -117,7 +117,7 @@ def test_its_mistakes_are_said_and_training_goes_on(corpus: Path) -> None:
     assert [item.metrics for item in end.of(Evaluated)] == [{}] * 12 + [{"good": 1.0}]
 
 
-def test_random_numbers_and_threads_are_put_back() -> None:
+def test_random_generators_and_threads_are_restored() -> None:
     def seen() -> list[Any]:
         numbers = [torch.rand(1).item(), random.random(), np.random.rand(), torch.get_num_threads()]
         set_state(state)
@@ -149,7 +149,7 @@ def set_state(state: tuple[Any, Any, Any]) -> None:
         ("BROKEN:evaluate", "cannot be imported (ZeroDivisionError: division by zero)"),
     ],
 )
-def test_one_that_cannot_be_had_ends_the_run_at_once(corpus: Path, tmp_path: Path, hook: str, said: str) -> None:
+def test_one_that_cannot_be_imported_ends_the_run_at_once(corpus: Path, tmp_path: Path, hook: str, said: str) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
 
     end = trained(corpus, 1, hook.replace("BROKEN", str(tmp_path / "broken.py")))

@@ -1,4 +1,4 @@
-"""The loop: what it reports, and how it goes on from checkpoints."""
+"""The loop: its reports, and resuming from checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def test_a_restart_at_the_same_world_size_is_bit_equal(corpus: Path, tmp_path: P
     assert second.of(Restored)[0].checkpoint == "checkpoints/g000001/step-000000004/manifest.json"
 
 
-def test_other_world_sizes_go_on_with_the_same_losses(corpus: Path, tmp_path: Path) -> None:
+def test_other_world_sizes_resume_with_the_same_losses(corpus: Path, tmp_path: Path) -> None:
     whole = run_training(a_config(corpus), 1)[0]
     config = saving_run(corpus, tmp_path)
     losses = []
@@ -38,7 +38,7 @@ def test_other_world_sizes_go_on_with_the_same_losses(corpus: Path, tmp_path: Pa
     assert losses == pytest.approx(whole.losses, rel=1e-5)
 
 
-def test_a_run_that_is_done_finishes_again_without_a_step_or_a_save(corpus: Path, tmp_path: Path) -> None:
+def test_a_completed_run_finishes_again_without_a_step_or_a_save(corpus: Path, tmp_path: Path) -> None:
     config = saving_run(corpus, tmp_path)
     run_training(config, 1, Script(keep=True))
     again = run_training(config, 2, Script(keep=True, generation=2))[0]
@@ -49,7 +49,8 @@ def test_a_run_that_is_done_finishes_again_without_a_step_or_a_save(corpus: Path
     ]
 
 
-def test_ranks_say_what_they_do(corpus: Path) -> None:
+@pytest.mark.bare
+def test_ranks_report_their_steps(corpus: Path) -> None:
     first, second = run_training(a_config(corpus), 2)
 
     assert first.of(Restored)[0].parameters == 28_032
@@ -83,5 +84,5 @@ def test_only_a_first_generation_computes_the_unigram_loss(corpus: Path, tmp_pat
 
 
 def _cut(config: TrainerConfig, length: int) -> Any:
-    """The training as if killed after so many steps: its schedule is constant, so that its length matters not."""
+    """The training as if killed after `steps` steps: the schedule is constant and does not depend on the length."""
     return config.training.model_copy(update={"steps": length})

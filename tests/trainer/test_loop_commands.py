@@ -1,4 +1,4 @@
-"""Commands: all ranks take a checkpoint at the same step and hold there."""
+"""Commands: all ranks commit a checkpoint at the same step and hold there."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def a_command(name: str = "c1", hold: float = 0.05, generation: int = 1) -> Comm
     return Command(id=name, generation=generation, hold_seconds=hold)
 
 
-def test_all_ranks_hold_at_the_step_at_which_one_has_heard_the_command(corpus: Path, tmp_path: Path) -> None:
+def test_all_ranks_hold_at_the_first_step_at_which_one_knows_the_command(corpus: Path, tmp_path: Path) -> None:
     """Rank 1 hears it before step 3, rank 0 only before step 4: one checkpoint, one hold."""
     orders = {1: {3: (a_command(),)}, 0: {4: (a_command(),)}}
 
@@ -50,7 +50,7 @@ def test_two_commands_at_once_are_both_answered(corpus: Path, tmp_path: Path) ->
     assert [[held.command_id for held in end.of(Held)] for end in ends] == [["a", "b"]] * 2
 
 
-def test_a_command_whose_save_fails_holds_nothing(corpus: Path, tmp_path: Path) -> None:
+def test_a_command_whose_save_fails_does_not_hold(corpus: Path, tmp_path: Path) -> None:
     orders = {0: {3: (a_command(),)}}
 
     end = run_training(saving_run(corpus, tmp_path, every=100), 2, Script(keep=True, orders=orders, failing=(3,)))[0]

@@ -1,4 +1,4 @@
-"""How a run ends when it cannot go on."""
+"""Ends of a run that cannot continue."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def test_a_lost_peer_is_a_collective_error(corpus: Path, parallelism: dict[str, 
     assert end.report.retryable
 
 
-def test_a_loss_that_is_no_number_ends_the_run_on_all_ranks(corpus: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_on_all_ranks(corpus: Path) -> None:
     settings = {"optimizer": {"learningRate": 1e30, "clip": None}, "steps": 50}
 
     ends = run_training(a_config(corpus, settings, divergence={"maxRollbacks": 0}), 2)
@@ -44,7 +44,7 @@ def test_a_loss_that_is_no_number_ends_the_run_on_all_ranks(corpus: Path) -> Non
         ({"parallelism": {"tensor": 2}}, "training.parallelism (tensor 2 x pipeline 1) takes 2 processes"),
     ],
 )
-def test_what_this_trainer_has_not_is_refused(corpus: Path, training: dict[str, Any], field: str) -> None:
+def test_unsupported_settings_are_refused(corpus: Path, training: dict[str, Any], field: str) -> None:
     end = run_training(a_config(corpus, training), 1)[0]
 
     assert end.exit_code == ExitCode.INVALID

@@ -1,4 +1,4 @@
-"""The program as a process: what it prints, with which code it exits."""
+"""The program as a process: its output and its exit codes."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ from pretrain_trainer.core.errors import (
     NumberTakenError,
     SupersededError,
 )
-from pretrain_trainer.loop.failures import ending
-from pretrain_trainer.observability.memory_advice import Held, advice
+from pretrain_trainer.observability.failures import process_exit
+from pretrain_trainer.observability.memory_advice import PeakMemory, advice
 from support.trainer.world import a_config, a_corpus, run_program, saving_run
 
 
@@ -25,7 +25,7 @@ def printed(output: str) -> list[ReportBody]:
     return [REPORT_BODY.validate_json(line) for line in output.splitlines()]
 
 
-def test_it_trains_unattended_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_it_trains_unattended_and_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     config, file = saving_run(a_corpus(tmp_path), tmp_path / "run", every=2), tmp_path / "config.json"
     file.write_text(config.to_json())
 
@@ -80,7 +80,7 @@ def test_a_configuration_with_an_unknown_field_is_bad_input(tmp_path: Path) -> N
     ],
 )
 def test_errors_end_with_their_code_and_reason(error: Exception, code: int, reason: str, retryable: bool) -> None:
-    end = ending(error, rank=0)
+    end = process_exit(error, rank=0)
 
     assert end.exit_code == code
     assert isinstance(end.report, Failed)
@@ -88,16 +88,19 @@ def test_errors_end_with_their_code_and_reason(error: Exception, code: int, reas
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_every_rank_says_what_all_have_agreed_on(rank: int) -> None:
-    rejected, taken = ending(CheckpointRejectedError("key", "digest mismatch"), rank), ending(NumberTakenError(7), rank)
+def test_every_rank_reports_an_error_that_all_agreed_on(rank: int) -> None:
+    rejected, taken = (
+        process_exit(CheckpointRejectedError("key", "digest mismatch"), rank),
+        process_exit(NumberTakenError(7), rank),
+    )
 
     assert rejected.report == CheckpointRejected(checkpoint="key", message="digest mismatch")
     assert (taken.report, taken.exit_code) == (NumberTaken(highest=7), ExitCode.NUMBER_TAKEN)
 
 
 def test_other_errors_are_reported_as_failures() -> None:
-    assert isinstance(ending(CollectiveFailed("x"), 3).report, Failed)
-    assert isinstance(ending(InvalidInput("x"), 3).report, Failed)
+    assert isinstance(process_exit(CollectiveFailed("x"), 3).report, Failed)
+    assert isinstance(process_exit(InvalidInput("x"), 3).report, Failed)
 
 
 GIB = 1 << 30
@@ -109,9 +112,8 @@ GIB = 1 << 30
         (
             {"batch": {"sequences": 20, "microBatch": 10}},
             "set training.batch.microBatch to 5 (it is 10; the global batch stays as it is); or set "
-            "training.activationCheckpointing to full; or set training.parallelism.shard to full, so that state is "
-            "shared out over the workers; or set "
-            "training.precision to bf16",
+            "training.activationCheckpointing to full; or set training.parallelism.shard to full, which divides the "
+            "state among the workers; or set training.precision to bf16",
         ),
         (
             {
@@ -124,15 +126,15 @@ GIB = 1 << 30
         ),
     ],
 )
-def test_what_does_not_fit_is_told_with_its_peak_and_settings_that_are_smaller(
+def test_exhausted_memory_is_reported_with_its_peak_and_smaller_settings(
     training: dict[str, object], said: str, tmp_path: Path
 ) -> None:
     config = a_config(tmp_path, training)
 
-    assert advice(config.training, Held(78 * GIB, 80 * GIB, "the device")) == (
-        f"this rank held 78.00 GiB at its peak, of 80.00 GiB of the device: {said}"
+    assert advice(config.training, PeakMemory(78 * GIB, 80 * GIB, "the device")) == (
+        f"this rank used 78.00 GiB at its peak, of 80.00 GiB of the device: {said}"
     )
-    end = ending(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), 0, config.training)
+    end = process_exit(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), 0, config.training)
     assert end.exit_code == ExitCode.OUT_OF_MEMORY
-    assert end.message.startswith("out of memory: this rank held ")
+    assert end.message.startswith("out of memory: this rank used ")
     assert end.message.endswith(f"{said} (CUDA out of memory. Tried to allocate 2 GiB)")

@@ -1,4 +1,4 @@
-"""Where ranks stand, and which worlds fit."""
+"""Positions of ranks, and the world sizes that fit."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""What may be changed about the model's computation: each way gives what an independent one gives."""
+"""Options of the model's computation: each agrees with an independent implementation."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from transformers.models.openai import OpenAIGPTConfig
 from pretrain_api.messages.reports import StepDone
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_api.spec.model import Model, resolve
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.loop.train import train
 from pretrain_trainer.models.activation_checkpointing import recompute_activations
@@ -176,6 +177,8 @@ def test_activations_computed_again_give_the_same_bits(how: Any, products: int, 
     assert calls.count["gelu"] == activations * plain.count["gelu"]
 
 
+@pytest.mark.bare
+@pytest.mark.usefixtures("cpp_compiler")
 def test_compiled_blocks_keep_names_and_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, "replaced")
     monkeypatch.delenv(CACHE_VARIABLE)
@@ -193,6 +196,7 @@ def test_compiled_blocks_keep_names_and_losses(tmp_path: Path, monkeypatch: pyte
     assert os.environ[CACHE_VARIABLE] == str(tmp_path / "inductor")
 
 
+@pytest.mark.usefixtures("cpp_compiler")
 @pytest.mark.parametrize(
     ("before", "after"), [(None, "{cache}"), (default_cache_dir(), "{cache}"), ("/theirs", "/theirs")]
 )
@@ -232,6 +236,7 @@ def test_ranks_that_save_memory_have_the_losses_of_one_that_does_not(corpus: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cpp_compiler")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("shard", "world_size"), [("none", 1), ("none", 2), ("full", 2)])
 def test_a_compiled_run_has_the_losses_of_a_plain_one_and_the_next_one_compiles_nothing(
@@ -255,6 +260,6 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one_and_the_next_one_compiles_
 def _train_compiled(environ: Mapping[str, str], config: TrainerConfig) -> tuple[list[float], int]:
     """(the losses that it reported, how many graphs were compiled and not found)."""
     link = FakeLink()
-    train(config, link, lambda *_: NoCheckpointer(), environ)
+    train(config, link, lambda *_: NoCheckpointer(), Environment.of(environ))
     losses = [report.loss for report in link.reports if isinstance(report, StepDone)]
     return losses, counters["inductor"]["fxgraph_cache_miss"]

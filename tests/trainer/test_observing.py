@@ -1,4 +1,4 @@
-"""What a rank measures of its steps: peaks, MFU, the parts of the time, memory."""
+"""Measurements of a rank's steps: peaks, MFU, parts of the time, memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ from pretrain_trainer.observability import cpu_peak as cpupeak
 from pretrain_trainer.observability.cpu_peak import MEASURED_AFTER, CpuPeak
 from pretrain_trainer.observability.gpu_peaks import GPUS, gpu_peak
 from pretrain_trainer.observability.memory import from_counters, process_memory
-from pretrain_trainer.observability.mfu import Utilization, arithmetic, ranks_of_a_machine
+from pretrain_trainer.observability.mfu import Utilization, arithmetic, ranks_per_machine
 from pretrain_trainer.observability.step_report import LATELY_STEPS, lately
-from pretrain_trainer.observability.step_timing import COMPUTED, DATA, REDUCED, UPDATED, EventMarks, HostMarks, Pace
+from pretrain_trainer.observability.step_timing import (
+    COMPUTED,
+    DATA,
+    REDUCED,
+    UPDATED,
+    DeviceStepMarks,
+    HostStepMarks,
+    StepTimer,
+)
 from support.operator.world import a_step
 from support.trainer.world import a_config, a_corpus, a_generation, run_training
 
@@ -74,7 +82,7 @@ def test_the_peak_of_a_gpu_is_the_dense_rate_of_its_datasheet(name: str, kind: A
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16"),
     ],
 )
-def test_what_is_not_known_of_a_gpu_is_not_guessed(name: str, kind: Any) -> None:
+def test_an_unknown_rate_of_a_gpu_is_not_guessed(name: str, kind: Any) -> None:
     assert gpu_peak(name, kind) is None
 
 
@@ -123,7 +131,7 @@ def test_a_cpu_is_measured_once_and_after_the_first_steps(tmp_path: Path, monkey
     assert measured == [torch.float32]
 
 
-def test_a_peak_that_the_run_exceeds_is_measured_once_more_and_never_lowered(
+def test_a_peak_that_the_run_exceeds_is_measured_again_and_never_lowered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = iter((10.0, 50.0))  # The machine was busy at first.
@@ -136,7 +144,7 @@ def test_a_peak_that_the_run_exceeds_is_measured_once_more_and_never_lowered(
     assert steps(later, 2) == 50.0
 
 
-def test_a_cpu_is_measured_though_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_is_measured_where_the_figure_cannot_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpupeak, "measured", lambda _: 1e10)
     (tmp_path / "file").write_text("")
 
@@ -163,9 +171,9 @@ def test_the_workers_of_a_local_run_share_a_machine() -> None:
     apart = a_generation(workers=3)
     members = [member.model_copy(update={"host": f"10.0.0.{member.rank}"}) for member in apart.members]
 
-    assert ranks_of_a_machine(3, apart, {}) == 3
-    assert ranks_of_a_machine(3, apart.model_copy(update={"members": tuple(members)}), {}) == 1
-    assert ranks_of_a_machine(8, None, {"LOCAL_WORLD_SIZE": "4"}) == 4
+    assert ranks_per_machine(3, apart, 1) == 3
+    assert ranks_per_machine(3, apart.model_copy(update={"members": tuple(members)}), 1) == 1
+    assert ranks_per_machine(8, None, 4) == 4
 
 
 # --- the parts of a step ----------------------------------------------------------------------------------------------
@@ -173,7 +181,7 @@ def test_the_workers_of_a_local_run_share_a_machine() -> None:
 
 @dataclass
 class Device:
-    """A device that works off what was queued only when it is waited for."""
+    """A device that runs its queue only when it is waited for."""
 
     clock: float = 0.0
     queue: list[Any] = field(default_factory=list)
@@ -208,9 +216,9 @@ class FakeEvent:
         return end_event.at - (self.at or 0.0)
 
 
-def test_on_a_gpu_nothing_is_waited_for_and_the_update_is_told_a_step_later() -> None:
+def test_on_a_gpu_nothing_blocks_and_the_update_is_reported_a_step_later() -> None:
     device = Device()
-    marks = EventMarks(lambda: FakeEvent(device))
+    marks = DeviceStepMarks(lambda: FakeEvent(device))
     told = []
     for step in (1, 2, 3):
         marks.mark(DATA)
@@ -232,7 +240,7 @@ def test_on_a_gpu_nothing_is_waited_for_and_the_update_is_told_a_step_later() ->
 
 
 def test_parts_of_a_step_on_a_cpu_add_up() -> None:
-    pace = Pace(100, HostMarks())
+    pace = StepTimer(100, HostStepMarks())
     pace.begin()
     pace.data_read()
     pace.computed()
@@ -266,7 +274,7 @@ def test_memory_of_a_process_is_what_lies_in_ram() -> None:
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-def test_ranks_say_where_the_time_of_a_step_went(tmp_path: Path) -> None:
+def test_ranks_report_the_parts_of_a_step(tmp_path: Path) -> None:
     first, second = run_training(a_config(a_corpus(tmp_path), {"steps": MEASURED_AFTER + 1}), 2)
 
     for report in (*first.steps, *second.of(Progress)):

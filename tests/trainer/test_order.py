@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from pretrain_api.checkpoint.lineage import StepRange, data_step
 from pretrain_trainer.core.errors import InvalidInput
-from pretrain_trainer.datasets.order import MIX_BLOCK, MixSource, Order, apportion, permute
-from pretrain_trainer.parallelism.work_division import largest_share, share
+from pretrain_trainer.datasets.order import MIX_BLOCK, DataOrder, MixSource, apportion, permute
+from pretrain_trainer.parallelism.forward_backward import largest_share, share
 
 WEB, BOOKS = MixSource("web", 0.7, 113), MixSource("books", 0.3, 40)
 ranges = st.lists(
@@ -41,7 +41,7 @@ def test_a_permutation_shuffles() -> None:
 def test_each_window_comes_once_an_epoch(seed: int, windows: tuple[int, int]) -> None:
     """After whole mix blocks no window of a source has been trained on more than once more than another."""
     sources = [MixSource("web", 0.7, windows[0]), MixSource("books", 0.3, windows[1])]
-    seen = Order(sources, 7, seed).at(np.arange(2 * MIX_BLOCK, dtype=np.uint64))
+    seen = DataOrder(sources, 7, seed).at(np.arange(2 * MIX_BLOCK, dtype=np.uint64))
 
     for index, source in enumerate(sources):
         counts = np.bincount(seen.windows[seen.sources == index], minlength=source.windows)
@@ -50,7 +50,7 @@ def test_each_window_comes_once_an_epoch(seed: int, windows: tuple[int, int]) ->
 
 
 def test_epochs_have_different_orders() -> None:
-    order = Order([MixSource("only", 1.0, MIX_BLOCK)], 8, 5)
+    order = DataOrder([MixSource("only", 1.0, MIX_BLOCK)], 8, 5)
     first = order.at(np.arange(MIX_BLOCK, dtype=np.uint64)).windows
     second = order.at(np.arange(MIX_BLOCK, 2 * MIX_BLOCK, dtype=np.uint64)).windows
 
@@ -61,7 +61,7 @@ def test_epochs_have_different_orders() -> None:
 @given(weights=st.lists(st.floats(0.01, 1.0), min_size=1, max_size=6))
 def test_weights_are_met_to_within_a_place_of_each_block(weights: list[float]) -> None:
     sources = [MixSource(f"s{index}", weight, 50) for index, weight in enumerate(weights)]
-    seen = Order(sources, 16, 3).at(np.arange(2 * MIX_BLOCK, dtype=np.uint64))
+    seen = DataOrder(sources, 16, 3).at(np.arange(2 * MIX_BLOCK, dtype=np.uint64))
 
     counts = np.bincount(seen.sources, minlength=len(weights))
 
@@ -70,7 +70,7 @@ def test_weights_are_met_to_within_a_place_of_each_block(weights: list[float]) -
 
 
 def test_sources_are_mixed_evenly_along_the_way() -> None:
-    seen = Order([WEB, BOOKS], 16, 3).at(np.arange(400, dtype=np.uint64))
+    seen = DataOrder([WEB, BOOKS], 16, 3).at(np.arange(400, dtype=np.uint64))
 
     assert 0.6 < (seen.sources == 0).mean() < 0.8
 
@@ -82,7 +82,7 @@ def test_a_source_too_light_to_be_trained_on_is_refused() -> None:
 
 @given(step=st.integers(1, 500), world_size=st.integers(1, 9), skipped=ranges)
 def test_ranks_together_train_on_the_step_of_one_rank(step: int, world_size: int, skipped: list[StepRange]) -> None:
-    order, micro_batch, total = Order([WEB, BOOKS], 24, 11), 3, 8
+    order, micro_batch, total = DataOrder([WEB, BOOKS], 24, 11), 3, 8
     whole = order.of_step(step, skipped, range(24))
     parts = [share(total, rank, world_size) for rank in range(world_size)]
     read = [order.of_step(step, skipped, range(part.start * micro_batch, part.stop * micro_batch)) for part in parts]
@@ -102,14 +102,14 @@ def test_steps_take_all_data_but_the_skipped_ranges_in_turn(skipped: list[StepRa
 
 
 def test_the_order_never_changes_between_versions() -> None:
-    """Written down once: a change here changes the data order of every run that is under way."""
-    seen = Order([WEB, BOOKS], 8, 1).of_step(3, (), range(8))
+    """Golden values: a change here changes the data order of every running job."""
+    seen = DataOrder([WEB, BOOKS], 8, 1).of_step(3, (), range(8))
 
     assert seen.sources.tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
     assert seen.windows.tolist() == [86, 58, 27, 5, 95, 12, 108, 56]
 
 
 def test_seeds_give_different_orders() -> None:
-    one, other = (Order([WEB, BOOKS], 100, seed).of_step(1, (), range(100)).windows for seed in (1, 2))
+    one, other = (DataOrder([WEB, BOOKS], 100, seed).of_step(1, (), range(100)).windows for seed in (1, 2))
 
     assert (one == other).mean() < 0.2

@@ -1,4 +1,4 @@
-"""A real S3 server that goes away and comes back: training waits, and no process ends."""
+"""Outages of a real S3 server: training waits, and no process ends."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pretrain_api.messages import reports
 from pretrain_api.messages.reports import ReportBody
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_trainer.checkpoint import Checkpointer
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.loop.train import train
 from support.store.moto import CORPUS
 from support.store.s3 import SECRET, Server, s3_server
@@ -54,11 +55,12 @@ def steps(link: MendingLink) -> list[int]:
     return [body.step for body in link.reports if isinstance(body, reports.StepDone)]
 
 
-def test_saves_fail_while_the_store_is_away_and_the_last_one_waits_for_it(server: Server) -> None:
+@pytest.mark.bare
+def test_saves_fail_during_an_outage_and_the_last_one_waits(server: Server) -> None:
     config = a_config(server.data / CORPUS, {"steps": 9}, checkpoint=in_s3(server))
     link = Act({("saved", 2): server.stop}, StorageUnavailable=server.start)
 
-    train(config, link, Checkpointer.open, server.environ())
+    train(config, link, Checkpointer.open, Environment.of(server.environ()))
 
     failed = [body.step for body in link.reports if isinstance(body, reports.SaveFailed)]
     assert steps(link) == list(range(1, 10))
@@ -67,7 +69,7 @@ def test_saves_fail_while_the_store_is_away_and_the_last_one_waits_for_it(server
     assert isinstance(link.reports[-1], reports.Finished)
 
 
-def test_a_save_after_the_outage_works_and_so_does_the_look_for_later_records(server: Server) -> None:
+def test_a_save_after_the_outage_succeeds_as_does_the_search_for_later_records(server: Server) -> None:
     config = a_config(server.data / CORPUS, {"steps": 30}, checkpoint=in_s3(server))
     link = Act({("saved", 2): server.stop})
     failed, resumed = threading.Event(), threading.Event()
@@ -80,7 +82,7 @@ def test_a_save_after_the_outage_works_and_so_does_the_look_for_later_records(se
         resumed.set() if failed.is_set() and isinstance(body, reports.Saved) else None
 
     link.report = report  # type: ignore[method-assign]
-    train(config, link, Checkpointer.open, server.environ())
+    train(config, link, Checkpointer.open, Environment.of(server.environ()))
 
     assert steps(link) == list(range(1, 31))
     assert (failed.is_set(), resumed.is_set()) == (True, True)
@@ -90,23 +92,30 @@ def test_credentials_that_are_refused_at_first_are_waited_for(server: Server) ->
     server.stop()
     server.start(secret="another")
 
-    def mend() -> None:
+    def repair() -> None:
         server.stop()
         server.start(SECRET)
 
-    link = Act({}, AccessDenied=mend)
-    train(a_config(server.data / CORPUS, checkpoint=in_s3(server)), link, Checkpointer.open, server.environ())
+    link = Act({}, AccessDenied=repair)
+    train(
+        a_config(server.data / CORPUS, checkpoint=in_s3(server)),
+        link,
+        Checkpointer.open,
+        Environment.of(server.environ()),
+    )
 
     assert link.said == ["AccessDenied", "-"]
     assert link.reports[0].message.startswith(f"s3://{RUNS}/run: ")
     assert steps(link) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_server_that_is_not_there_at_first_is_waited_for(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_is_down_at_the_start_is_waited_for(server: Server, tmp_path: Path) -> None:
     server.stop()
     link = Act({}, StorageUnavailable=server.start)
 
-    train(a_remote_config(tmp_path, checkpoint=in_s3(server)), link, Checkpointer.open, server.environ())
+    train(
+        a_remote_config(tmp_path, checkpoint=in_s3(server)), link, Checkpointer.open, Environment.of(server.environ())
+    )
 
     assert link.said == ["StorageUnavailable", "-"]
     assert steps(link) == [1, 2, 3, 4, 5, 6]
@@ -114,17 +123,17 @@ def test_a_server_that_is_not_there_at_first_is_waited_for(server: Server, tmp_p
 
 def test_steps_wait_for_shards_that_cannot_be_fetched(server: Server, tmp_path: Path) -> None:
     undisturbed = Act({})
-    train(a_config(server.data / CORPUS), undisturbed, lambda *_: NoCheckpointer(), {})
+    train(a_config(server.data / CORPUS), undisturbed, lambda *_: NoCheckpointer(), Environment.of({}))
     config = a_remote_config(tmp_path, cache={"path": str(tmp_path / "cache"), "bytes": 6000})
     link = Act({("step", 2): server.stop}, StorageUnavailable=server.start)
 
-    train(config, link, lambda *_: NoCheckpointer(), server.environ())
+    train(config, link, lambda *_: NoCheckpointer(), Environment.of(server.environ()))
 
     assert link.said == ["StorageUnavailable", "-"]
     assert link.losses == undisturbed.losses
 
 
-def test_all_ranks_wait_when_the_store_is_away_at_a_restore(server: Server, tmp_path: Path) -> None:
+def test_all_ranks_wait_for_an_outage_during_a_restore(server: Server, tmp_path: Path) -> None:
     config = a_config(server.data / CORPUS, {"parallelism": {"shard": "full"}}, checkpoint=in_s3(server))
     run_ranks(2, _train_on_ranks, config, server.environ(), 1, tmp_path)
     longer = config.model_copy(update={"training": config.training.model_copy(update={"steps": 8})})
@@ -166,5 +175,5 @@ def _train_on_ranks(
             _until((signs / "stopped").exists)
         return checkpointer
 
-    train(config, link, open_checkpointer, {**ranks, **environ})
+    train(config, link, open_checkpointer, Environment.of({**ranks, **environ}))
     return link.said, steps(link)

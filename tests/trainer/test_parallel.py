@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from pretrain_api.messages.reports import Restored
 from pretrain_api.messages.trainer_config import ExitCode
-from pretrain_trainer.loop import setup
+from pretrain_trainer.loop import build
 from support.trainer.parallel import GPT2, LLAMA, STEADY, Case, Laid, assert_same_training, run_cases, train_case
 from support.trainer.world import RankEnd, a_corpus, run_ranks
 
@@ -81,6 +81,7 @@ def test_a_restart_at_the_same_size_changes_no_bit(corpus: Path, tmp_path: Path)
         assert numbers(before) + numbers(after) == numbers(uninterrupted)
 
 
+@pytest.mark.usefixtures("cpp_compiler")
 @pytest.mark.timeout(900)
 def test_compiled_blocks_of_stages_have_the_losses_of_plain_ones(corpus: Path, tmp_path: Path) -> None:
     """With all of the compiler but its last part, which makes C++ of it (`make test-parallel`)."""
@@ -98,7 +99,7 @@ def test_compiled_blocks_of_stages_have_the_losses_of_plain_ones(corpus: Path, t
 
 def _traced(environ: Mapping[str, str], case: Case) -> tuple[RankEnd, int]:
     """(how it ended, how many graphs were made)."""
-    setup.compile_blocks = partial(setup.compile_blocks, backend="aot_eager")
+    build.compile_blocks = partial(build.compile_blocks, backend="aot_eager")
     return train_case(environ, case), counters["stats"]["unique_graphs"]
 
 
@@ -107,7 +108,7 @@ def numbers(end: RankEnd) -> list[tuple[float, float]]:
 
 
 @pytest.mark.timeout(900)
-def test_a_run_goes_on_under_another_parallelism(corpus: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_under_another_parallelism(corpus: Path, tmp_path: Path) -> None:
     """Names and shapes in a checkpoint are those of the whole model, whatever part of it a rank had."""
     shared = tmp_path / "shared"
     turns = (
@@ -134,7 +135,7 @@ def test_a_run_goes_on_under_another_parallelism(corpus: Path, tmp_path: Path) -
     [
         (
             Laid(tensor=2, pipeline=2, world_size=3),
-            "takes 4 processes for each replica of the model, of which 3 are no",
+            "takes 4 processes for each replica of the model, and 3 processes are no",
         ),
         (Laid("hybrid", pipeline=2, world_size=2, worker_size=1), "set workers.processesPerWorker to 2"),
     ],

@@ -33,7 +33,7 @@ FAULTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Laid], list[RankEnd]]:
-    """How all ranks ended, by fault and by how the run was laid out."""
+    """Ends of all ranks, by fault and by parallelism."""
     folder = tmp_path_factory.mktemp("runs")
     corpus = a_corpus(folder)
     names = [(name, laid) for laid in LAID for name in FAULTS]

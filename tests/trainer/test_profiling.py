@@ -1,4 +1,4 @@
-"""Profiles on demand: one rank's trace of the steps that were asked for, in the store, and nobody disturbed by it."""
+"""Profiles on demand: a trace of the requested steps of one rank, in the store, while training continues."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def a_request(name: str, rank: int, steps: int = 2) -> Command:
     return Command(id=name, generation=1, action="profile", steps=steps, rank=rank)
 
 
-def test_a_rank_records_the_steps_after_the_one_at_which_all_have_heard(tmp_path: Path) -> None:
-    """Rank 1 alone hears of a profile, rank 0 of one that cannot be and of a checkpoint; all are obeyed at step 2."""
+def test_a_rank_records_the_steps_after_the_agreed_one(tmp_path: Path) -> None:
+    """Rank 1 alone knows a profile, rank 0 an impossible one and a checkpoint; all are carried out at step 2."""
     store = tmp_path / "store"
     config = saving_run(a_corpus(tmp_path), store, every=100)
     wrong, checkpoint = a_request("wrong", rank=7), Command(id="c1", generation=1)
@@ -41,7 +41,7 @@ def test_a_rank_records_the_steps_after_the_one_at_which_all_have_heard(tmp_path
     assert sum(str(name).startswith("Optimizer.step") for name in names) == 1
 
 
-def test_a_job_that_ends_meanwhile_leaves_what_was_recorded(tmp_path: Path) -> None:
+def test_the_end_of_a_job_ends_the_recording(tmp_path: Path) -> None:
     config = saving_run(a_corpus(tmp_path), tmp_path / "store", every=100)
     orders = {0: {5: (a_request("p1", rank=0, steps=20),)}}
 
@@ -52,7 +52,7 @@ def test_a_job_that_ends_meanwhile_leaves_what_was_recorded(tmp_path: Path) -> N
     assert Path(said.location).stat().st_size == said.bytes
 
 
-def test_only_the_newest_traces_stay(tmp_path: Path) -> None:
+def test_only_the_newest_traces_are_kept(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
     keys = [f"profiles/g{number:06d}/steps-000000001-000000002-rank-0.json.gz" for number in range(KEPT + 3)]
     for key in (*keys, "checkpoints/x"):

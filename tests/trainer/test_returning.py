@@ -1,4 +1,4 @@
-"""Where a rollback goes to: a checkpoint, or a later state in the memory of workers."""
+"""Target of a rollback: a checkpoint, or a later snapshot in the memory of workers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pytest
 from pretrain_api.checkpoint.lineage import LossMemory, MemoryState, manifest_key
 from pretrain_api.spec.job import Divergence
 from pretrain_store.history import put_record
-from pretrain_trainer.checkpoint.history.claim import Entry
-from pretrain_trainer.checkpoint.history.rollback import Returning
-from pretrain_trainer.checkpoint.memory.plan import Recall
-from pretrain_trainer.core.progress import Progress
-from pretrain_trainer.stability.detector import Verdict
-from pretrain_trainer.stability.guard import Wish
+from pretrain_trainer.checkpoint.history.claim import LineageEntry
+from pretrain_trainer.checkpoint.history.rollback import RollbackClaim
+from pretrain_trainer.checkpoint.memory.plan import MemorySnapshot
+from pretrain_trainer.core.progress import TrainingProgress
+from pretrain_trainer.stability.detector import StepVerdict
+from pretrain_trainer.stability.guard import RollbackRequest
 from support.store.values import MemoryStore, a_record, a_rollback, save
 
 
@@ -39,13 +39,13 @@ def test_of_a_checkpoint_and_a_state_in_memory_the_later_one_is_gone_back_to_onc
     holder = a_record(2, parent=(1, 20 if saver == 2 else 30), rollbacks=rollbacks)
     put_record(store, holder)
     state = MemoryState(generation=2, nonce=holder.nonce, step=remembered or 0)
-    recall = Recall(Progress(state.step), state, ((0,),), (0,)) if remembered else None
-    wish = Wish(Verdict("spike", 41, 40, LossMemory()), Divergence(), ())
+    snapshot = MemorySnapshot(TrainingProgress(state.step), state, ((0,),), (0,)) if remembered else None
+    wish = RollbackRequest(StepVerdict("spike", 41, 40, LossMemory()), Divergence(), ())
 
-    entry = Returning(store, holder, wish, recall).enter()
+    entry = RollbackClaim(store, holder, wish, snapshot).enter()
 
-    assert isinstance(entry, Entry)
-    taken = recall if to_step == remembered and to_step != 30 else None
-    assert (entry.record.rollbacks[-1].to_step, entry.recall) == (to_step, taken)
+    assert isinstance(entry, LineageEntry)
+    taken = snapshot if to_step == remembered and to_step != 30 else None
+    assert (entry.record.rollbacks[-1].to_step, entry.snapshot) == (to_step, taken)
     assert entry.record.resumed == (state if taken else None)
     assert entry.record.parent == (manifest_key(1, 20) if to_step == 20 else manifest_key(saver, 30))

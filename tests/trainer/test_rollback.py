@@ -1,4 +1,4 @@
-"""A loss that diverges, in real ranks with real checkpoints: what is gone back to, what is skipped, how it ends."""
+"""A diverging loss in real ranks with real checkpoints: rollback, skipped data, and the end of the job."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pretrain_api.spec.job import Checkpoint, Memory
 from pretrain_sdk.scratch import MEMORY_VARIABLE
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.history import read_listing
-from pretrain_store.lineage import line
+from pretrain_store.lineage import checkpoint_chain
 from support.store.moto import Bucket, moto
 from support.trainer.poison import CONTEXT, EVERY, POISON, SEQUENCES, STEPS, a_poisoned_corpus
 from support.trainer.world import RankEnd, Script, a_config, run_training
@@ -94,7 +94,7 @@ def manifest_of(out: Path, generation: int, step: int) -> Manifest:
 
 @pytest.fixture(scope="module")
 def clean(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RankEnd:
-    """The run that nothing disturbs."""
+    """The undisturbed run."""
     return trained(a_job(corpus, tmp_path_factory.mktemp("clean"), "clean"), 1)[0]
 
 
@@ -119,9 +119,7 @@ def rolled_back(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return out, trained(a_job(corpus, out), 2)
 
 
-def test_poisoned_data_is_gone_back_from_and_passed_over(
-    rolled_back: tuple[Path, list[RankEnd]], clean: RankEnd
-) -> None:
+def test_poisoned_data_is_rolled_back_and_skipped(rolled_back: tuple[Path, list[RankEnd]], clean: RankEnd) -> None:
     out, ends = rolled_back
     rollback = rollback_of(ends)
     assert (rollback.cause, rollback.since, rollback.to_step, rollback.skipped) == ("LossSpike", 40, 30, SKIPPED)
@@ -131,11 +129,11 @@ def test_poisoned_data_is_gone_back_from_and_passed_over(
     assert record_of(out, 2).rollbacks == (rollback,)
     assert record_of(out, 2).parent == manifest_key(1, 30)
     assert manifest_of(out, 2, STEPS).skipped == (SKIPPED,)
-    assert manifest_key(1, 40) not in line(read_listing(DirectoryStore(out)))
+    assert manifest_key(1, 40) not in checkpoint_chain(read_listing(DirectoryStore(out)))
     assert ends[0].of(Finished)[0].checkpoint == manifest_key(2, STEPS)
 
 
-def test_sharded_ranks_go_back_through_s3(corpus: Path, clean: RankEnd) -> None:
+def test_sharded_ranks_roll_back_through_s3(corpus: Path, clean: RankEnd) -> None:
     with moto() as environ:
         Bucket(environ, "runs").create()
         storage = {"s3": {"bucket": "runs", "prefix": "1", "endpoint": environ["AWS_ENDPOINT_URL"]}}
@@ -205,7 +203,7 @@ def test_a_state_in_memory_from_before_the_trouble_saves_steps(
     assert final_loss(ends[0]) == pytest.approx(final_loss(clean), rel=0.1)
 
 
-def test_a_crash_after_going_back_to_memory_goes_on_from_the_same_state(corpus: Path, tmp_path: Path) -> None:
+def test_a_crash_after_a_rollback_to_memory_resumes_from_the_same_state(corpus: Path, tmp_path: Path) -> None:
     config, environ = remembering(corpus, tmp_path)
     trained(config, 2, worker_size=2, environ=environ, deadly=(1, "after the load"))
 
@@ -251,7 +249,7 @@ def test_too_high_a_learning_rate_is_lowered(corpus: Path, tmp_path: Path) -> No
     assert final_loss(end) < 0.6 * end.losses[0]
 
 
-def test_a_number_that_is_none_is_never_in_the_weights(corpus: Path, clean: RankEnd, tmp_path: Path) -> None:
+def test_a_nan_is_never_in_the_weights(corpus: Path, clean: RankEnd, tmp_path: Path) -> None:
     """One rank's NaN is everybody's: the state before it is gone back to, and where no data is skipped, as if nothing
     had been."""
     ends = trained(a_job(corpus, tmp_path, "clean", skipSteps=0), 2, spoil=NanAt(step=33, rank=1))
@@ -268,7 +266,7 @@ OVERFLOW = 1e12
 
 
 @pytest.mark.parametrize("shard", [{}, SHARDED], ids=["plain", "sharded"])
-def test_exact_sums_that_are_no_numbers_or_would_wrap_are_gone_back_from(
+def test_exact_sums_that_are_not_finite_or_overflow_are_rolled_back(
     corpus: Path, tmp_path: Path, shard: dict[str, Any]
 ) -> None:
     undisturbed = trained(a_job(corpus, tmp_path / "calm", "clean", EXACT | shard), 2)[0]
@@ -285,7 +283,7 @@ def test_exact_sums_that_are_no_numbers_or_would_wrap_are_gone_back_from(
         assert ("does not fit the fixed point of training.exact" in said) == (name == "overflow")
 
 
-def test_before_the_first_checkpoint_there_is_the_beginning(corpus: Path, tmp_path: Path) -> None:
+def test_before_the_first_checkpoint_a_rollback_restarts_at_step_0(corpus: Path, tmp_path: Path) -> None:
     config = a_job(corpus, tmp_path, "clean", SHARDED | {"steps": 4}, skipSteps=0)
 
     ends = trained(config, 2, spoil=NanAt(step=3, rank=0))
@@ -307,7 +305,7 @@ def test_skip_drops_the_updates_of_bad_steps(corpus: Path, clean: RankEnd, tmp_p
     assert final_loss(ends[0]) == pytest.approx(final_loss(clean), rel=0.1)
 
 
-def test_warn_goes_on_but_for_what_is_no_number(corpus: Path, tmp_path: Path) -> None:
+def test_warn_continues_except_for_a_nan(corpus: Path, tmp_path: Path) -> None:
     ends = trained(a_job(corpus, tmp_path, action="Warn"), 2, spoil=NanAt(step=20, rank=1))
 
     said = [(report.step, report.cause, report.action) for report in ends[0].of(Diverged)]

@@ -23,13 +23,14 @@ from pretrain_sdk.scratch import MEMORY_VARIABLE
 from pretrain_store.directory import DirectoryStore
 from pretrain_store.history import read_listing
 from pretrain_trainer.checkpoint import Checkpointer
-from pretrain_trainer.checkpoint.dcp.layout import local
+from pretrain_trainer.checkpoint.dcp.layout import local_part
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
 from pretrain_trainer.checkpoint.memory import snapshots
-from pretrain_trainer.checkpoint.memory.plan import Account, choose
-from pretrain_trainer.checkpoint.memory.snapshots import Part, Seal, Snapshots, intact, sealed
+from pretrain_trainer.checkpoint.memory.plan import MemoryInventory, choose_snapshot
+from pretrain_trainer.checkpoint.memory.snapshots import Seal, SnapshotWriter, StatePart, is_intact, sealed_snapshots
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.mesh import Mesh
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks, process_group
 from pretrain_trainer.models.decoder import Decoder, skeleton
 from pretrain_trainer.models.optimizer import build_optimizer
@@ -42,24 +43,24 @@ from support.trainer.world import run_ranks
 
 @pytest.fixture
 def alone() -> Iterator[None]:
-    with process_group({}):
+    with process_group(Environment.of({})):
         yield
 
 
 # --- a worker's own ---------------------------------------------------------------------------------------------------
 
 
-def snapshots_of(folder: Path, record: LineageRecord | None = None) -> Snapshots:
-    return Snapshots(folder, 0, record or a_record(3), Part(0, 1))
+def snapshots_of(folder: Path, record: LineageRecord | None = None) -> SnapshotWriter:
+    return SnapshotWriter(folder, 0, record or a_record(3), StatePart(0, 1))
 
 
-def take(taking: Snapshots, trained: Trained, step: int) -> None:
-    taking.take(Progress(step, 10 * step), tensors_of(trained.model, trained.optimizer))
+def take(taking: SnapshotWriter, trained: Trained, step: int) -> None:
+    taking.take(TrainingProgress(step, 10 * step), tensors_of(trained.model, trained.optimizer))
     taking.join()
 
 
 def steps_in(folder: Path) -> list[int]:
-    return sorted(seal.state.step for _, seal in sealed(folder))
+    return sorted(seal.state.step for _, seal in sealed_snapshots(folder))
 
 
 @pytest.mark.usefixtures("alone")
@@ -69,8 +70,8 @@ def test_two_states_are_kept_in_turn_and_both_are_intact(tmp_path: Path) -> None
         take(taking, trained, step)
 
     assert steps_in(tmp_path) == [4, 5]
-    assert all(intact(path, seal) for path, seal in sealed(tmp_path))
-    assert {seal.tokens for _, seal in sealed(tmp_path)} == {40, 50}
+    assert all(is_intact(path, seal) for path, seal in sealed_snapshots(tmp_path))
+    assert {seal.tokens for _, seal in sealed_snapshots(tmp_path)} == {40, 50}
 
 
 @pytest.mark.usefixtures("alone")
@@ -81,8 +82,8 @@ def test_a_state_that_is_being_written_over_does_not_count_and_the_one_before_do
     for step in (1, 2):
         take(taking, trained, step)
 
-    monkeypatch.setattr(snapshots, "described", _killed)
-    taking.take(Progress(3), tensors_of(trained.model, trained.optimizer))
+    monkeypatch.setattr(snapshots, "stored_object", _killed)
+    taking.take(TrainingProgress(3), tensors_of(trained.model, trained.optimizer))
     taking.settle()
 
     assert steps_in(tmp_path) == [2]
@@ -113,22 +114,22 @@ def a_seal(part: int, parts: int, step: int) -> Seal:
 
 def test_the_newest_state_is_chosen_of_which_all_parts_are_there() -> None:
     said = [
-        Account(0, (a_seal(0, 2, 10), a_seal(0, 2, 20), a_seal(0, 2, 30))),
-        Account(1, (a_seal(1, 2, 10), a_seal(1, 2, 20))),
+        MemoryInventory(0, (a_seal(0, 2, 10), a_seal(0, 2, 20), a_seal(0, 2, 30))),
+        MemoryInventory(1, (a_seal(1, 2, 10), a_seal(1, 2, 20))),
     ]
 
-    chosen = choose(said, lambda state: True)
+    chosen = choose_snapshot(said, lambda state: True)
     assert chosen is not None
     assert (chosen.state.step, chosen.holders) == (20, ((0,), (1,)))
     assert chosen.without([(1, 1)]) is None
-    other = choose(said, lambda state: state.step != 20)
+    other = choose_snapshot(said, lambda state: state.step != 20)
     assert other is not None
     assert other.state.step == 10
-    assert choose(said[:1], lambda state: True) is None
+    assert choose_snapshot(said[:1], lambda state: True) is None
 
 
 def test_of_replicated_state_one_intact_copy_is_enough() -> None:
-    chosen = choose([Account(rank, (a_seal(0, 1, 10),)) for rank in range(3)], lambda state: True)
+    chosen = choose_snapshot([MemoryInventory(rank, (a_seal(0, 1, 10),)) for rank in range(3)], lambda state: True)
 
     assert chosen is not None
     assert chosen.everywhere
@@ -176,7 +177,9 @@ def remember(checkpointer: Checkpointer, trained: Trained, *steps: int) -> None:
     """Train one step each, and keep the states in memory."""
     for step in steps:
         trained.train(1)
-        checkpointer.remember(Progress(step, 10 * step, lately=(a_step(step),)), trained.model, trained.optimizer)
+        checkpointer.remember(
+            TrainingProgress(step, 10 * step, lately=(a_step(step),)), trained.model, trained.optimizer
+        )
     checkpointer.settle_memory()
     assert not [said for said in checkpointer.poll() if isinstance(said, SaveFailed)]
 
@@ -196,7 +199,7 @@ def test_steps_after_the_last_checkpoint_are_recovered_and_the_record_says_from_
     second = open_checkpointer(job, 2, environ=environ)
     progress, again = restored(second)
 
-    assert (progress, second.recalled) == (Progress(3, 30, lately=(a_step(3),)), True)
+    assert (progress, second.recalled) == (TrainingProgress(3, 30, lately=(a_step(3),)), True)
     assert_equal(again.state(), trained.state())
     record = records(tmp_path)[2]
     assert record.parent == parent
@@ -255,7 +258,7 @@ def test_a_corrupt_state_is_found_before_it_is_named_and_the_checkpoint_is_used(
 
 
 @pytest.mark.usefixtures("alone")
-def test_memory_that_is_too_small_is_said_once_and_training_goes_on(
+def test_too_little_memory_is_reported_once_and_training_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpointer = open_checkpointer(a_remembering_job(tmp_path), 1, environ=in_worker(tmp_path, 0))
@@ -263,7 +266,7 @@ def test_memory_that_is_too_small_is_said_once_and_training_goes_on(
     monkeypatch.setattr(snapshots, "_SPARE", 1 << 60)
 
     for step in (1, 2):
-        assert checkpointer.remember(Progress(step), trained.model, trained.optimizer) == 0.0
+        assert checkpointer.remember(TrainingProgress(step), trained.model, trained.optimizer) == 0.0
     (said,) = checkpointer.poll()
 
     assert isinstance(said, SaveFailed)
@@ -293,17 +296,17 @@ def _replicated_story(ranks: Ranks, folder: Path) -> tuple[dict[int, State], lis
     remember(checkpointer, trained, 2, 3)
     kept[3] = arrays(trained.state())
 
-    def goes_on(number: int) -> None:
+    def resumes(number: int) -> None:
         nonlocal checkpointer, trained
         checkpointer = open_checkpointer(job, number, ranks, environ=environ)
         progress, trained = restored(checkpointer)
         story.append((progress.step, checkpointer.recalled, arrays(trained.state())))
 
-    goes_on(2)  # a rank's process was killed
+    resumes(2)  # a rank's process was killed
     if ranks.rank == 0:
         lose(folder, 0)
     environ = in_worker(folder, ranks.rank)
-    goes_on(3)  # then the worker of rank 0, before anything was kept again
+    resumes(3)  # then the worker of rank 0, before anything was kept again
     remember(checkpointer, trained, 4)
     kept[4] = arrays(trained.state())
     if ranks.rank == 1:
@@ -311,10 +314,10 @@ def _replicated_story(ranks: Ranks, folder: Path) -> tuple[dict[int, State], lis
     if ranks.rank == 0:
         corrupt(folder, 0)
     environ = in_worker(folder, ranks.rank)
-    goes_on(4)  # a worker was lost and another one's memory is damaged
+    resumes(4)  # a worker was lost and another one's memory is damaged
     lose(folder, ranks.rank)
     environ = in_worker(folder, ranks.rank)
-    goes_on(5)  # all were lost
+    resumes(5)  # all were lost
     return kept, story
 
 
@@ -396,10 +399,10 @@ def _story_of_parts(
         optimizer.step()
         kept[step] = parts(model, optimizer)
         if step == 1:
-            checkpointer.save(Progress(1, 10), model, optimizer)
+            checkpointer.save(TrainingProgress(1, 10), model, optimizer)
             assert checkpointer.wait() is not None
         else:
-            checkpointer.remember(Progress(step, 10 * step), model, optimizer)
+            checkpointer.remember(TrainingProgress(step, 10 * step), model, optimizer)
             checkpointer.settle_memory()
     torch.distributed.barrier()
     for number, gone in ((2, lost), (3, range(4))):
@@ -415,7 +418,7 @@ def _story_of_parts(
 
 
 def a_part(groups: Groups, seed: int) -> tuple[Decoder, Optimizer]:
-    """What this rank has of a model, and an optimizer of it."""
+    """This rank's part of a model, and its optimizer."""
     model = skeleton(resolve(Model(family="gpt2", layers=2, heads=2, width=32, context=16)), 64)
     lay_out(model, groups, bf16=False, exact=False)
     model.to_empty(device="cpu")
@@ -424,4 +427,4 @@ def a_part(groups: Groups, seed: int) -> tuple[Decoder, Optimizer]:
 
 
 def parts(model: Decoder, optimizer: Optimizer) -> State:
-    return arrays({name: local(tensor).clone() for name, tensor in tensors_of(model, optimizer).items()})
+    return arrays({name: local_part(tensor).clone() for name, tensor in tensors_of(model, optimizer).items()})

@@ -1,4 +1,4 @@
-"""The cache of shards: bounded, shared, and nothing comes out of it whose digest was not checked."""
+"""The cache of shards: bounded, shared, and verified by digest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain_store.errors import AccessDenied, Missing, StoreError, Unavailable
+from pretrain_store.errors import CredentialsRejected, ObjectNotFound, StoreError, StoreUnavailable
 from pretrain_store.port import ObjectInfo
 from pretrain_trainer.core import errors
-from pretrain_trainer.datasets.shard_cache import CONDEMNED_SECONDS, RemoteShard, ShardCache
+from pretrain_trainer.datasets.shard_cache import REJECTED_SECONDS, RemoteShard, ShardCache
 
 UINT16 = np.dtype("<u2")
 SIZE = 2000
@@ -37,7 +37,7 @@ class Bucket:
         if self.failure is not None:
             raise self.failure
         if key not in self.objects:
-            raise Missing(key)
+            raise ObjectNotFound(key)
         return self.objects[key]
 
     def fetch(self, key: str, path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_shard_is_fetched_once_and_mapped(tmp_path: Path) -> None:
     assert bucket.fetched == ["00007.bin"]
 
 
-def test_bytes_that_were_spoiled_on_the_way_are_fetched_again(tmp_path: Path) -> None:
+def test_bytes_corrupted_in_transit_are_fetched_again(tmp_path: Path) -> None:
     bucket, cache = Bucket(spoiled=1), ShardCache(tmp_path, 10 * SIZE)
 
     assert cache.tokens(a_shard(bucket, 7)).tolist() == tokens(7).tolist()
@@ -107,19 +107,19 @@ def test_bytes_that_were_spoiled_on_the_way_are_fetched_again(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"poison" * 300, tokens(7).tobytes()[:-1], tokens(7).tobytes() + b"x", b""])
-def test_a_shard_that_is_not_what_was_described_is_never_mapped(tmp_path: Path, content: bytes) -> None:
+def test_a_shard_that_differs_from_its_description_is_never_mapped(tmp_path: Path, content: bytes) -> None:
     bucket, cache = Bucket(), ShardCache(tmp_path, 10 * SIZE)
     shard = a_shard(bucket, 7)
     bucket.objects[shard.name] = content
 
-    with pytest.raises(errors.DataCorrupt, match=r"sources\[web\].uri: s3://corpus/web/00007.bin is not what"):
+    with pytest.raises(errors.DataCorrupt, match=r"sources\[web\].uri: s3://corpus/web/00007.bin differs from"):
         cache.tokens(shard)
 
     assert len(bucket.fetched) == 2
     assert [path.name for path in tmp_path.iterdir() if path.suffix not in (".lock", "")] == []
 
 
-def test_a_wrong_shard_is_fetched_again_only_when_it_was_replaced_or_after_a_long_time(tmp_path: Path) -> None:
+def test_a_corrupt_shard_is_fetched_again_only_when_replaced_or_after_a_long_time(tmp_path: Path) -> None:
     bucket, clock = Bucket(), Clock()
     cache, shard = ShardCache(tmp_path, 10 * SIZE, clock), a_shard(bucket, 7)
     bucket.objects[shard.name] = b"poison"
@@ -127,7 +127,7 @@ def test_a_wrong_shard_is_fetched_again_only_when_it_was_replaced_or_after_a_lon
         with pytest.raises(errors.DataCorrupt):
             cache.tokens(shard)
     at_first = len(bucket.fetched)
-    clock.now = CONDEMNED_SECONDS
+    clock.now = REJECTED_SECONDS
     with pytest.raises(errors.DataCorrupt):
         cache.tokens(shard)
     later = len(bucket.fetched)
@@ -141,13 +141,13 @@ def test_a_wrong_shard_is_fetched_again_only_when_it_was_replaced_or_after_a_lon
 @pytest.mark.parametrize(
     ("failure", "obstacle"),
     [
-        (Missing("00007.bin"), errors.DataMissing),
-        (Unavailable("no answer"), errors.StorageUnavailable),
-        (AccessDenied("no"), errors.AccessDenied),
+        (ObjectNotFound("00007.bin"), errors.DataMissing),
+        (StoreUnavailable("no answer"), errors.StorageUnavailable),
+        (CredentialsRejected("no"), errors.AccessDeniedError),
         (StoreError("nonsense"), errors.InvalidInput),
     ],
 )
-def test_what_the_store_says_is_said_with_the_source(tmp_path: Path, failure: StoreError, obstacle: type) -> None:
+def test_errors_of_the_store_name_the_source(tmp_path: Path, failure: StoreError, obstacle: type) -> None:
     bucket, cache = Bucket(), ShardCache(tmp_path, 10 * SIZE)
     shard = a_shard(bucket, 7)
     bucket.failure = failure
@@ -187,9 +187,7 @@ def test_a_later_process_finds_what_was_fetched_and_checks_no_digest_twice(
 
 
 @pytest.mark.parametrize("change", ["rewritten", "replaced", "truncated"])
-def test_a_file_that_was_touched_is_checked_again_and_fetched_anew_when_it_is_wrong(
-    tmp_path: Path, change: str
-) -> None:
+def test_a_file_that_was_changed_is_verified_and_fetched_again_when_corrupt(tmp_path: Path, change: str) -> None:
     bucket, cache = Bucket(), ShardCache(tmp_path, 10 * SIZE)
     shard = a_shard(bucket, 7)
     cache.tokens(shard)
@@ -227,7 +225,7 @@ def used_at(folder: Path, shard: RemoteShard, time: float) -> None:
     os.utime(folder / f"{shard.sha256}.verified", (time, time))
 
 
-def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
+def test_the_least_recently_used_shard_is_evicted(tmp_path: Path) -> None:
     bucket, cache = Bucket(), ShardCache(tmp_path, 2 * SIZE + SIZE // 2)
     first, second, third = (a_shard(bucket, number) for number in range(3))
     for time, shard in enumerate((first, second, first)):
@@ -271,7 +269,7 @@ def test_a_mapping_outlives_the_file(tmp_path: Path) -> None:
     assert mapped.tolist() == tokens(1).tolist()
 
 
-def test_fetching_ahead_takes_no_room_from_what_is_needed_before(tmp_path: Path) -> None:
+def test_a_prefetch_evicts_no_shard_that_is_needed_before(tmp_path: Path) -> None:
     bucket, cache = Bucket(), ShardCache(tmp_path, 2 * SIZE)
     old, near, far = (a_shard(bucket, number) for number in range(3))
     keep = frozenset({near.sha256, far.sha256})
@@ -294,6 +292,10 @@ def test_a_shard_larger_than_the_cache_is_refused_with_the_sizes(tmp_path: Path)
 
 
 # --- many processes ---------------------------------------------------------------------------------------------------
+
+
+HANG_SECONDS = 300
+"""Processes that contend for one cache make progress; a loaded machine makes them slow."""
 
 
 class FolderBucket(Bucket):
@@ -331,7 +333,7 @@ def in_processes(*targets: Callable[[], None]) -> list[int | None]:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(HANG_SECONDS)
         process.kill()
         process.join()
     return [process.exitcode for process in processes]
@@ -359,7 +361,7 @@ def test_many_processes_share_one_download(folders: tuple[Path, Path, Path, Path
     assert sorted(path.name.rpartition(".")[0] for path in fetches.iterdir()) == [f"{n:05d}.bin" for n in range(8)]
 
 
-def test_processes_that_need_other_shards_get_on_in_a_cache_with_room_for_one(
+def test_processes_that_need_other_shards_progress_in_a_cache_with_room_for_one(
     folders: tuple[Path, Path, Path, Path],
 ) -> None:
     objects, fetches, cache, answers = folders
@@ -372,7 +374,7 @@ def test_processes_that_need_other_shards_get_on_in_a_cache_with_room_for_one(
     assert [path.read_text() for path in answers.iterdir()] == ["True"] * 3
 
 
-def test_the_download_of_a_killed_process_keeps_no_room(folders: tuple[Path, Path, Path, Path]) -> None:
+def test_the_download_of_a_killed_process_holds_no_space(folders: tuple[Path, Path, Path, Path]) -> None:
     objects, fetches, cache, answers = folders
     dying = partial(_read_all, DeadlyBucket(objects, fetches), cache, 2 * SIZE, [1], answers)
     assert in_processes(dying) == [-signal.SIGKILL]

@@ -21,14 +21,15 @@ from pretrain_store.history import read_manifest
 from pretrain_trainer.checkpoint import checkpointer
 from pretrain_trainer.checkpoint import restore as restoring
 from pretrain_trainer.checkpoint import saver as saving
-from pretrain_trainer.checkpoint.dcp import layout, target
-from pretrain_trainer.checkpoint.dcp.layout import copy, lay_out, staged
-from pretrain_trainer.checkpoint.dcp.load import Received
-from pretrain_trainer.checkpoint.dcp.pinned_memory import Pinned, gpus
+from pretrain_trainer.checkpoint.dcp import layout, target, writer
+from pretrain_trainer.checkpoint.dcp.layout import copy, copy_to_host, write_layout
+from pretrain_trainer.checkpoint.dcp.load import ReceivedObject
+from pretrain_trainer.checkpoint.dcp.pinned_memory import PinnedMemory, gpus
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
-from pretrain_trainer.checkpoint.dcp.transfer import broadcast
+from pretrain_trainer.checkpoint.dcp.transfer import broadcast_tensors
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import CheckpointRejectedError
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks, process_group
 from support.trainer.checkpoint import (
     Trained,
@@ -49,7 +50,7 @@ GPUS = frozenset({torch.device("cuda", 0), torch.device("cuda", 1)})
 
 @pytest.fixture
 def alone() -> Iterator[None]:
-    with process_group({}):
+    with process_group(Environment.of({})):
         yield
 
 
@@ -80,9 +81,9 @@ def test_later_saves_are_copied_to_where_the_first_was(tmp_path: Path, monkeypat
 
     def counted(tensors: Any) -> dict[str, torch.Tensor]:
         anew.append(len(tensors))
-        return staged(tensors)
+        return copy_to_host(tensors)
 
-    monkeypatch.setattr(saving, "staged", counted)
+    monkeypatch.setattr(saving, "copy_to_host", counted)
     checkpointer, trained = open_checkpointer(a_job(tmp_path)), Trained(steps=1)
     for step in (1, 2, 3):
         saved(checkpointer, trained, step)
@@ -95,9 +96,9 @@ def test_later_saves_are_copied_to_where_the_first_was(tmp_path: Path, monkeypat
 def test_the_first_copies_are_used_up(tmp_path: Path) -> None:
     trained = Trained(steps=1)
     tensors = tensors_of(trained.model, trained.optimizer)
-    copies = staged(tensors)
+    copies = copy_to_host(tensors)
 
-    laid_out = lay_out(tmp_path, tensors, copies, None)
+    laid_out = write_layout(tmp_path, tensors, copies, None)
 
     assert copies == {}
     assert_equal(dict(laid_out.places), {name: tensor for name, tensor in tensors.items() if tensor.numel()})
@@ -108,7 +109,7 @@ def test_the_first_copies_are_used_up(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_a_large_state_takes_several_files_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "FILE_BYTES", FEW_BYTES)
+    monkeypatch.setattr(writer, "FILE_BYTES", FEW_BYTES)
     checkpointer, trained = open_checkpointer(a_job(tmp_path)), Trained(steps=1)
     for step in (1, 2):
         trained.train(1)
@@ -122,7 +123,7 @@ def test_a_large_state_takes_several_files_and_comes_back(tmp_path: Path, monkey
 
 @pytest.mark.usefixtures("alone")
 def test_stock_dcp_reads_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "FILE_BYTES", FEW_BYTES)
+    monkeypatch.setattr(writer, "FILE_BYTES", FEW_BYTES)
     trained = Trained(steps=1)
     key = saved(open_checkpointer(a_job(tmp_path)), trained, 1)
     found = {name: torch.zeros_like(tensor) for name, tensor in trained.state().items()}
@@ -138,9 +139,9 @@ def test_stock_dcp_reads_several_files(tmp_path: Path, monkeypatch: pytest.Monke
 def test_damage_to_any_of_the_files_is_found_before_anything_is_loaded(
     read: str, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, "FILE_BYTES", FEW_BYTES)
+    monkeypatch.setattr(writer, "FILE_BYTES", FEW_BYTES)
     if read != "into the state's memory":
-        monkeypatch.setattr(target.Target, "replaceable", False)
+        monkeypatch.setattr(target.RestoreTarget, "replaceable", False)
     if read == "from files":
         monkeypatch.setattr(restoring.Scratch, "beside", lambda _: None)
     saved(open_checkpointer(a_job(tmp_path)), Trained(steps=1), 1)
@@ -162,15 +163,15 @@ def test_damage_to_any_of_the_files_is_found_before_anything_is_loaded(
 def test_the_memory_that_a_checkpoint_is_received_in_becomes_the_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, "FILE_BYTES", FEW_BYTES)
-    trained, received = Trained(steps=1), list[Received]()
+    monkeypatch.setattr(writer, "FILE_BYTES", FEW_BYTES)
+    trained, received = Trained(steps=1), list[ReceivedObject]()
     saved(open_checkpointer(a_job(tmp_path)), trained, 1)
 
-    def recorded(size: int) -> Received:
-        received.append(Received(size))
+    def recorded(size: int) -> ReceivedObject:
+        received.append(ReceivedObject(size))
         return received[-1]
 
-    monkeypatch.setattr(restoring, "Received", recorded)
+    monkeypatch.setattr(restoring, "ReceivedObject", recorded)
     _, again = restored(open_checkpointer(a_job(tmp_path), 2))
 
     places = [(torch.frombuffer(one.content, dtype=torch.uint8).data_ptr(), len(one.content)) for one in received]
@@ -201,7 +202,7 @@ def _broadcast(ranks: Ranks, folder: Path) -> bool:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "cat", counted)
         tensors = {name: torch.full((2,), float(ranks.rank)) for name in ("one", "other")}
-        broadcast(tensors, 0)
+        broadcast_tensors(tensors, 0)
     assert all(tensor.tolist() == [0.0, 0.0] for tensor in tensors.values())
     return bool(packed)
 
@@ -225,7 +226,7 @@ def test_a_restore_from_a_folder_reads_links_where_it_can_and_leaves_none(
             links.append(object_.stat().st_nlink)
             return super().receive(key, into)
 
-    monkeypatch.setattr(target.Target, "replaceable", False)  # as where the state is on a GPU
+    monkeypatch.setattr(target.RestoreTarget, "replaceable", False)  # as where the state is on a GPU
     if not possible:
         monkeypatch.setattr(restoring.Scratch, "beside", lambda _: None)
     monkeypatch.setattr(checkpointer, "open_store", lambda *_: Watching(tmp_path / "checkpoints"))
@@ -246,12 +247,12 @@ def test_shards_of_several_ranks_take_several_files_each(tmp_path: Path) -> None
 
 
 def _save_in_several_files(ranks: Ranks, folder: Path) -> dict[str, np.ndarray]:
-    layout.FILE_BYTES = FEW_BYTES
+    writer.FILE_BYTES = FEW_BYTES
     trained = Trained(steps=2, sharded=True)
     checkpointer = open_checkpointer(a_job(folder, shard="full"), 1, ranks)
     for step in (2, 3):
         trained.train(1)
-        checkpointer.save(Progress(step), trained.model, trained.optimizer)
+        checkpointer.save(TrainingProgress(step), trained.model, trained.optimizer)
         assert checkpointer.wait() is not None
     return arrays(trained.state())
 
@@ -291,7 +292,7 @@ def test_a_scalar_on_the_cpu_does_not_hide_the_gpu_of_the_rest() -> None:
 def test_memory_is_pinned_as_long_as_it_is_there() -> None:
     runtime, memory = FakeRuntime(), torch.zeros(5)
     address = memory.data_ptr()
-    pinned = Pinned(memory, runtime)
+    pinned = PinnedMemory(memory, runtime)
     del memory
 
     assert runtime.asked == [("register", address, 20)]
@@ -302,10 +303,10 @@ def test_memory_is_pinned_as_long_as_it_is_there() -> None:
 def test_memory_that_cuda_does_not_pin_is_used_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     runtime = FakeRuntime(code=801)
     with caplog.at_level(logging.WARNING):
-        Pinned(torch.zeros(5), runtime)
+        PinnedMemory(torch.zeros(5), runtime)
 
     assert [kind for kind, *_ in runtime.asked] == ["register"]
-    assert "not pinned: CUDA answers with error 801" in caplog.text
+    assert "not pinned: CUDA returned error 801" in caplog.text
 
 
 @pytest.mark.usefixtures("alone")
@@ -313,13 +314,13 @@ def test_memory_that_cuda_does_not_pin_is_used_as_it_is(caplog: pytest.LogCaptur
 def test_the_files_of_a_state_on_a_gpu_are_pinned(
     devices: frozenset[torch.device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, "FILE_BYTES", FEW_BYTES)
+    monkeypatch.setattr(writer, "FILE_BYTES", FEW_BYTES)
     monkeypatch.setattr(layout, "gpus", lambda _: devices)
-    monkeypatch.setattr(layout, "Pinned", lambda content: content.nbytes)
+    monkeypatch.setattr(layout, "PinnedMemory", lambda content: content.nbytes)
     trained = Trained(steps=1)
     tensors = tensors_of(trained.model, trained.optimizer)
 
-    laid_out = lay_out(tmp_path, tensors, {name: tensor.clone() for name, tensor in tensors.items()}, None)
+    laid_out = write_layout(tmp_path, tensors, {name: tensor.clone() for name, tensor in tensors.items()}, None)
 
     sizes = [(tmp_path / name).stat().st_size for name in laid_out.files if name.endswith(".distcp")]
     assert sorted(laid_out.pinned) == (sorted(sizes) if devices else [])

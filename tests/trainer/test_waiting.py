@@ -1,4 +1,4 @@
-"""What somebody must mend outside is said once and waited for; then training goes on, in the same process."""
+"""An obstacle outside the job is reported once and waited for; then training resumes in the same process."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pretrain_api.messages import reports
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_store import errors as store
 from pretrain_trainer.checkpoint import Checkpointer
-from pretrain_trainer.core.collectives import Agreement
+from pretrain_trainer.core.collectives import Collectives
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import (
-    AccessDenied,
-    BucketMissing,
+    AccessDeniedError,
+    BucketMissingError,
     DataDelayed,
     DataMissing,
     InvalidInput,
-    Obstacle,
+    ObstacleError,
     StorageUnavailable,
 )
 from pretrain_trainer.core.ranks import Ranks, process_group
-from pretrain_trainer.core.retry import Waiting
-from pretrain_trainer.core.waits import in_the_way
+from pretrain_trainer.core.waits import ObstacleRetry, obstacle_behind
 from pretrain_trainer.loop.train import train
 from support.store.moto import CORPUS, Bucket, moto
 from support.trainer.checkpoint import on_rank
@@ -51,23 +51,23 @@ class Act:
 
 @pytest.fixture
 def alone() -> Iterator[None]:
-    with process_group({}):
+    with process_group(Environment.of({})):
         yield
 
 
 def waited(act: Act, speaks: bool = True) -> tuple[list[Any], list[float]]:
-    """What was reported and how long each pause was, until the act could be done."""
+    """The reports and the pauses until the act succeeded."""
     link, pauses = FakeLink(), list[float]()
-    assert Waiting(link, speaks, Agreement(None), pauses.append).until_clear(act) == 7
+    assert ObstacleRetry(link, speaks, Collectives(None), pauses.append).retry_until_clear(act) == 7
     return link.reports, pauses
 
 
 @pytest.mark.usefixtures("alone")
 class TestWaiting:
-    def test_what_is_clear_is_not_spoken_of(self) -> None:
+    def test_a_first_success_is_not_reported(self) -> None:
         assert waited(Act()) == ([], [])
 
-    def test_an_obstacle_is_said_once_and_looked_at_with_growing_pauses(self) -> None:
+    def test_an_obstacle_is_reported_once_and_retried_with_growing_pauses(self) -> None:
         said, pauses = waited(Act(*[DataMissing("there is no web: upload it")] * 2000))
 
         assert said == [
@@ -76,8 +76,10 @@ class TestWaiting:
         ]
         assert pauses == [1, 2, 4, 8, *[10] * 1996]
 
-    def test_another_obstacle_is_said_too(self) -> None:
-        said, _ = waited(Act(BucketMissing("a"), BucketMissing("a"), AccessDenied("a"), AccessDenied("b")))
+    def test_another_obstacle_is_reported_too(self) -> None:
+        said, _ = waited(
+            Act(BucketMissingError("a"), BucketMissingError("a"), AccessDeniedError("a"), AccessDeniedError("b"))
+        )
 
         assert [(body.kind, getattr(body, "reason", ""), getattr(body, "message", "")) for body in said] == [
             ("blocked", "BucketMissing", "a"),
@@ -86,10 +88,10 @@ class TestWaiting:
             ("unblocked", "", ""),
         ]
 
-    def test_a_rank_that_does_not_speak_waits_in_silence(self) -> None:
+    def test_a_rank_that_does_not_report_waits_in_silence(self) -> None:
         assert waited(Act(DataMissing("a")), speaks=False) == ([], [1])
 
-    def test_what_is_only_delayed_is_gone_on_with_at_once(self) -> None:
+    def test_a_delay_is_retried_without_a_pause(self) -> None:
         said, pauses = waited(Act(DataDelayed("a"), DataDelayed("a")))
 
         assert ([body.kind for body in said], pauses) == (["blocked", "unblocked"], [])
@@ -102,31 +104,31 @@ class TestWaiting:
 @pytest.mark.parametrize(
     ("error", "obstacle"),
     [
-        (store.BucketMissing("x"), BucketMissing),
-        (store.AccessDenied("x"), AccessDenied),
-        (store.Unavailable("x"), StorageUnavailable),
-        (store.Refused("x"), None),
-        (store.Unsupported("x"), None),
-        (store.Missing("x"), None),
+        (store.NoSuchBucket("x"), BucketMissingError),
+        (store.CredentialsRejected("x"), AccessDeniedError),
+        (store.StoreUnavailable("x"), StorageUnavailable),
+        (store.StoreRefused("x"), None),
+        (store.ConditionalPutUnsupported("x"), None),
+        (store.ObjectNotFound("x"), None),
     ],
 )
-def test_only_what_somebody_may_mend_outside_is_an_obstacle(
-    error: store.StoreError, obstacle: type[Obstacle] | None
+def test_only_a_condition_fixed_outside_the_job_is_an_obstacle(
+    error: store.StoreError, obstacle: type[ObstacleError] | None
 ) -> None:
-    found = in_the_way(error)
+    found = obstacle_behind(error)
 
     assert (type(found) if found else None) is obstacle
     assert found is None or str(found).startswith("x: ")
 
 
 def test_an_obstacle_has_one_remedy() -> None:
-    wrapped = store.AccessDenied("checkpoint.storage cannot be used: no; allow reading")
-    wrapped.__cause__ = store.AccessDenied("no")
+    wrapped = store.CredentialsRejected("checkpoint.storage cannot be used: no; allow reading")
+    wrapped.__cause__ = store.CredentialsRejected("no")
 
-    assert str(in_the_way(wrapped)).startswith("no: allow")
+    assert str(obstacle_behind(wrapped)).startswith("no: grant")
 
 
-def test_all_ranks_wait_for_one_and_rank_0_speaks_for_it() -> None:
+def test_all_ranks_wait_for_one_and_rank_0_reports_for_it() -> None:
     ends = run_ranks(3, on_rank, _blocked_on_rank_two)
 
     said = [("blocked", "DataMissing", "rank 2 misses it"), ("unblocked", "", "")]
@@ -136,7 +138,7 @@ def test_all_ranks_wait_for_one_and_rank_0_speaks_for_it() -> None:
 def _blocked_on_rank_two(ranks: Ranks) -> tuple[int, list[tuple[str, str, str]], list[float]]:
     act = Act(DataMissing("rank 2 misses it"), DataMissing("rank 2 misses it")) if ranks.rank == 2 else Act()
     link, pauses = FakeLink(), list[float]()
-    result = Waiting(link, ranks.first, Agreement(None), pauses.append).together(act)
+    result = ObstacleRetry(link, ranks.first, Collectives(None), pauses.append).retry_on_all_ranks(act)
     said = [(body.kind, getattr(body, "reason", ""), getattr(body, "message", "")) for body in link.reports]
     return result, said, pauses
 
@@ -167,9 +169,14 @@ def environ(corpus: Path) -> Iterator[dict[str, str]]:
 
 
 def trained(config: TrainerConfig, environ: Mapping[str, str], **menders: Any) -> MendingLink:
-    """The link of a run to its end, in this process; each obstacle is mended as soon as it is said."""
+    """The link of a run to its end, in this process; each obstacle is fixed as soon as it is reported."""
     link = MendingLink(menders=menders)
-    train(config, link, Checkpointer.open if config.checkpoint.storage.s3 else lambda *_: NoCheckpointer(), environ)
+    train(
+        config,
+        link,
+        Checkpointer.open if config.checkpoint.storage.s3 else lambda *_: NoCheckpointer(),
+        Environment.of(environ),
+    )
     return link
 
 
@@ -216,7 +223,7 @@ def test_two_ranks_train_from_s3_with_one_cache(
 
 def _train_with_environment(ranks: Mapping[str, str], config: TrainerConfig, environ: Mapping[str, str]) -> list[float]:
     link = MendingLink()
-    train(config, link, lambda *_: NoCheckpointer(), {**ranks, **environ})
+    train(config, link, lambda *_: NoCheckpointer(), Environment.of({**ranks, **environ}))
     return link.losses
 
 
@@ -231,7 +238,7 @@ def test_a_missing_source_is_waited_for(
     assert link.said == ["DataMissing", "-"]
     assert link.reports[0].message == (
         f"training.data.sources[code].uri: there is no s3://{CORPUS}/{key}: upload it; "
-        "training goes on by itself when it is there"
+        "training resumes by itself when it exists"
     )
     assert link.losses == undisturbed
 
@@ -247,7 +254,7 @@ def test_a_missing_tokeniser_is_waited_for(environ: dict[str, str], tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff"])
-def test_a_description_that_is_none_is_waited_for(
+def test_an_invalid_description_is_waited_for(
     environ: dict[str, str], tmp_path: Path, corpus: Path, content: bytes
 ) -> None:
     bucket = Bucket(environ)

@@ -26,6 +26,7 @@ FILES = (
     "examples/kind/job.yaml",
     "examples/pretrainjob.yaml",
     "examples/quickstart.yaml",
+    "examples/training_callback.py",
 )
 """Files that are copied to the same path of the site."""
 FOLDERS = {"Runbooks": "runbooks", "Decisions": "decisions"}

@@ -14,8 +14,8 @@ from pretrain_api.dataset import DATASET_FILE, Dataset, Shard
 from pretrain_api.problems import Problem
 from pretrain_api.spec.model import ResolvedModel
 from pretrain_api.spec.training import Source
-from pretrain_store.errors import Missing, StoreError
-from pretrain_store.open import Service, is_remote, split_uri
+from pretrain_store.errors import ObjectNotFound, StoreError
+from pretrain_store.open import S3Service, is_remote, split_uri
 
 HASH_LIMIT = 512 * 1024**2
 """Bytes of shards up to which all are hashed, about a second; of more only the sizes are compared."""
@@ -47,7 +47,7 @@ def _parse_tokenizer(content: bytes, where: str) -> TokenizerFile:
     return TokenizerFile(highest + 1, hashlib.sha256(content).hexdigest(), content)
 
 
-def check_tokenizer(uri: str, field: str, service: Service) -> TokenizerFile | Problem:
+def check_tokenizer(uri: str, field: str, service: S3Service) -> TokenizerFile | Problem:
     """The tokeniser of a resolved job, or what is wrong with it."""
     try:
         if not is_remote(uri):
@@ -60,7 +60,7 @@ def check_tokenizer(uri: str, field: str, service: Service) -> TokenizerFile | P
         return Problem(field, f"{error}: name another file")
 
 
-def read_dataset(source: Source, field: str, service: Service) -> Dataset | Problem:
+def read_dataset(source: Source, field: str, service: S3Service) -> Dataset | Problem:
     """A resolved source's description, or what is wrong with it."""
     file = f"{source.uri.rstrip('/')}/{DATASET_FILE}"
     remote = is_remote(source.uri)
@@ -86,11 +86,11 @@ def _from_folder(folder: Path, field: str) -> bytes | Problem:
         return Problem(field, said)
 
 
-def _from_s3(uri: str, field: str, service: Service) -> bytes | Problem:
+def _from_s3(uri: str, field: str, service: S3Service) -> bytes | Problem:
     folder, name = split_uri(uri)
     try:
         return service.folder(folder).get(name)
-    except Missing:
+    except ObjectNotFound:
         return Problem(field, f"there is no {uri}: correct the URI, or upload it first")
     except StoreError as error:
         return Problem(field, f"{uri} cannot be read ({error}): correct the URI, the credentials or the endpoint")
@@ -128,7 +128,7 @@ def check_vocabulary(tokenizer: TokenizerFile, model: ResolvedModel) -> Iterator
         )
 
 
-def check_remote_shards(field: str, uri: str, dataset: Dataset, service: Service) -> Iterator[Problem]:
+def check_remote_shards(field: str, uri: str, dataset: Dataset, service: S3Service) -> Iterator[Problem]:
     """Sizes of all shards of a source in S3; whoever fetches one checks its digest."""
     try:
         sizes = {item.key: item.size for item in service.folder(uri).list("")}

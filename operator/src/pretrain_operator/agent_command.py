@@ -1,4 +1,4 @@
-"""What the command lines of agents have in common, in pods and on one machine."""
+"""Command-line arguments of agents, in pods and in local processes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pretrain_api.spec.job import PretrainJobSpec
 
 
 def agent_arguments(options: Mapping[str, object], spec: PretrainJobSpec) -> list[str]:
-    """The options, and the modules that the process is to have imported from which the job's ranks are forked: all that
-    each of them would have to import at its start otherwise."""
-    wanted = (
+    """Return the options and the modules to preload into the fork server, which every rank would import otherwise."""
+    preloads = (
         (True, "pretrain_trainer.preload"),
         (spec.checkpoint.storage.s3 is not None, "pretrain_trainer.preload_s3"),
         (spec.training.compile, "pretrain_trainer.preload_compile"),
     )
-    preloads = [("--preload", module) for wants, module in wanted if wants]
-    return [str(part) for option in (*options.items(), *preloads) for part in option]
+    chosen = [("--preload", module) for needed, module in preloads if needed]
+    return [str(part) for option in (*options.items(), *chosen) for part in option]

@@ -1,4 +1,4 @@
-"""The port to whatever runs the workers: Kubernetes, or local processes. `plan` cannot tell them apart."""
+"""Port to the system that runs the workers: Kubernetes, or local processes. `plan` cannot tell them apart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PodPhase = Literal["Pending", "Running", "Succeeded", "Failed"]
 
 @dataclass(frozen=True)
 class Pod:
-    """A worker: a pod on Kubernetes, a process group on one machine. Identified by (slot, attempt)."""
+    """A worker, identified by (slot, attempt): a pod on Kubernetes, a process group on one machine."""
 
     slot: int
     attempt: int
@@ -27,11 +27,11 @@ class Pod:
     finished_at: float | None = None
     exit_code: int | None = None
     reason: str = ""
-    """Of a pod that ended: why (`OOMKilled`, `Evicted`, `Error`, …). Of one that is pending: what it waits for
-    (`Unschedulable`, `ImagePullBackOff`, `CreateContainerConfigError`, …), empty while all is in order."""
+    """Cause of the end (`OOMKilled`, `Evicted`, `Error`, …), or of a pending pod the obstacle (`Unschedulable`,
+    `ImagePullBackOff`, `CreateContainerConfigError`, …), empty if there is none."""
     message: str = ""
     node_ready: bool | None = None
-    """What the cluster says of its node; None: it says nothing, or nodes cannot be read."""
+    """Readiness of its node; None if the cluster reports none or nodes cannot be read."""
 
     @property
     def alive(self) -> bool:
@@ -41,18 +41,18 @@ class Pod:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a new pod should run and how long it may take to end."""
+    """Nodes for a new pod, and its termination grace period."""
 
     never: frozenset[str] = frozenset()
-    """Nodes that it must not be put on: nothing there answers."""
+    """Excluded nodes: nothing there answers."""
     rather_not: frozenset[str] = frozenset()
-    """Nodes to avoid where others will do."""
+    """Nodes to avoid if there are others."""
     grace_seconds: float = 30.0
     """From SIGTERM to SIGKILL: time for a checkpoint."""
 
 
-class Refused(OSError):
-    """The cluster understood, said no, and will go on saying no until somebody mends it: quota, admission, rights."""
+class PodRefused(OSError):
+    """The cluster refuses a pod until somebody fixes the cause: quota, admission, permissions."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -63,7 +63,7 @@ class Refused(OSError):
 
 @dataclass(frozen=True)
 class InjectedFault:
-    """A fault that somebody injected on purpose: incidents count their seconds from `time` (unix)."""
+    """A fault injected on purpose: its incident counts seconds from `time` (unix)."""
 
     time: float
     slot: int | None
@@ -72,19 +72,19 @@ class InjectedFault:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the cluster holds of one job at one moment."""
+    """State of one job in the cluster at one moment."""
 
     job: PretrainJob
     status: JobStatus
-    """As last written: the only memory that outlives the operator."""
+    """Status as last written: the only memory that outlives the operator."""
     pods: tuple[Pod, ...]
     faults: tuple[InjectedFault, ...] = ()
     stopping: bool = False
-    """The user asked for the end (Ctrl-C locally, deletion on Kubernetes): checkpoint, then let all workers go."""
+    """The user asked for the end (Ctrl-C locally, deletion on Kubernetes): checkpoint, then end all workers."""
     profile: ProfileRequest | InvalidRequest | None = None
-    """The newest request for a profile, answered or not."""
+    """Newest request for a profile, answered or not."""
     invalid: str = ""
-    """What is wrong with the spec as it stands; `job` is then the last one that was in order."""
+    """Error of the present spec; `job` then has the last valid one."""
 
 
 @dataclass(frozen=True)
@@ -97,22 +97,22 @@ class Event:
 
 
 class Cluster(Protocol):
-    """One job's place in a cluster. Every call may raise OSError when the cluster does not answer: retry later."""
+    """One job in a cluster. Every call may raise OSError if the cluster does not answer: retry later."""
 
     async def snapshot(self) -> Snapshot:
-        """The job, its last written status and its pods."""
+        """Return the job, its last written status and its pods."""
         ...
 
     async def create_pod(self, slot: int, attempt: int, placement: Placement) -> None:
-        """Start a worker under its deterministic identity; that it exists already is success. Raises Refused."""
+        """Start a worker under its deterministic identity; an existing one is a success. Raises PodRefused."""
         ...
 
     async def delete_pod(self, pod: Pod, grace_seconds: float) -> None:
-        """End a worker: SIGTERM, then SIGKILL after the grace; 0: SIGKILL at once. That it is gone is success."""
+        """End a worker: SIGTERM, then SIGKILL after the grace; 0: SIGKILL at once. A missing worker is a success."""
         ...
 
     async def delete_job(self) -> None:
-        """Remove the job itself with all that belongs to it; its time after the end is over. Gone is success."""
+        """Delete the job and everything that belongs to it. A missing job is a success."""
         ...
 
     async def write_status(self, status: JobStatus) -> None:
@@ -120,7 +120,7 @@ class Cluster(Protocol):
         ...
 
     async def emit(self, event: Event) -> None:
-        """Tell people what happened."""
+        """Publish an event."""
         ...
 
     def subscribe(self, changed: Callable[[], None]) -> None:

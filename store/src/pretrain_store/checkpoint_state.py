@@ -1,43 +1,45 @@
-"""What each checkpoint of a prefix is worth, for people: by the rules of `lineage`, over a listing. Pure."""
+"""State of each checkpoint of a prefix, by the rules of `lineage`, for listings. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
 
-from pretrain_store.errors import NoUsableCheckpoint
-from pretrain_store.lineage import Listing, choose_parent, found_corrupt, given_up, line
+from pretrain_store.errors import AllCheckpointsCorrupt
+from pretrain_store.lineage import Listing, checkpoint_chain, known_corrupt, rolled_back
+from pretrain_store.parent import choose_parent
 
 
-class Standing(StrEnum):
-    """Of a checkpoint in the history. Whether its bytes are what was saved is another question: see `verify`."""
+class CheckpointState(StrEnum):
+    """State of a checkpoint in the lineage. `verify` checks its bytes. Programs read the values from `--json`."""
 
     IN_FORCE = "in force"
-    """Where the next generation goes on from."""
+    """The next generation resumes from it."""
     ON_LINE = "on the line"
+    """It is in the checkpoint lineage, before the current one."""
     REJECTED = "damaged"
-    """A generation found it so and passed over it."""
+    """A generation found it corrupt and skipped it."""
     GIVEN_UP = "rolled back"
-    """A rollback went back to before it."""
+    """A rollback returned to a step before it."""
     ASIDE = "off the line"
-    """History went on without it: a generation that was replaced committed it, or what came before is gone."""
+    """It is not in the lineage: a replaced generation committed it, or the checkpoints before it are gone."""
 
 
-def standings(listing: Listing) -> Mapping[str, Standing]:
-    """The standing of every manifest in the listing."""
-    on_line, damaged, left = frozenset(line(listing)), found_corrupt(listing), given_up(listing)
+def checkpoint_states(listing: Listing) -> Mapping[str, CheckpointState]:
+    """Return the state of every manifest in the listing."""
+    chain, corrupt, left = frozenset(checkpoint_chain(listing)), known_corrupt(listing), rolled_back(listing)
     try:
-        in_force = choose_parent(listing, ()).parent
-    except NoUsableCheckpoint:
-        in_force = None
+        current = choose_parent(listing, ()).parent
+    except AllCheckpointsCorrupt:
+        current = None
 
-    def of(key: str) -> Standing:
-        if key == in_force:
-            return Standing.IN_FORCE
-        if key in damaged:
-            return Standing.REJECTED
+    def of(key: str) -> CheckpointState:
+        if key == current:
+            return CheckpointState.IN_FORCE
+        if key in corrupt:
+            return CheckpointState.REJECTED
         if key in left:
-            return Standing.GIVEN_UP
-        return Standing.ON_LINE if key in on_line else Standing.ASIDE
+            return CheckpointState.GIVEN_UP
+        return CheckpointState.ON_LINE if key in chain else CheckpointState.ASIDE
 
     return {key: of(key) for key in listing.manifests}

@@ -1,4 +1,4 @@
-"""The sha256 of bytes on their way."""
+"""Streaming sha256 of files and memory."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from io import FileIO
 from pathlib import Path
 
 _BLOCK = 1 << 20
-"""Fits the cache of a core: what was read is still there when it is digested, and when it is written."""
+"""Bytes read at once: a block that fits a core's cache is still there when it is digested and written."""
 
 
 @dataclass(frozen=True)
 class Digest:
-    """Of so many bytes; `sha256` in hex."""
+    """Size in bytes, and sha256 in hex."""
 
     size: int
     sha256: str
 
 
 def digested(source: FileIO, sink: Callable[[memoryview], object] | None = None) -> Digest:
-    """Read a file to its end; the `sink` gets the very bytes that the digest is of. Raises OSError."""
+    """Digest a file to its end, passing the same bytes to `sink`. Raises OSError."""
     digest, size = hashlib.sha256(), 0
     size_now = os.fstat(source.fileno()).st_size  # 0 of a pipe as well
     block = memoryview(bytearray(min(_BLOCK, size_now or _BLOCK)))
@@ -35,9 +35,9 @@ def digested(source: FileIO, sink: Callable[[memoryview], object] | None = None)
 
 
 def read_into(source: FileIO, into: memoryview) -> Digest:
-    """Fill memory with a file of its size, whose bytes are digested where they came to lie. Raises OSError.
+    """Fill memory with a file of its size, digesting the bytes in place. Raises OSError.
 
-    Of a file of another size nothing is read: the digest is that of no bytes.
+    A file of another size is not read: the digest has its size, and the sha256 of no bytes.
     """
     digest, done, size = hashlib.sha256(), 0, os.fstat(source.fileno()).st_size
     if size == len(into):
@@ -49,6 +49,6 @@ def read_into(source: FileIO, into: memoryview) -> Digest:
 
 
 def digest_of(path: Path) -> Digest:
-    """Of a file. Raises OSError."""
+    """Return the digest of a file. Raises OSError."""
     with path.open("rb", buffering=0) as source:
         return digested(source)

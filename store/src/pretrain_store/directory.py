@@ -2,7 +2,7 @@
 
 Every object is written to a temporary file in `.tmp/`, synced, and then linked (conditional) or renamed (unconditional)
 to its name: both are atomic, and a link to a name that is taken fails. A temporary file is locked while it is written,
-so that what a killed process left behind can be told from what is being written, without a clock.
+so that files of killed processes can be told from files being written, without a clock.
 """
 
 from __future__ import annotations
@@ -19,25 +19,32 @@ from typing import BinaryIO
 
 from pretrain_api.checkpoint.lineage import StoredObject
 from pretrain_store.digest import Digest, digested, read_into
-from pretrain_store.errors import Exists, Missing, Refused, StoreError, Unavailable, Unsupported
-from pretrain_store.port import ObjectInfo, Unfinished
+from pretrain_store.errors import (
+    ConditionalPutUnsupported,
+    ObjectExists,
+    ObjectNotFound,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+)
+from pretrain_store.port import MultipartUpload, ObjectInfo
 
 _TEMPORARY = ".tmp"
 _ATTEMPTS = 100
-"""A folder that another process removes because it is empty is made again; each attempt is lost to one such removal."""
+"""Attempts to put an object in a folder that other processes remove when it is empty; each removal costs one."""
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class DirectoryStore:
-    """An ObjectStore in a folder, which is made by the first put."""
+    """An ObjectStore in a folder, which the first put creates."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
-        """See ObjectStore. Raises Unsupported where the file system has no hard links."""
+        """See ObjectStore. Raises ConditionalPutUnsupported where the file system has no hard links."""
         place = _link if if_absent else os.replace
         with self._translated(key), self._temporary() as (file, path):
             file.write(data)
@@ -59,21 +66,21 @@ class DirectoryStore:
             try:
                 return path.read_bytes()
             except _ABSENT:
-                raise Missing(key) from None
+                raise ObjectNotFound(key) from None
 
     def fetch(self, key: str, path: Path) -> None:
-        """See ObjectStore. The file is a link to the object where that is possible."""
+        """See ObjectStore. The file is a hard link to the object where that is possible."""
         source = self._path(key)
         with self._translated(key):
             if not source.is_file():
-                raise Missing(key)
+                raise ObjectNotFound(key)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
             try:
                 _link_or_copy(source, partial)
                 os.replace(partial, path)
             except FileNotFoundError:
-                raise Missing(key) from None
+                raise ObjectNotFound(key) from None
             finally:
                 partial.unlink(missing_ok=True)
 
@@ -85,7 +92,7 @@ class DirectoryStore:
                 with path.open("rb", buffering=0) as source:
                     return read_into(source, into)
             except _ABSENT:
-                raise Missing(key) from None
+                raise ObjectNotFound(key) from None
 
     def list(self, prefix: str) -> tuple[ObjectInfo, ...]:
         """See ObjectStore."""
@@ -95,7 +102,7 @@ class DirectoryStore:
             return tuple(sorted((item for item in found if item.key.startswith(prefix)), key=lambda item: item.key))
 
     def delete(self, key: str) -> None:
-        """See ObjectStore. Folders that become empty go as well."""
+        """See ObjectStore. Folders that become empty are removed as well."""
         path = self._path(key)
         with self._translated(key):
             try:
@@ -107,11 +114,11 @@ class DirectoryStore:
                 if folder == self._root or not _removed(folder):
                     return
 
-    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
-        """See ObjectStore. Files are written whole; what killed processes leave of them is litter."""
+    def list_uploads(self, prefix: str) -> tuple[MultipartUpload, ...]:
+        """See ObjectStore. A folder has none: files are written whole."""
         return ()
 
-    def abort(self, upload: Unfinished) -> None:
+    def abort(self, upload: MultipartUpload) -> None:
         """See ObjectStore."""
 
     def describe(self) -> str:
@@ -120,27 +127,24 @@ class DirectoryStore:
 
     @property
     def scratch(self) -> Path:
-        """A folder that no listing shows, where what is fetched is a link and not a copy."""
+        """A folder outside all listings, into which objects are fetched as links instead of copies."""
         return self._root / _TEMPORARY
 
     def clear_litter(self) -> None:
-        """Remove the temporary files of processes that are gone; those being written now are locked and stay.
-
-        Folders are others' business.
-        """
+        """Remove temporary files of dead processes; those being written are locked and stay. Folders are left alone."""
         with suppress(OSError):
             for path in (self._root / _TEMPORARY).iterdir():
                 _remove_if_abandoned(path)
 
     @contextmanager
     def _temporary(self) -> Generator[tuple[BinaryIO, Path]]:
-        """A new locked file; whatever of it is still there afterwards is removed."""
+        """Make a new locked file, and remove it afterwards if it is still there."""
         folder = self._root / _TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
         while True:
             path = folder / uuid.uuid4().hex
             with path.open("xb") as file:
-                with suppress(OSError):  # a file system without locks: then nothing there can be told to be litter
+                with suppress(OSError):  # without locks nothing in the file system is recognised as litter
                     fcntl.flock(file, fcntl.LOCK_EX)
                 if os.fstat(file.fileno()).st_nlink == 0:
                     continue  # taken for litter between open and lock
@@ -160,9 +164,9 @@ class DirectoryStore:
             except FileNotFoundError:
                 continue
             except FileExistsError:
-                raise Exists(key) from None
+                raise ObjectExists(key) from None
             return
-        raise Unavailable(f"{self.describe()}: the folder of {key} is removed again and again")
+        raise StoreUnavailable(f"{self.describe()}: the folder of {key} is removed again and again")
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[ObjectInfo]:
         try:
@@ -190,7 +194,7 @@ class DirectoryStore:
         except StoreError:
             raise
         except OSError as error:
-            kind = Refused if error.errno in _REFUSED else Unavailable
+            kind = StoreRefused if error.errno in _REFUSED else StoreUnavailable
             raise kind(f"{self.describe()}: {key}: {error.strerror or error}") from error
 
 
@@ -199,7 +203,9 @@ def _link(source: Path, path: Path) -> None:
         os.link(source, path)
     except OSError as error:
         if error.errno in _NO_LINKS:
-            raise Unsupported(f"the file system of {path.parent} has no hard links: choose another folder") from error
+            raise ConditionalPutUnsupported(
+                f"the file system of {path.parent} has no hard links: choose another folder"
+            ) from error
         raise
 
 
@@ -213,13 +219,13 @@ def _link_or_copy(source: Path, path: Path) -> None:
 
 
 def _make_folder(folder: Path, root: Path) -> None:
-    """Make a folder of the store and sync those that gained an entry: a crash must not lose a committed manifest."""
+    """Make a folder of the store and sync its changed parents: a crash must not lose a committed manifest."""
     missing = [path for path in (folder, *folder.parents) if path.is_relative_to(root) and not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         if folder.is_file():
-            raise Refused(f"{folder} is an object and cannot hold others") from None
+            raise StoreRefused(f"{folder} is an object and cannot hold others") from None
         raise FileNotFoundError(folder) from None  # another process removed it, and by now may have made it again
     for path in missing:
         _sync_folder(path.parent)

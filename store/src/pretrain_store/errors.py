@@ -1,21 +1,21 @@
-"""All errors of this package, translated once at the edge of each adapter.
+"""Errors of this package, translated once at the edge of each adapter.
 
 ```
-StoreError                    the store did not do what was asked
-├── Missing                   there is no object under this key
-├── Exists                    a conditional put found an object under this key
-├── Unavailable               retry: no answer, throttled, a broken connection, a full disk
-├── Refused                   the user mends it: a folder that cannot be written, half of the credentials
-│   ├── BucketMissing         there is no such bucket: somebody may yet make it
-│   └── AccessDenied          credentials that are refused, or that may not do this: somebody may yet allow it
-└── Unsupported               the store has no conditional puts: it cannot hold checkpoints
-HistoryError                  the store answered, and what it holds forbids to go on
-├── IdentityMismatch          the prefix belongs to another job: the user chooses another one
-├── UnfitOrigin               what a job is to start from cannot be used: the user names something else
-├── NumberTaken               somebody else has this generation's number, or a higher one: take a higher one
-├── Superseded                another job took over the prefix: stop
-├── NoUsableCheckpoint        checkpoints exist, none can be used: stop, for fear of starting from nothing
-└── Corrupt                   a checkpoint is not what was saved: go on from the one before it
+StoreError                      the store did not do what was asked
+├── ObjectNotFound              no object has this key
+├── ObjectExists                a conditional put found an object under this key
+├── StoreUnavailable            retry: no answer, throttled, a broken connection, a full disk
+├── StoreRefused                the user must fix it: a folder that is not writable, half of the credentials
+│   ├── NoSuchBucket            the bucket does not exist, and may be created later
+│   └── CredentialsRejected     the credentials are rejected or lack permission, and may be allowed later
+└── ConditionalPutUnsupported   the store has no conditional puts: it cannot hold checkpoints
+HistoryError                    the store answered, and its content forbids to continue
+├── IdentityMismatch            the prefix belongs to another job: choose another prefix
+├── InvalidOrigin               the job's starting point cannot be used: name another one
+├── GenerationTaken             a lineage record has this number or a higher one: take a higher number
+├── PrefixTakenOver             another job took over the prefix: stop
+├── AllCheckpointsCorrupt       checkpoints exist and none is usable: stop instead of starting from scratch
+└── CheckpointCorrupt           a checkpoint differs from what was saved: resume from an earlier one
 ```
 """
 
@@ -26,63 +26,63 @@ class StoreError(Exception):
     """The store did not do what was asked."""
 
 
-class Missing(StoreError):
-    """There is no object under this key."""
+class ObjectNotFound(StoreError):
+    """No object has this key."""
 
     def __init__(self, key: str) -> None:
         super().__init__(f"there is no object {key}")
         self.key = key
 
 
-class Exists(StoreError):
-    """A conditional put found an object under this key. It may be the caller's own: an answer may have been lost."""
+class ObjectExists(StoreError):
+    """A conditional put found an object under this key: possibly the caller's own, if an earlier answer was lost."""
 
     def __init__(self, key: str) -> None:
         super().__init__(f"an object {key} exists already")
         self.key = key
 
 
-class Unavailable(StoreError):
+class StoreUnavailable(StoreError):
     """The store does not answer or cannot serve now: retry."""
 
 
-class Refused(StoreError):
-    """What was asked cannot be done here: the user mends it, a retry by itself cannot help."""
+class StoreRefused(StoreError):
+    """The request cannot succeed until the user fixes something; a retry alone does not help."""
 
 
-class BucketMissing(Refused):
-    """There is no such bucket."""
+class NoSuchBucket(StoreRefused):
+    """The bucket does not exist."""
 
 
-class AccessDenied(Refused):
-    """The credentials are missing, refused, or do not allow what was asked."""
+class CredentialsRejected(StoreRefused):
+    """The credentials are missing, rejected, or lack permission."""
 
 
-class Unsupported(StoreError):
+class ConditionalPutUnsupported(StoreError):
     """The store does not honour conditional puts, so that two generations could both extend a history."""
 
 
 class HistoryError(Exception):
-    """The store answered, and what it holds forbids to go on."""
+    """The store answered, and its content forbids to continue."""
 
 
 class IdentityMismatch(HistoryError):
     """The prefix holds the history of another job; nothing was written."""
 
 
-class UnfitOrigin(HistoryError):
-    """What a job is to start from cannot be used: one sentence that names the field and the remedy."""
+class InvalidOrigin(HistoryError):
+    """The job's starting point cannot be used: one sentence that names the field and the remedy."""
 
 
-class NumberTaken(HistoryError):
-    """Somebody else has this generation's number or a higher one: a number above `highest` is needed."""
+class GenerationTaken(HistoryError):
+    """A lineage record has this generation's number or a higher one: a number above `highest` is needed."""
 
     def __init__(self, highest: int) -> None:
         super().__init__(f"generation {highest} has a lineage record already: take a number above it")
         self.highest = highest
 
 
-class Superseded(HistoryError):
+class PrefixTakenOver(HistoryError):
     """Another job took over the prefix: this one must stop."""
 
     def __init__(self, generation: int, job_uid: str) -> None:
@@ -94,19 +94,19 @@ class Superseded(HistoryError):
         self.job_uid = job_uid
 
 
-class NoUsableCheckpoint(HistoryError):
+class AllCheckpointsCorrupt(HistoryError):
     """Checkpoints exist and every one was found corrupt."""
 
     def __init__(self, rejected: tuple[str, ...]) -> None:
         super().__init__(
             f"all {len(rejected)} checkpoints of this prefix are corrupt ({', '.join(rejected)}): "
-            "restore one of them, or start anew under another prefix"
+            "restore one of them, or start from scratch under another prefix"
         )
         self.rejected = rejected
 
 
-class Corrupt(HistoryError):
-    """A checkpoint is not what was saved. `key` is that of its manifest."""
+class CheckpointCorrupt(HistoryError):
+    """A checkpoint differs from what was saved. `key` is that of its manifest."""
 
     def __init__(self, key: str, why: str) -> None:
         super().__init__(f"{key}: {why}")

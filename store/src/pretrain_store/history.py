@@ -1,4 +1,4 @@
-"""Acts on a store by the rules of `lineage`: claims a prefix, puts records, commits, verifies, retires checkpoints."""
+"""Operations on a store by the rules of `lineage`: claim, record, commit, verify, retain."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ from pretrain_api.checkpoint.lineage import (
     record_key,
 )
 from pretrain_store.digest import digest_of
-from pretrain_store.errors import Corrupt, Exists, IdentityMismatch, Missing, NumberTaken
-from pretrain_store.lineage import Deletion, Listing, plausible
+from pretrain_store.errors import CheckpointCorrupt, GenerationTaken, IdentityMismatch, ObjectExists, ObjectNotFound
+from pretrain_store.lineage import Listing, is_chain_link
 from pretrain_store.port import ObjectInfo, ObjectStore, Readable
+from pretrain_store.retention import Deletion
 
 _LINEAGE = "lineage/"
 _CHECKPOINTS = "checkpoints/"
 _FEW = 8
-"""So many records are read faster one after another than by threads that have to be started."""
+"""Up to this number records are read faster one after another than by threads that must be started."""
 
 
 def read_listing(store: Readable, known: Listing | None = None) -> Listing:
-    """What the prefix holds now. Records never change: those of `known` are not read again.
+    """Read the content of the prefix. Records never change: those of `known` are not read again.
 
-    Records come first and manifests after, so that every parent that a record names had been committed by then.
+    Records are read first and manifests after, so that every parent that a record names is committed by then.
     """
     earlier: Mapping[int, LineageRecord] = known.records if known is not None else {}
     numbers = _numbers(store)
@@ -46,96 +47,96 @@ def read_listing(store: Readable, known: Listing | None = None) -> Listing:
 
 
 def claim_identity(store: ObjectStore, identity: JobIdentity) -> None:
-    """Make the prefix this job's, or raise IdentityMismatch with what differs; then nothing was written."""
+    """Claim the prefix for this job, or raise IdentityMismatch with the differences, having written nothing."""
     try:
         store.put(IDENTITY_KEY, identity.to_json().encode(), if_absent=True)
-    except Exists:
-        _compare(store, identity)
+    except ObjectExists:
+        _refuse_other_identity(store, identity)
 
 
 def put_record(store: ObjectStore, record: LineageRecord) -> None:
-    """Own the number of `record`, which is then the highest; raises NumberTaken otherwise.
+    """Put the record, whose number is then taken and the highest; raise GenerationTaken otherwise.
 
-    Finding one's own record (same nonce) is success: an earlier answer was lost. So it may be retried as it is.
+    Finding one's own record (same nonce) is success: an earlier answer was lost. So the call may be retried.
     """
-    if not plausible(record.generation, record):
+    if not is_chain_link(record.generation, record):
         place = parse_manifest_key(record.parent or "")
         if place is None:
             raise ValueError(f"not a manifest's key: {record.parent}")
-        raise NumberTaken(place[0])
+        raise GenerationTaken(place[0])
     try:
         store.put(record_key(record.generation), record.to_json().encode(), if_absent=True)
-    except Exists:
+    except ObjectExists:
         there = _read_record(store, record.generation)
         if there is None or there.nonce != record.nonce:
-            raise NumberTaken(max(_numbers(store), default=record.generation)) from None
+            raise GenerationTaken(max(_numbers(store), default=record.generation)) from None
     highest = max(_numbers(store), default=0)
     if highest > record.generation:
-        raise NumberTaken(highest)
+        raise GenerationTaken(highest)
 
 
 def commit(store: ObjectStore, manifest: Manifest) -> str:
-    """Make the objects of `manifest`, which are all in the store, a checkpoint; returns its key.
+    """Commit the objects of `manifest`, which are all in the store, as a checkpoint; return its key.
 
-    Finding the same manifest is success: an earlier answer was lost. So it may be retried, and so may the whole save of
-    a step. Raises Corrupt when other bytes were committed there.
+    Finding the same manifest is success: an earlier answer was lost. So the call may be retried, and so may the whole
+    save of a step. Raises CheckpointCorrupt when other bytes are committed there.
     """
     key = manifest_key(manifest.generation, manifest.step)
     try:
         store.put(key, manifest.to_json().encode(), if_absent=True)
-    except Exists:
+    except ObjectExists:
         there = read_manifest(store, key)
         if there.model_copy(update={"created_at": manifest.created_at}) != manifest:
-            raise Corrupt(key, "a manifest of other objects is here already") from None
+            raise CheckpointCorrupt(key, "a manifest of other objects is here already") from None
     return key
 
 
 def read_manifest(store: Readable, key: str) -> Manifest:
-    """The manifest under `key`; raises Corrupt when it is missing, unreadable, or names what it must not."""
+    """Read the manifest under `key`; raise CheckpointCorrupt when it is missing, unreadable or invalid."""
     try:
         manifest = Manifest.from_json(store.get(key))
-    except Missing:
-        raise Corrupt(key, "the manifest is missing") from None
+    except ObjectNotFound:
+        raise CheckpointCorrupt(key, "the manifest is missing") from None
     except ValidationError as error:
-        raise Corrupt(key, f"the manifest cannot be read ({error.error_count()} errors)") from None
+        raise CheckpointCorrupt(key, f"the manifest cannot be read ({error.error_count()} errors)") from None
     if manifest_key(manifest.generation, manifest.step) != key:
-        raise Corrupt(key, f"the manifest is that of generation {manifest.generation}, step {manifest.step}")
+        raise CheckpointCorrupt(key, f"the manifest is that of generation {manifest.generation}, step {manifest.step}")
     for item in manifest.objects:
         if not _inside(item.key):
-            raise Corrupt(key, f"the manifest names an object outside its folder: {item.key}")
+            raise CheckpointCorrupt(key, f"the manifest names an object outside its folder: {item.key}")
     return manifest
 
 
 def verify(manifest: Manifest, folder: Path) -> None:
-    """Check size and digest of every object of the checkpoint, fetched to `folder`; raises Corrupt."""
+    """Check size and digest of every object of the checkpoint, fetched to `folder`; raise CheckpointCorrupt."""
     key = manifest_key(manifest.generation, manifest.step)
     for item in manifest.objects:
         if not _inside(item.key):
-            raise Corrupt(key, f"the manifest names an object outside its folder: {item.key}")
+            raise CheckpointCorrupt(key, f"the manifest names an object outside its folder: {item.key}")
         path = folder / item.key
         if not path.is_file():
-            raise Corrupt(key, f"{item.key} is missing")
+            raise CheckpointCorrupt(key, f"{item.key} is missing")
         _refuse_size(key, item, path.stat().st_size)
         _refuse_digest(key, item, digest_of(path).sha256)
 
 
 def receive(store: ObjectStore, manifest: Manifest, item: StoredObject, into: memoryview) -> None:
-    """Fill memory of its size with an object of the checkpoint, checked as it comes.
+    """Fill memory with an object of the checkpoint, verified as it is received.
 
-    Raises Corrupt or Missing, or another StoreError; after that what lies there is nobody's to use.
+    Raises CheckpointCorrupt, ObjectNotFound or another StoreError; then the memory's content must not be used.
     """
     key = manifest_key(manifest.generation, manifest.step)
     if not _inside(item.key):
-        raise Corrupt(key, f"the manifest names an object outside its folder: {item.key}")
+        raise CheckpointCorrupt(key, f"the manifest names an object outside its folder: {item.key}")
     found = store.receive(f"{checkpoint_folder(manifest.generation, manifest.step)}/{item.key}", into)
     _refuse_size(key, item, found.size)
     _refuse_digest(key, item, found.sha256)
 
 
 def retire(store: ObjectStore, plan: Deletion) -> tuple[str, ...]:
-    """Delete what the plan dooms, each manifest before its objects; returns the manifest keys that are gone.
+    """Delete the checkpoints of the plan, each manifest before its objects; return the deleted manifest keys.
 
-    Looks for a later record before each checkpoint and stops if there is one: a new holder may need what was doomed.
+    Looks for a later record before each checkpoint and stops if there is one: its owner may need the checkpoint.
     """
     gone: list[str] = []
     for key in plan.checkpoints:
@@ -148,10 +149,10 @@ def retire(store: ObjectStore, plan: Deletion) -> tuple[str, ...]:
 
 
 def sweep(store: ObjectStore, generation: int) -> tuple[str, ...]:
-    """Delete the folders of saves that came to no manifest, of generations below `generation`; returns the folders.
+    """Delete the folders of abandoned saves of generations below `generation`; return the folders.
 
-    Uploads in parts that were never completed go as well. Its own and later ones are left alone: their saves may be
-    under way. An earlier one's cannot come to anything that counts.
+    Unfinished uploads in parts are aborted as well. Saves of this and later generations are left alone, since they may
+    be under way; an earlier generation's cannot enter the lineage any more.
     """
     folders: dict[str, list[ObjectInfo]] = {}
     for item in store.list(_CHECKPOINTS):
@@ -161,7 +162,7 @@ def sweep(store: ObjectStore, generation: int) -> tuple[str, ...]:
         for folder, items in folders.items()
         if _is_before(folder, generation) and all(item.key != f"{folder}/manifest.json" for item in items)
     ]
-    uploads = [item for item in store.unfinished(_CHECKPOINTS) if _is_before(_folder(item.key), generation)]
+    uploads = [item for item in store.list_uploads(_CHECKPOINTS) if _is_before(_folder(item.key), generation)]
     if not (orphans or uploads) or _superseded(store, generation):
         return ()
     for upload in uploads:
@@ -172,7 +173,7 @@ def sweep(store: ObjectStore, generation: int) -> tuple[str, ...]:
 
 
 def _folder(key: str) -> str:
-    """The folder of a checkpoint that an object is in."""
+    """Return the folder of the checkpoint that an object belongs to."""
     return "/".join(key.split("/")[:3])
 
 
@@ -205,12 +206,12 @@ def _read_records(store: Readable, numbers: list[int]) -> dict[int, LineageRecor
 
 
 def _read_record(store: Readable, number: int) -> LineageRecord | None:
-    """The record of a number, or None when it cannot be read or cannot be a link of a chain."""
+    """Read the record of a number; None when it is unreadable or cannot be part of a chain."""
     try:
         record = LineageRecord.from_json(store.get(record_key(number)))
-    except (Missing, ValidationError):
+    except (ObjectNotFound, ValidationError):
         return None
-    return record if plausible(number, record) else None
+    return record if is_chain_link(number, record) else None
 
 
 _FIELDS = {
@@ -224,7 +225,7 @@ _FIELDS = {
 }
 
 
-def _compare(store: ObjectStore, identity: JobIdentity) -> None:
+def _refuse_other_identity(store: ObjectStore, identity: JobIdentity) -> None:
     where = store.describe()
     try:
         there = JobIdentity.from_json(store.get(IDENTITY_KEY))
@@ -249,12 +250,12 @@ def _compare(store: ObjectStore, identity: JobIdentity) -> None:
 
 def _refuse_size(key: str, item: StoredObject, size: int) -> None:
     if size != item.size:
-        raise Corrupt(key, f"{item.key} has {size} bytes instead of {item.size}")
+        raise CheckpointCorrupt(key, f"{item.key} has {size} bytes instead of {item.size}")
 
 
 def _refuse_digest(key: str, item: StoredObject, sha256: str) -> None:
     if sha256 != item.sha256:
-        raise Corrupt(key, f"{item.key} has another sha256 than was saved")
+        raise CheckpointCorrupt(key, f"{item.key} has another sha256 than was saved")
 
 
 def _inside(key: str) -> bool:

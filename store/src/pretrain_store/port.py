@@ -1,4 +1,4 @@
-"""The port to whatever keeps the checkpoints: a folder or a bucket, below one prefix."""
+"""Port to the storage of checkpoints: a folder or a bucket, below one prefix."""
 
 from __future__ import annotations
 
@@ -19,53 +19,53 @@ class ObjectInfo:
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """An upload in parts that was neither completed nor aborted: its parts take room and no listing shows them."""
+class MultipartUpload:
+    """An upload in parts that is neither complete nor aborted: its parts take room and no listing shows them."""
 
     key: str
     upload: str
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long one request to a service goes on: attempts in all, and seconds for each."""
+class RetryLimits:
+    """Limits of one request to a service: the number of attempts, and the seconds for each."""
 
     attempts: int
     connect_seconds: float
     read_seconds: float
 
 
-ENDURING = Patience(attempts=4, connect_seconds=5, read_seconds=30)
-"""For what must succeed if it can: up to minutes."""
-LOOKING = Patience(attempts=2, connect_seconds=2, read_seconds=3)
-"""For a look whether the service is there, which is repeated anyway: 7 s at most."""
+FULL_RETRIES = RetryLimits(attempts=4, connect_seconds=5, read_seconds=30)
+"""For requests that must succeed if they can: up to minutes."""
+FEW_RETRIES = RetryLimits(attempts=2, connect_seconds=2, read_seconds=3)
+"""For a check of reachability, which is repeated anyway: at most 7 s."""
 
 
 class Readable(Protocol):
-    """What can be read of a store. Every method raises Missing, Unavailable or Refused."""
+    """A store that can be read. Every method raises ObjectNotFound, StoreUnavailable or StoreRefused."""
 
     def get(self, key: str) -> bytes:
-        """The object's bytes."""
+        """Return the object's bytes."""
         ...
 
     def fetch(self, key: str, path: Path) -> None:
-        """The object as a local file, which replaces one at `path`."""
+        """Write the object to a local file, which replaces one at `path`."""
         ...
 
     def list(self, prefix: str) -> tuple[ObjectInfo, ...]:
-        """All objects whose keys start with `prefix`, sorted by key."""
+        """Return all objects whose keys start with `prefix`, sorted by key."""
         ...
 
     def describe(self) -> str:
-        """Where this is, for people."""
+        """Return the location for messages."""
         ...
 
 
 class ObjectReader(Readable, Protocol):
-    """Objects that are read and never written, of which it can be told whether they were replaced."""
+    """A store of objects that are never written here, and can be checked for replacement."""
 
     def version(self, key: str) -> str:
-        """A text that differs when the object was replaced; its bytes are not read."""
+        """Return a text that changes when the object is replaced; its bytes are not read."""
         ...
 
 
@@ -73,51 +73,52 @@ class ObjectStore(Protocol):
     """Objects under keys relative to one prefix, like `lineage/g000007.json`. Safe for threads and many processes.
 
     An object appears whole or not at all, and every get and list that starts after the put returned sees it.
-    A key and the same key with `/…` after it exclude each other. Every method raises Unavailable or Refused.
+    A key and the same key with `/…` after it exclude each other. Every method raises StoreUnavailable or StoreRefused.
     """
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
-        """Keep `data` under `key`; with `if_absent` raises Exists when there is an object, and changes nothing.
+        """Store `data` under `key`; with `if_absent`, raise ObjectExists and change nothing if the key is taken.
 
-        After Unavailable it may have happened nevertheless, now or a little later.
+        After StoreUnavailable the put may have happened nevertheless, or may happen a little later.
         """
         ...
 
     def put_file(self, key: str, path: Path) -> StoredObject:
-        """Stream a local file to `key`; returns key, size and sha256 of the very bytes that were sent."""
+        """Stream a local file to `key`; return key, size and sha256 of the bytes sent."""
         ...
 
     def get(self, key: str) -> bytes:
-        """The object's bytes; raises Missing."""
+        """Return the object's bytes; raise ObjectNotFound."""
         ...
 
     def fetch(self, key: str, path: Path) -> None:
-        """The object as a local file, which replaces one at `path` and is for reading only; raises Missing."""
+        """Write the object to a local, read-only file, which replaces one at `path`; raise ObjectNotFound."""
         ...
 
     def receive(self, key: str, into: memoryview) -> Digest:
-        """Fill memory of the object's size with its bytes; returns the digest of what lies there now; raises Missing.
+        """Fill memory of the object's size with its bytes; return the digest of the memory's content.
 
-        An object of another size is not read: the digest tells its size, and is of no bytes.
+        An object of another size is not read: the digest has its size, and the sha256 of no bytes. Raises
+        ObjectNotFound.
         """
         ...
 
     def list(self, prefix: str) -> tuple[ObjectInfo, ...]:
-        """All objects whose keys start with `prefix`, sorted by key."""
+        """Return all objects whose keys start with `prefix`, sorted by key."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove the object; that there is none is success."""
+        """Remove the object; succeed if there is none."""
         ...
 
-    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
-        """Uploads in parts to keys that start with `prefix`, those under way included; none where nothing has parts."""
+    def list_uploads(self, prefix: str) -> tuple[MultipartUpload, ...]:
+        """Return unfinished uploads in parts to keys that start with `prefix`, those under way included."""
         ...
 
-    def abort(self, upload: Unfinished) -> None:
-        """Give up an upload; whoever is at it fails. That there is none is success."""
+    def abort(self, upload: MultipartUpload) -> None:
+        """Abort an upload, which fails for its writer; succeed if there is none."""
         ...
 
     def describe(self) -> str:
-        """Where this is, for people."""
+        """Return the location for messages."""
         ...

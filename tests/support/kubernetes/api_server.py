@@ -5,22 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import subprocess
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pretrain_operator.kubernetes.client.api import Api
+from support.kubernetes.control_plane import ControlPlane, control_plane
 
 ROOT = Path(__file__).parents[3]
-CLUSTER = Path(os.environ.get("PRETRAIN_TEST_CLUSTER", ROOT.parent / "shared" / "cluster"))
 CRD = ROOT / "crds" / "pretrain.dev_pretrainjobs.yaml"
 RESOURCE = "pretrainjobs.pretrain.dev"
-ABSENT = f"no API server: there is no {CLUSTER}/envtest (PRETRAIN_TEST_CLUSTER)"
 
 
 class Refused(Exception):
@@ -31,18 +29,29 @@ class Refused(Exception):
 class ApiServer:
     """One API server, and kubectl against it."""
 
-    environment: dict[str, str]
+    plane: ControlPlane
 
     @property
     def kubeconfig(self) -> Path:
         """Of an administrator."""
-        return Path(self.environment["KUBECONFIG"])
+        return self.plane.kubeconfig
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Environment of commands that talk to it."""
+        path = f"{self.plane.kubectl.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": path}
 
     def kubectl(self, *arguments: str, given: object = None) -> str:
         """The output; raises Refused with what kubectl said."""
         text = json.dumps(given) if given is not None else None
         ran = subprocess.run(
-            ["kubectl", *arguments], input=text, env=self.environment, capture_output=True, text=True, timeout=60
+            [self.plane.kubectl, *arguments],
+            input=text,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         if ran.returncode:
             raise Refused(ran.stderr)
@@ -75,11 +84,8 @@ class ApiServer:
     def forget_history(self, version: str) -> None:
         """Make etcd forget what was before this resource version: watches from an older one are `Expired`, unless the
         API server still has it in a cache (of Events it has none)."""
-        pid = (self.kubeconfig.parent / "kube-apiserver.pid").read_text().strip()
-        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        etcd = arguments[arguments.index("--etcd-servers") + 1]
         body = json.dumps({"revision": version, "physical": True}).encode()
-        with urllib.request.urlopen(f"{etcd}/v3/kv/compaction", data=body, timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.plane.etcd}/v3/kv/compaction", data=body, timeout=10) as answer:
             answer.read()
 
 
@@ -93,27 +99,14 @@ async def connected(kubeconfig: Path | None = None, **options: Any) -> AsyncIter
         await api.close()
 
 
-def can_start() -> bool:
-    """This machine has an API server to start."""
-    return (CLUSTER / "envtest").exists()
-
-
 @contextlib.contextmanager
-def started_api_server(name: str) -> Iterator[ApiServer]:
-    """An API server with our CustomResourceDefinition, and no controllers: nothing deletes what a namespace or an
-    owner leaves behind. The name sets it apart from others on this machine."""
-    environment = {**os.environ, "PRETRAIN_ENVTEST": name}
-    run: dict[str, Any] = {"env": environment, "stdout": subprocess.PIPE, "text": True, "timeout": 240}
-    try:
-        printed = subprocess.run([CLUSTER / "envtest", "start"], check=True, **run).stdout
-        tools = subprocess.run([CLUSTER / "tools"], check=True, **run).stdout.strip()
-        exports = dict(part.split("=", 1) for part in shlex.split(printed.replace("export ", "").replace(";", " ")))
-        server = ApiServer({**environment, **exports, "PATH": f"{tools}:{environment['PATH']}"})
+def started_api_server() -> Iterator[ApiServer]:
+    """An API server with our CustomResourceDefinition; skips the test where there are no programs for it."""
+    with control_plane() as plane:
+        server = ApiServer(plane)
         server.kubectl("create", "-f", str(CRD))
         _established(server)
         yield server
-    finally:
-        subprocess.run([CLUSTER / "envtest", "stop"], check=False, **run)
 
 
 def _established(server: ApiServer) -> None:

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
+
+from support.tools import HELM, require
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "charts" / "pretrain-operator"
-PREBUILT = Path(os.environ.get("PRETRAIN_TEST_CLUSTER") or ROOT.parent / "shared" / "cluster")
 Object = dict[str, Any]
 
 
-@cache
 def helm() -> str:
-    """The program, from PATH or the prebuilt cluster's tools; skips the test where there is none."""
-    found = shutil.which("helm")
-    if found is None and (PREBUILT / "tools").exists():
-        tools = subprocess.run([PREBUILT / "tools"], check=True, capture_output=True, text=True, timeout=240).stdout
-        found = shutil.which("helm", path=tools.strip())
-    if found is None:
-        pytest.skip(f"helm is neither on PATH nor below {PREBUILT} (PRETRAIN_TEST_CLUSTER)")
-    return found
+    """Path of the program; skips the test where there is none."""
+    return str(require(HELM)["helm"])
 
 
 def template(*settings: str, release: str = "release", namespace: str = "pretrain-system") -> str:

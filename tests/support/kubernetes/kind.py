@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tools.fetch_tools import prebuilt_cluster
+
 ROOT = Path(__file__).parents[3]
-PREBUILT = Path(os.environ.get("PRETRAIN_TEST_CLUSTER") or ROOT.parent / "shared" / "cluster")
+PREBUILT = prebuilt_cluster(os.environ)
 VERSION = "0.1.0"
 OPERATOR_IMAGE, TRAINER_IMAGE = f"pretrain-operator:{VERSION}", f"pretrain-trainer:{VERSION}"
 RELEASE, SYSTEM = "pretrain-operator", "pretrain-system"
@@ -33,10 +34,6 @@ T = TypeVar("T")
 
 class Refused(Exception):
     """What kubectl, helm or docker said."""
-
-
-class NoCluster(Exception):
-    """Why there is no cluster to test on."""
 
 
 def wait_until(look: Callable[[], T | None], what: str, timeout: float = 60.0) -> T:
@@ -230,11 +227,7 @@ class Cluster:
 
 
 def connect() -> Cluster:
-    """The cluster of this machine, started if it is not up. Raises NoCluster."""
-    if not (PREBUILT / "up").exists():
-        for tool in ("docker", "kind", "kubectl", "helm"):
-            if shutil.which(tool) is None:
-                raise NoCluster(f"no cluster: neither {PREBUILT}/up (PRETRAIN_TEST_CLUSTER) nor {tool} is there")
+    """The cluster of this machine, started if it is not up."""
     started = subprocess.run(
         [ROOT / "examples/kind/up"], check=True, stdout=subprocess.PIPE, text=True, timeout=900
     ).stdout

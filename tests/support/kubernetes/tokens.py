@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from pretrain_api.spec.job import API_VERSION, KIND
-from pretrain_operator.coordinator.authentication import Caller, Refusal
+from pretrain_operator.coordinator.authentication import AuthenticationFailure, Caller
 from pretrain_operator.kubernetes.client.api import PODS, ApiError, Object, Resource
 from pretrain_operator.kubernetes.server.tokens import TokenReview
 
@@ -138,15 +138,15 @@ class Gate:
         if watched:
             self.watched.pods[place] = pod
 
-    async def asks(self, token: str | None, job: str = JOB) -> Caller | Refusal:
+    async def asks(self, token: str | None, job: str = JOB) -> Caller | AuthenticationFailure:
         """What a caller with this token is answered."""
         return await self.asks_with({} if token is None else {"Authorization": f"Bearer {token}"}, job)
 
-    async def asks_with(self, headers: Mapping[str, str], job: str = JOB) -> Caller | Refusal:
+    async def asks_with(self, headers: Mapping[str, str], job: str = JOB) -> Caller | AuthenticationFailure:
         return await self.review(SimpleNamespace(headers=headers, remote="10.0.0.9"), job)
 
     async def refuses(self, token: str | None, job: str = JOB) -> tuple[int, str]:
         """The status and the reason with which a caller is refused."""
         answer = await self.asks(token, job)
-        assert isinstance(answer, Refusal), answer
+        assert isinstance(answer, AuthenticationFailure), answer
         return answer.status, self.reasons[-1]

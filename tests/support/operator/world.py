@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as fields_of
 from typing import Any
 
 from pretrain_api.checkpoint.lineage import Rollback, StepRange, manifest_key
@@ -13,10 +14,16 @@ from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import Bookkeeping, JobStatus, SlotMemory
 from pretrain_api.status.records import StepRecord
 from pretrain_operator.cluster import Event, InjectedFault, Placement, Pod, PodPhase, Snapshot
-from pretrain_operator.coordinator.types import AgentView, Announced, CoordinatorView, Ended, Fact, Reported, Want
-from pretrain_operator.decide.observe import History, Observed, joined_workers
+from pretrain_operator.coordinator.types import AgentView, CoordinatorView, Want
+from pretrain_operator.decide.observe import Observed
+from pretrain_operator.decide.pod_history import PodHistory
+from pretrain_operator.decide.workers import observed_workers
+from pretrain_operator.facts.fact import CoordinatorFact, GenerationAnnounced, GenerationEnded, Reported
+from pretrain_operator.liveness.silence import SilenceClock
+from pretrain_operator.projections.ledger import Projected
 
 NOON = 1_800_000_000.0
+PROJECTED = {field.name for field in fields_of(Projected)}
 
 
 def a_job(
@@ -70,17 +77,20 @@ def observed(
     view: CoordinatorView | None = None,
     written: JobStatus | None = None,
     heard: dict[tuple[int, int], float] | None = None,
-    sound_since: float = NOON - 3600,
+    healthy_since: float = NOON - 3600,
     stopping: bool = False,
     **fields: Any,
 ) -> Observed:
-    """What there is of the job at noon. Pods are on record and their agents have joined unless `written` says else."""
+    """The job at noon. Pods are recorded and their agents have joined unless `written` says otherwise."""
     view = view or a_view()
     written = written or JobStatus(bookkeeping=Bookkeeping(slots=_recorded(*pods)))
-    before = replace(History.of(written), heard=heard or {})
+    before = replace(PodHistory.of(written), heard=heard or {})
     history = before.advance(Snapshot(job, written, pods, stopping=stopping), view, NOON, running=True)
-    workers = joined_workers(pods, view, history, NOON, sound_since)
-    return Observed(workers, view, written, history, stopping=stopping, sound_since=sound_since, **fields)
+    workers = observed_workers(pods, view, history, SilenceClock(healthy_since), NOON)
+    projected = Projected(**{name: fields.pop(name) for name in PROJECTED & fields.keys()})
+    return Observed(
+        workers, view, written, history, projected, stopping=stopping, healthy_since=healthy_since, **fields
+    )
 
 
 def _recorded(*pods: Pod) -> tuple[SlotMemory, ...]:
@@ -170,13 +180,13 @@ def a_start(rank: int) -> Started:
     return Started(rank=rank, local_rank=0, pid=100 + rank)
 
 
-def an_end(time: float, number: int, cause: Any = "WorkerLost", *, step: int = 0, **fields: Any) -> Ended:
+def an_end(time: float, number: int, cause: Any = "WorkerLost", *, step: int = 0, **fields: Any) -> GenerationEnded:
     values: dict[str, Any] = {"fault_time": NOON + time} | fields
-    return Ended(time=NOON + time, number=number, cause=cause, step=step, **values)
+    return GenerationEnded(time=NOON + time, number=number, cause=cause, step=step, **values)
 
 
-def announced(time: float, generation: Generation) -> Announced:
-    return Announced(NOON + time, generation)
+def announced(time: float, generation: Generation) -> GenerationAnnounced:
+    return GenerationAnnounced(NOON + time, generation)
 
 
 class Crash(Exception):
@@ -312,14 +322,14 @@ class FakeChannel:
         self.want: Want | None = None
         self.wants: list[Want] = []
         self.ends: list[str] = []
-        self.facts: Callable[[tuple[Fact, ...]], None] = lambda _: None
+        self.facts: Callable[[tuple[CoordinatorFact, ...]], None] = lambda _: None
         self.changed: Callable[[], None] = lambda: None
 
     def set_want(self, want: Want) -> None:
         self.want = want
         self.wants.append(want)
 
-    def on_facts(self, callback: Callable[[tuple[Fact, ...]], None]) -> None:
+    def on_facts(self, callback: Callable[[tuple[CoordinatorFact, ...]], None]) -> None:
         self.facts = callback
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -367,7 +377,13 @@ class FakeChannel:
         joined = {i for i in world.alive() & want.pods if world.pods[i].phase == "Running"} - world.frozen
         chosen = sorted(i for i in joined if i[0] not in want.remove_slots)[: want.replicas]
         if members - joined:
-            self.facts((Ended(world.now, world.number, "WorkerLost", world.step, world.now, min(members - joined)[0]),))
+            self.facts(
+                (
+                    GenerationEnded(
+                        world.now, world.number, "WorkerLost", world.step, world.now, min(members - joined)[0]
+                    ),
+                )
+            )
             world.generation = None
             return True
         if world.generation is not None and not want.running and not world.holding:
@@ -378,12 +394,12 @@ class FakeChannel:
         if members == set(chosen):
             return self._step_after_a_crash()
         if world.generation is not None:
-            self.facts((Ended(world.now, world.number, "Resized", world.step, world.now),))
+            self.facts((GenerationEnded(world.now, world.number, "Resized", world.step, world.now),))
         world.number += 1
         world.step += 1
         world.holding = False
         world.generation = a_generation(world.number, *chosen)
-        self.facts((Announced(world.now, world.generation),))
+        self.facts((GenerationAnnounced(world.now, world.generation),))
         self.say(a_restore(world.step - 1))
         self.say(a_step(world.step))
         return True

@@ -1,4 +1,4 @@
-"""What every ObjectStore promises, as tests: subclass with a fixture `store`."""
+"""Contract of every ObjectStore, as tests: subclass with a fixture `store`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from pretrain_api.spec.job import Retain
 from pretrain_store.digest import Digest
-from pretrain_store.errors import Exists, IdentityMismatch, Missing, NumberTaken
+from pretrain_store.errors import GenerationTaken, IdentityMismatch, ObjectExists, ObjectNotFound
 from pretrain_store.history import (
     claim_identity,
     commit,
@@ -22,9 +22,10 @@ from pretrain_store.history import (
     sweep,
     verify,
 )
-from pretrain_store.lineage import doomed, line
+from pretrain_store.lineage import checkpoint_chain
 from pretrain_store.open import probe
 from pretrain_store.port import ObjectStore
+from pretrain_store.retention import plan_retention
 from support.store.values import a_manifest, a_record, an_identity, save
 
 RACERS = 16
@@ -59,7 +60,7 @@ class StoreContract:
     def test_a_conditional_put_of_a_taken_key_changes_nothing(self, store: ObjectStore) -> None:
         store.put("key", b"first", if_absent=True)
 
-        with pytest.raises(Exists, match="key"):
+        with pytest.raises(ObjectExists, match="key"):
             store.put("key", b"second", if_absent=True)
         assert store.get("key") == b"first"
 
@@ -77,7 +78,7 @@ class StoreContract:
             barrier.wait()
             try:
                 store.put("race/key", str(number).encode(), if_absent=True)
-            except Exists:
+            except ObjectExists:
                 return None
             return number
 
@@ -90,11 +91,11 @@ class StoreContract:
         store.put("folder/other", b"")
 
         for key in ("folder/key", "nowhere/key"):
-            with pytest.raises(Missing, match=key):
+            with pytest.raises(ObjectNotFound, match=key):
                 store.get(key)
-            with pytest.raises(Missing, match=key):
+            with pytest.raises(ObjectNotFound, match=key):
                 store.fetch(key, tmp_path / "file")
-            with pytest.raises(Missing, match=key):
+            with pytest.raises(ObjectNotFound, match=key):
                 store.receive(key, memoryview(bytearray(1)))
         assert list(tmp_path.iterdir()) == []
 
@@ -182,7 +183,7 @@ class StoreContract:
         put_record(store, a_record(1))
         for step in (10, 20, 30):
             save(store, 1, step)
-        with pytest.raises(NumberTaken, match="1"):
+        with pytest.raises(GenerationTaken, match="1"):
             put_record(store, a_record(1, nonce="another"))
         save(store, 1, 40, committed=False)
         put_record(store, a_record(2, (1, 30)))
@@ -191,14 +192,17 @@ class StoreContract:
         newest = commit(store, a_manifest(2, 50, [shard.model_copy(update={"key": "shard"})]))
 
         listing = read_listing(store)
-        plan = doomed(listing, 2, Retain(last=2))
+        plan = plan_retention(listing, 2, Retain(last=2))
         retired = retire(store, plan)
         swept = sweep(store, 2)
 
-        assert line(listing)[0] == newest
+        assert checkpoint_chain(listing)[0] == newest
         verify(read_manifest(store, newest), tmp_path)
         assert retired == plan.checkpoints == ("checkpoints/g000001/step-000000010/manifest.json",
                                                "checkpoints/g000001/step-000000020/manifest.json")  # fmt: skip
         assert swept == ("checkpoints/g000001/step-000000040",)
-        assert line(read_listing(store, listing)) == (newest, "checkpoints/g000001/step-000000030/manifest.json")
+        assert checkpoint_chain(read_listing(store, listing)) == (
+            newest,
+            "checkpoints/g000001/step-000000030/manifest.json",
+        )
         assert len(keys(store, "checkpoints/")) == 4

@@ -1,4 +1,4 @@
-"""A real S3 server (versitygw) that can be stopped and started again, where the test cluster's binaries are there."""
+"""A real S3 server (versitygw) that can be stopped and started again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from support.ports import free_port
+from support.tools import S3, require
 
-CLUSTER = Path(os.environ.get("PRETRAIN_TEST_CLUSTER") or Path(__file__).parents[3].parent / "shared" / "cluster")
 ACCESS, SECRET = "pretrain-test", "pretrain-test-secret"
 
 
@@ -48,7 +46,7 @@ class Server:
             return
 
     def stop(self) -> None:
-        """Be gone, connections and all. What was put stays."""
+        """Kill the server and its connections. Its data stays."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -57,11 +55,8 @@ class Server:
 
 @contextmanager
 def s3_server(data: Path) -> Iterator[Server]:
-    """A server that listens; without binaries the test is skipped."""
-    if not (CLUSTER / "tools").exists():
-        pytest.skip(f"no test cluster at {CLUSTER}: set PRETRAIN_TEST_CLUSTER")
-    tools = subprocess.run([CLUSTER / "tools"], check=True, capture_output=True, text=True).stdout.strip()
-    server = Server(Path(tools) / "versitygw", data)
+    """A server that listens; skips the test where there is no program for it."""
+    server = Server(require(S3)["versitygw"], data)
     server.start()
     try:
         yield server

@@ -1,4 +1,4 @@
-"""Values and stores for tests of what lies beside the checkpoints: made by one call, valid unless asked otherwise."""
+"""Values and stores for tests of checkpoint storage: made by one call, valid unless asked otherwise."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pretrain_api.checkpoint.lineage import (
     manifest_key,
 )
 from pretrain_store.digest import Digest
-from pretrain_store.errors import Exists, Missing
+from pretrain_store.errors import ObjectExists, ObjectNotFound
 from pretrain_store.lineage import Listing
-from pretrain_store.port import ObjectInfo, ObjectStore, Unfinished
+from pretrain_store.port import MultipartUpload, ObjectInfo, ObjectStore
 
 
 class MemoryStore:
@@ -30,7 +30,7 @@ class MemoryStore:
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         if if_absent and key in self.objects:
-            raise Exists(key)
+            raise ObjectExists(key)
         self.objects[key] = data
 
     def put_file(self, key: str, path: Path) -> StoredObject:
@@ -42,7 +42,7 @@ class MemoryStore:
         try:
             return self.objects[key]
         except KeyError:
-            raise Missing(key) from None
+            raise ObjectNotFound(key) from None
 
     def fetch(self, key: str, path: Path) -> None:
         path.write_bytes(self.get(key))
@@ -60,10 +60,10 @@ class MemoryStore:
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)
 
-    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+    def list_uploads(self, prefix: str) -> tuple[MultipartUpload, ...]:
         return ()
 
-    def abort(self, upload: Unfinished) -> None:
+    def abort(self, upload: MultipartUpload) -> None:
         raise AssertionError("there are no uploads in parts")
 
     def describe(self) -> str:

@@ -18,10 +18,11 @@ from torch.distributed.tensor import DTensor
 from pretrain_api.checkpoint.lineage import JobIdentity, StoredObject
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_store.directory import DirectoryStore
-from pretrain_store.errors import Unavailable
+from pretrain_store.errors import StoreUnavailable
 from pretrain_trainer.checkpoint import Checkpointer, checkpointer
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.environment import Environment
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks, process_group
 from support.store.values import an_identity
 from support.trainer.world import a_config, a_generation
@@ -101,15 +102,17 @@ def open_checkpointer(
 
 
 def saved(checkpointer: Checkpointer, trained: Trained, step: int, tokens: int = 0) -> str:
-    """The key of the manifest of a save that is in force."""
-    checkpointer.save(Progress(step, tokens), trained.model, trained.optimizer)
+    """Save and commit; return the key of the manifest."""
+    checkpointer.save(TrainingProgress(step, tokens), trained.model, trained.optimizer)
     key = checkpointer.wait()
     assert key is not None, checkpointer.poll()
     return key
 
 
-def restored(checkpointer: Checkpointer, *, sharded: bool = False, kind: str = "adamw") -> tuple[Progress, Trained]:
-    """What a checkpointer restores into a model of other values, whose optimizer has done nothing yet."""
+def restored(
+    checkpointer: Checkpointer, *, sharded: bool = False, kind: str = "adamw"
+) -> tuple[TrainingProgress, Trained]:
+    """Restore into a model of other values, whose optimizer has no state yet."""
     trained = Trained(seed=99, sharded=sharded, kind=kind)
     return checkpointer.restore(trained.model, trained.optimizer), trained
 
@@ -127,7 +130,7 @@ def arrays(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 class FlakyStore(DirectoryStore):
-    """A folder that can be `down`, or stall: with a closed `gate` only so many files as `passes` says are put."""
+    """A folder that can be `down`, or stall: with a closed `gate` only `passes` files are put."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -144,7 +147,7 @@ class FlakyStore(DirectoryStore):
                 self.stalled.set()
                 assert self.gate.wait(60)
         if self.down:
-            raise Unavailable("no route to the store")
+            raise StoreUnavailable("no route to the store")
         return super().put_file(key, path)
 
 
@@ -157,5 +160,5 @@ def a_flaky_store(folder: Path, patch: pytest.MonkeyPatch) -> FlakyStore:
 
 def on_rank(environ: Mapping[str, str], act: Callable[..., Any], *arguments: Any) -> Any:
     """Call `act(ranks, *arguments)` as one of the ranks of `run_ranks`, in their process group."""
-    with process_group(environ) as ranks:
+    with process_group(Environment.of(environ)) as ranks:
         return act(ranks, *arguments)

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 from pretrain_api.messages.reports import ReportBody
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_trainer.checkpoint import Checkpointer
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import TrainerError
-from pretrain_trainer.loop.failures import Ending, ending
 from pretrain_trainer.loop.train import train
+from pretrain_trainer.observability.failures import ProcessExit, process_exit
 from support.trainer.world import FakeLink, a_generation, run_ranks
 
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
@@ -32,20 +33,20 @@ def trained(config: TrainerConfig, world_size: int = 1, number: int = 1) -> list
 
 def _train(environ: Mapping[str, str], config: TrainerConfig, number: int, workers: int) -> list[ReportBody]:
     link = FakeLink(generation=a_generation(number, workers).model_copy(update={"may_take_over": number == 1}))
-    train(config, link, Checkpointer.open, environ)
+    train(config, link, Checkpointer.open, Environment.of(environ))
     return link.reports
 
 
-def refused(config: TrainerConfig, number: int = 1) -> Ending:
-    """How a generation of one rank ends that must not train."""
+def refused(config: TrainerConfig, number: int = 1) -> ProcessExit:
+    """End of a generation of one rank that must not train."""
     return run_ranks(1, _refused, config, number)[0]
 
 
-def _refused(environ: Mapping[str, str], config: TrainerConfig, number: int) -> Ending:
+def _refused(environ: Mapping[str, str], config: TrainerConfig, number: int) -> ProcessExit:
     try:
         _train(environ, config, number, 1)
     except TrainerError as error:
-        return ending(error, 0)
+        return process_exit(error, 0)
     raise AssertionError("it trained")
 
 

@@ -12,8 +12,9 @@ import pytest
 from pretrain_api.messages.reports import Evaluated, Sampled
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_trainer.checkpoint import Checkpointer
-from pretrain_trainer.loop.failures import ending
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.loop.train import train
+from pretrain_trainer.observability.failures import process_exit
 from support.trainer.world import RANK_SECONDS, FakeLink, RankEnd, a_config, a_generation, run_ranks
 
 GPT2 = {"family": "gpt2", "layers": 4, "heads": 4, "width": 32, "context": 16}
@@ -35,7 +36,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Laid:
-    """How a run is laid over processes, as its test is named: `full, tensor 2, pipeline 1 on 4`."""
+    """Parallelism of a run, as its test is named: `full, tensor 2, pipeline 1 on 4`."""
 
     shard: str = "none"
     tensor: int = 1
@@ -62,7 +63,7 @@ class Laid:
 
 
 def run_cases(cases: Sequence[Case], seconds: float = RANK_SECONDS) -> list[RankEnd]:
-    """Train each in turn, with real checkpoints, in so many seconds each; how rank 0 of each ended."""
+    """Train each in turn, with real checkpoints and a time limit; return the end of rank 0 of each."""
     return [ends[0] for ends in run_all_ranks(cases, seconds)]
 
 
@@ -101,8 +102,8 @@ def train_case(environ: Mapping[str, str], case: Case, checkpointer: type[Checkp
     generation = a_generation(case.generation, workers).model_copy(update={"may_take_over": case.generation == 1})
     link = FakeLink({}, generation)
     try:
-        train(case.config, link, checkpointer.open, environ)
+        train(case.config, link, checkpointer.open, Environment.of(environ))
     except Exception as error:
-        end = ending(error, int(environ["RANK"]))
+        end = process_exit(error, int(environ["RANK"]))
         return RankEnd([*link.reports, end.report], end.exit_code)
     return RankEnd(link.reports, 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain_trainer.datasets.order import MIX_BLOCK, MixSource, Order
+from pretrain_trainer.datasets.order import MIX_BLOCK, DataOrder, MixSource
 from support.trainer.world import VOCABULARY, a_source, a_tokenizer, walk
 
 CONTEXT, SEQUENCES, STEPS, EVERY = 16, 8, 60, 10
@@ -52,7 +52,7 @@ def a_poisoned_corpus(folder: Path) -> Path:
 def _poisoned(tokens: np.ndarray) -> np.ndarray:
     """The tokens with garbage in those windows that the steps of POISON read."""
     windows = (len(tokens) - 1) // CONTEXT
-    order = Order([MixSource("prose", 1.0, windows)], SEQUENCES, seed=0)
+    order = DataOrder([MixSource("prose", 1.0, windows)], SEQUENCES, seed=0)
     random, spoilt = np.random.default_rng(9), tokens.copy()
     for step in POISON:
         for window in order.of_step(step, (), range(SEQUENCES)).windows:

@@ -36,24 +36,24 @@ from pretrain_api.messages.reports import ReportBody, Saved, SaveFailed, StepDon
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_api.spec.training import Training
 from pretrain_trainer.checkpoint import Checkpointer
-from pretrain_trainer.checkpoint.history.rollback import Returning
-from pretrain_trainer.checkpoint.saver import Saver
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.checkpoint.history.rollback import RollbackClaim
+from pretrain_trainer.checkpoint.saver import AsyncSaver
+from pretrain_trainer.core.environment import Environment
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks, process_group
-from pretrain_trainer.loop import setup
-from pretrain_trainer.loop.failures import Ending, ending
+from pretrain_trainer.loop import build, rollback
 from pretrain_trainer.loop.train import train
+from pretrain_trainer.observability.failures import ProcessExit, process_exit
 from pretrain_trainer.parallelism.exact import ExactGradients, ExactShardedGradients
 from pretrain_trainer.parallelism.gradients import Gradients, Reduced, Signals
-from pretrain_trainer.stability import rollback
-from pretrain_trainer.stability.guard import Wish
+from pretrain_trainer.stability.guard import RollbackRequest
 from support.ports import free_port
 
 VOCABULARY = 61
 RANK_SECONDS = 120
 DEADLY: dict[str, tuple[object, str]] = {
-    "before the record": (Returning, "enter"),
-    "after the record": (Saver, "go_on_as"),
+    "before the record": (RollbackClaim, "enter"),
+    "after the record": (AsyncSaver, "resume_as"),
     "after the load": (rollback, "RolledBack"),
 }
 """Stages of a rollback, and what is called there."""
@@ -174,7 +174,7 @@ class DeadlyLink(FakeLink):
 
     def report(self, body: ReportBody) -> None:
         super().report(body)
-        if isinstance(body, reports.Progress) and body.step == 3:
+        if isinstance(body, reports.TrainingProgress) and body.step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -206,17 +206,17 @@ class FileCheckpointer:
     def rollbacks(self) -> tuple[Rollback, ...]:
         return ()
 
-    def go_back(self, wish: Wish) -> None:
+    def go_back(self, wish: RollbackRequest) -> None:
         raise NotImplementedError
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> TrainingProgress:
         if self._state is None:
-            return Progress()
+            return TrainingProgress()
         model.load_state_dict(self._state["model"])
         optimizer.load_state_dict(self._state["optimizer"])
-        return Progress(self._state["step"], self._state["tokens"])
+        return TrainingProgress(self._state["step"], self._state["tokens"])
 
-    def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+    def save(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
         if progress.step in self._failing:
             self._failing.remove(progress.step)
             self._key = None
@@ -230,7 +230,7 @@ class FileCheckpointer:
         self._outcomes.append(Saved(step=progress.step, checkpoint=self._key, bytes=1, stall_seconds=0.0, seconds=0.0))
         return 0.0
 
-    def remember(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+    def remember(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
         return 0.0
 
     def settle_memory(self) -> None:
@@ -241,8 +241,7 @@ class FileCheckpointer:
         return outcomes if self._rank == 0 else ()
 
     def wait(self) -> str | None:
-        key, self._key = self._key, None
-        return key
+        return self._key
 
     def look(self) -> None:
         pass
@@ -258,7 +257,7 @@ class NoCheckpointer(FileCheckpointer):
         self._key, self.parent, self._state, self._outcomes, self._failing = None, None, None, [], []
         self._generation, self._rank = 1, -1
 
-    def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+    def save(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
         self._key = manifest_key(1, progress.step)
         return 0.0
 
@@ -269,7 +268,7 @@ class NoCheckpointer(FileCheckpointer):
 class PatientCheckpointer(Checkpointer):
     """One whose saves are over before the next step: how fast a rank writes decides nothing."""
 
-    def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
+    def save(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
         """See Checkpointer."""
         stall = super().save(progress, model, optimizer)
         self.wait()
@@ -417,13 +416,13 @@ def _rank(pipe: Connection, environ: dict[str, Any], target: Callable[..., Any],
         pipe.send(RankCrashed(traceback.format_exc()))
 
 
-def losing_a_peer(environ: Mapping[str, str], config: TrainerConfig) -> Ending:
+def losing_a_peer(environ: Mapping[str, str], config: TrainerConfig) -> ProcessExit:
     """Train until rank 1 is killed after step 3; how the others end."""
     rank = int(environ["RANK"])
     try:
-        train(config, DeadlyLink() if rank == 1 else FakeLink(), lambda *_: NoCheckpointer(), environ)
+        train(config, DeadlyLink() if rank == 1 else FakeLink(), lambda *_: NoCheckpointer(), Environment.of(environ))
     except Exception as error:
-        return ending(error, rank)
+        return process_exit(error, rank)
     raise AssertionError("training went on without a peer")
 
 
@@ -440,7 +439,7 @@ class ThreeWeights(nn.Module):
 
 def reducing_exactly(environ: Mapping[str, str], shard: str, cases: Sequence[Sequence[float]]) -> list[Reduced]:
     """For each case reduce two micro-batches of the gradient `case[rank]` from each rank, without clipping."""
-    with process_group(environ) as ranks:
+    with process_group(Environment.of(environ)) as ranks:
         model, micro_batches = ThreeWeights(), 2 * ranks.world_size
         gradients = ExactGradients(model.parameters(), micro_batches)
         if shard == "full":
@@ -480,16 +479,16 @@ def _train(environ: Mapping[str, str], config: TrainerConfig, script: Script) ->
     if script.deadly is not None and script.deadly[0] == rank:
         die_at(script.deadly[1])
     try:
-        train(config, link, open_checkpointer, environ)
+        train(config, link, open_checkpointer, Environment.of(environ))
     except Exception as error:
-        end = ending(error, rank)
+        end = process_exit(error, rank)
         return RankEnd([*link.reports, *([end.report] if end.report else [])], end.exit_code)
     return RankEnd(link.reports, 0, watching.parameters)
 
 
 def spoil_losses(factor: Callable[[int, int, Tensor], float], rank: int) -> None:
     """From now on the losses of this process's micro-batches are multiplied."""
-    sound, counted = setup._loss, itertools.count()
+    sound, counted = build.build_loss, itertools.count()
 
     def spoilt(ranks: Ranks, training: Training) -> Callable[..., Tensor]:
         loss = sound(ranks, training)
@@ -497,7 +496,7 @@ def spoil_losses(factor: Callable[[int, int, Tensor], float], rank: int) -> None
             loss(model, windows, *rest, **more) * factor(rank, next(counted), windows)
         )
 
-    setup._loss = spoilt
+    build.build_loss = spoilt
 
 
 def die_at(name: str) -> None:
@@ -519,9 +518,9 @@ class _Watching(NoCheckpointer):
         self._model: nn.Module | None = None
         self.parameters = ""
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> TrainingProgress:
         self._model = model
-        return Progress(skipped=self._skipped)
+        return TrainingProgress(skipped=self._skipped)
 
     def close(self) -> None:
         assert self._model is not None

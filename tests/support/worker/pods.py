@@ -30,19 +30,6 @@ _CLONE_NEWNET = 0x40000000
 _UNSHARE = ("unshare", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc")
 
 
-def why_no_pods() -> str:
-    """Why pods cannot be had here; empty: they can."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "namespaces take root on Linux"
-    try:
-        tried = subprocess.run(
-            [*_UNSHARE, "--net", "ip", "link", "add", "pods0", "type", "bridge"], capture_output=True
-        )
-    except FileNotFoundError as error:
-        return str(error)
-    return tried.stderr.decode().strip() if tried.returncode else ""
-
-
 @dataclass
 class Pod:
     """A process in namespaces of its own, and what it started."""
@@ -60,9 +47,10 @@ class Pod:
 
     @property
     def agent(self) -> psutil.Process | None:
-        """What runs below process 1; None: not yet."""
+        """What runs below process 1; None: not yet. The shell that sets the pod up has children of its own."""
         with contextlib.suppress(IndexError, psutil.NoSuchProcess):
-            return self.first.children()[0]
+            first = self.first
+            return None if first.name() == "sh" else first.children()[0]
         return None
 
     def inside(self, *command: str) -> str:

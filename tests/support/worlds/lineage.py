@@ -28,22 +28,25 @@ from pretrain_api.checkpoint.lineage import (
     record_key,
 )
 from pretrain_api.spec.job import Retain
-from pretrain_store.errors import Corrupt, HistoryError, Missing, NoUsableCheckpoint, Unavailable
+from pretrain_store.errors import (
+    AllCheckpointsCorrupt,
+    CheckpointCorrupt,
+    HistoryError,
+    ObjectNotFound,
+    StoreUnavailable,
+)
 from pretrain_store.history import commit, put_record, read_listing, read_manifest, retire, sweep
 from pretrain_store.lineage import (
-    Choice,
-    Course,
+    Interventions,
     Listing,
-    choose_parent,
-    choose_return,
-    doomed,
-    given_up,
-    inherited,
-    line,
-    refuse_foreign,
-    superseded,
+    checkpoint_chain,
+    later_record,
+    refuse_foreign_job,
+    rolled_back,
 )
-from pretrain_store.port import ObjectInfo, Unfinished
+from pretrain_store.parent import ParentChoice, choose_parent, choose_rollback, inherited_interventions
+from pretrain_store.port import MultipartUpload, ObjectInfo
+from pretrain_store.retention import plan_retention
 from support.store.values import MemoryStore, stored
 
 Outcome = Literal["done", "lost", "failed", "late", "killed"]
@@ -89,7 +92,7 @@ class World:
         self.late: list[tuple[Writer, Call]] = []
 
     def listing(self) -> Listing:
-        """What the prefix holds now, its records as they were put."""
+        """Content of the prefix now, with its records as they were put."""
         return Listing(self.records, frozenset(key for key in self.memory.objects if parse_manifest_key(key)))
 
     def listing_as_read(self) -> Listing:
@@ -116,7 +119,7 @@ class World:
             self.retired.add(call.key)
         overwritten = self.memory.objects.get(call.key) if call.name == "put" else None
         result = call.act()
-        if overwritten is not None and _manifest_beside(call.key) in line(before):
+        if overwritten is not None and _manifest_beside(call.key) in checkpoint_chain(before):
             assert overwritten == self.memory.objects[call.key] or call.key in self.corrupted, "it was overwritten"
         number = parse_record_key(call.key) if call.name == "put" else None
         if number is not None:
@@ -128,9 +131,9 @@ class World:
         return result
 
     def check_history(self) -> None:
-        """Everything on the line is one history: each checkpoint's steps were trained as those of the head were."""
+        """The chain is one history: each checkpoint's steps were trained as those of the head were."""
         for listing in (self.listing(), self.listing_as_read()):
-            keys = line(listing)
+            keys = checkpoint_chain(listing)
             steps = [step for _, step in map(_place, keys)]
             assert all(newer > older for newer, older in itertools.pairwise(steps)), keys
             for key, step in zip(keys, steps, strict=True):
@@ -138,7 +141,7 @@ class World:
                 assert self.trained[key] == self.trained[keys[0]][:step], f"{key} is of another history than {keys[0]}"
                 assert data_steps(step, self.skipped[key]) == data_steps(step, self.skipped[keys[0]]), "data was moved"
         as_read = self.listing_as_read()
-        assert not given_up(as_read) & set(line(as_read)), "what a rollback left behind is on the line"
+        assert not rolled_back(as_read) & set(checkpoint_chain(as_read)), "what a rollback left behind is on the line"
 
     def _check_commit(self, writer: Writer, key: str, before: Listing) -> None:
         assert before.records[writer.generation].nonce == writer.nonce, "committed under another's number"
@@ -146,8 +149,8 @@ class World:
         self.trained[key] = tuple(json.loads(manifest.created_at))
         self.skipped[key] = manifest.skipped
         if writer.generation != before.highest:
-            after = line(self.listing())
-            assert after[:1] == line(before)[:1], "a zombie's commit became the head of the line"
+            after = checkpoint_chain(self.listing())
+            assert after[:1] == checkpoint_chain(before)[:1], "a zombie's commit became the head of the line"
 
     def _check_deletion(self, writer: Writer, key: str, before: Listing) -> None:
         manifest = _manifest_beside(key)
@@ -165,11 +168,13 @@ class World:
             return  # a stale holder, or no checkpoint
         assert manifest != before.records[before.highest].parent, "the parent of the highest record was deleted"
         refused = {key for record in before.records.values() for key in record.rejected}
-        needed = [kept for kept in line(before) if kept not in refused][:2]
+        needed = [kept for kept in checkpoint_chain(before) if kept not in refused][:2]
         assert manifest not in needed, "the newest two of the line must stay"
         if not key.endswith("manifest.json"):
-            assert manifest not in set(line(before)) - self.retired, "an object of a committed checkpoint was deleted"
-        elif manifest in line(before):
+            assert manifest not in set(checkpoint_chain(before)) - self.retired, (
+                "an object of a committed checkpoint was deleted"
+            )
+        elif manifest in checkpoint_chain(before):
             assert manifest in refused or step % EVERY, "a multiple was deleted"
         else:
             assert len(needed) == 2, "a last resort was deleted"
@@ -220,7 +225,7 @@ class Writer:
         self._back.acquire()
         if self.pending is None:
             self._thread.join()
-            if self.ended is not None and not isinstance(self.ended, (HistoryError, Unavailable, Killed)):
+            if self.ended is not None and not isinstance(self.ended, (HistoryError, StoreUnavailable, Killed)):
                 raise self.ended
 
     def call(self, name: str, key: str, act: Callable[[], T]) -> T:
@@ -232,13 +237,13 @@ class Writer:
         if outcome == "killed":
             raise Killed
         if outcome == "failed":
-            raise Unavailable("it did not happen")
+            raise StoreUnavailable("it did not happen")
         if outcome == "late" and call.writes:
             self.world.late.append((self, call))
-            raise Unavailable("it may happen later")
+            raise StoreUnavailable("it may happen later")
         result = self.world.apply(self, call)
         if outcome == "lost":
-            raise Unavailable("it happened, the answer was lost")
+            raise StoreUnavailable("it happened, the answer was lost")
         return result  # type: ignore[return-value]
 
     def _run(self) -> None:
@@ -253,17 +258,17 @@ class Writer:
     def _train(self) -> None:
         store = TurnByTurn(self)
         listing = _again(lambda: read_listing(store))
-        refuse_foreign(listing, self.job_uid, may_take_over=self.first)
+        refuse_foreign_job(listing, self.job_uid, may_take_over=self.first)
         try:
             choice = choose_parent(listing, self.world.rejected)
-        except NoUsableCheckpoint as error:
-            left = listing.manifests - given_up(listing) - set(error.rejected)
+        except AllCheckpointsCorrupt as error:
+            left = listing.manifests - rolled_back(listing) - set(error.rejected)
             raise AssertionError(f"there was one: {left}") if left else error from None
-        left = listing.manifests - given_up(listing)
+        left = listing.manifests - rolled_back(listing)
         assert choice.parent is not None or not left, "from nothing, although there are checkpoints"
-        assert choice.parent not in given_up(listing), "goes on from what a rollback left behind"
+        assert choice.parent not in rolled_back(listing), "goes on from what a rollback left behind"
         parent = self._manifest(store, choice)
-        trained = self._enter(store, choice, inherited(listing, parent))
+        trained = self._enter(store, choice, inherited_interventions(listing, parent))
         for number in range(self.saves):
             if number in self.diverges:
                 trained = self._roll_back(store, trained)
@@ -271,15 +276,15 @@ class Writer:
             try:
                 self._save(store, trained)
                 listing = read_listing(store, listing)
-                if superseded(listing, self.generation) is not None:
+                if later_record(listing, self.generation) is not None:
                     return
                 assert self.highest_seen == self.generation, "goes on below a later record"
-                retire(store, doomed(listing, self.generation, RETAIN))
+                retire(store, plan_retention(listing, self.generation, RETAIN))
                 sweep(store, self.generation)
-            except Unavailable:
+            except StoreUnavailable:
                 continue  # a failed save is tried again at the next interval
 
-    def _enter(self, store: TurnByTurn, choice: Choice, course: Course) -> tuple[int, ...]:
+    def _enter(self, store: TurnByTurn, choice: ParentChoice, course: Interventions) -> tuple[int, ...]:
         record = LineageRecord(
             generation=self.generation,
             nonce=self.nonce,
@@ -297,19 +302,19 @@ class Writer:
         self.owns = True
         try:
             return () if choice.parent is None else _again(lambda: _restore(store, choice.parent or ""))
-        except Corrupt as error:
+        except CheckpointCorrupt as error:
             self.world.rejected.add(error.key)
             raise
 
     def _roll_back(self, store: TurnByTurn, trained: tuple[int, ...]) -> tuple[int, ...]:
         """As if the loss had spiked two steps before the last checkpoint, and this were noticed now."""
         listing = _again(lambda: read_listing(store))
-        if superseded(listing, self.generation) is not None:
-            raise Unavailable("somebody goes on above this one")
+        if later_record(listing, self.generation) is not None:
+            raise StoreUnavailable("somebody goes on above this one")
         since = max(1, len(trained) - 2)
-        choice = choose_return(listing, since)
+        choice = choose_rollback(listing, since)
         parent = self._manifest(store, choice)
-        course = inherited(listing, parent)
+        course = inherited_interventions(listing, parent)
         to_step, came = (parent.step, parent.skipped) if parent is not None else (0, ())
         assert to_step < since, "goes back to what was saved after the spike had begun"
         first = max(data_step(to_step, came) + 1, data_step(since, self.skipped))
@@ -324,13 +329,13 @@ class Writer:
             to_step=to_step,
             skipped=skipped,
         )
-        course = Course(merged((*course.skipped, skipped)), (), (*course.rollbacks, rollback))
+        course = Interventions(merged((*course.skipped, skipped)), (), (*course.rollbacks, rollback))
         return self._enter(store, choice, course)
 
-    def _manifest(self, store: TurnByTurn, choice: Choice) -> Manifest | None:
+    def _manifest(self, store: TurnByTurn, choice: ParentChoice) -> Manifest | None:
         try:
             return None if choice.parent is None else _again(lambda: read_manifest(store, choice.parent or ""))
-        except Corrupt as error:
+        except CheckpointCorrupt as error:
             self.world.rejected.add(error.key)
             raise
 
@@ -379,10 +384,10 @@ class TurnByTurn:
     def delete(self, key: str) -> None:
         self._writer.call("delete", key, lambda: self._memory.delete(key))
 
-    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+    def list_uploads(self, prefix: str) -> tuple[MultipartUpload, ...]:
         return ()
 
-    def abort(self, upload: Unfinished) -> None:
+    def abort(self, upload: MultipartUpload) -> None:
         raise NotImplementedError
 
     def describe(self) -> str:
@@ -395,18 +400,18 @@ def _restore(store: TurnByTurn, key: str) -> tuple[int, ...]:
     for item in manifest.objects:
         try:
             data = store.get(f"{key.removesuffix('manifest.json')}{item.key}")
-        except Missing:
-            raise Corrupt(key, f"{item.key} is missing") from None
+        except ObjectNotFound:
+            raise CheckpointCorrupt(key, f"{item.key} is missing") from None
         if stored(item.key, data) != item:
-            raise Corrupt(key, f"{item.key} has another sha256 than was saved")
+            raise CheckpointCorrupt(key, f"{item.key} has another sha256 than was saved")
     return tuple(json.loads(data)[1])
 
 
 def _again(act: Callable[[], T]) -> T:
-    """Once more after a lost answer."""
+    """Retry after a lost answer."""
     try:
         return act()
-    except Unavailable:
+    except StoreUnavailable:
         return act()
 
 
@@ -421,5 +426,5 @@ def _place(key: str) -> tuple[int, int]:
 
 
 def data_steps(step: int, skipped: tuple[StepRange, ...]) -> list[int]:
-    """What the steps up to this one were trained on."""
+    """Data that the steps up to this one were trained on."""
     return [data_step(number, skipped) for number in range(1, step + 1)]

@@ -10,10 +10,10 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -43,8 +43,7 @@ if code and "pretrain_agent" in sys.orig_argv:
 def unpack(archive: str, into: Path) -> Path:
     """Unpack an archive of the fixtures into a new folder, which is returned."""
     into.mkdir(parents=True)
-    with tarfile.open(FIXTURES / archive) as tar:
-        tar.extractall(into, filter="data")
+    shutil.unpack_archive(FIXTURES / archive, into)  # extractall has no `filter` before Python 3.11.4
     return into
 
 

@@ -14,11 +14,9 @@ import psutil
 import pytest
 
 from pretrain_agent.system.init import leave_init_behind
-from support.worker.pods import why_no_pods
 
 T = TypeVar("T")
-NO_PODS = why_no_pods()
-needs_namespaces = pytest.mark.skipif(bool(NO_PODS), reason=f"no process namespace: {NO_PODS}")
+needs_namespaces = pytest.mark.usefixtures("namespaces")
 PROLOGUE = (
     "import os, signal, sys, time\nfrom pretrain_agent.system.init import leave_init_behind\nleave_init_behind()\n"
 )
@@ -53,6 +51,7 @@ def eventually(look: Callable[[], T | None]) -> T:
     return seen
 
 
+@pytest.mark.bare
 @needs_namespaces
 def test_the_program_runs_below_process_1_which_ends_as_it_does() -> None:
     assert ends(container("print(os.getpid() != 1, os.getppid()); sys.exit(7)")) == (7, "True 1")

@@ -14,7 +14,7 @@ import yaml
 
 from pretrain_agent.network import metrics_server as exposition
 from pretrain_operator.metrics import families as metrics_families
-from support.prometheus import binary
+from support.tools import Programs
 
 ROOT = Path(__file__).parents[3]
 RULES = ROOT / "charts/pretrain-operator/alerts.yaml"
@@ -248,12 +248,16 @@ def test_every_metric_of_a_rule_is_one_that_the_code_shows(rule: dict[str, Any])
     assert set(re.findall(r"\bpretrain:[\w:]+", rule["expr"])) <= RECORDED
 
 
-def test_alerts_fire_when_they_should_and_not_otherwise(tmp_path: Path) -> None:
+@pytest.mark.bare
+def test_alerts_fire_when_they_should_and_not_otherwise(prometheus_programs: Programs, tmp_path: Path) -> None:
     cases = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [_promtool_test(case) for case in CASES]}
     (tmp_path / "test.yaml").write_text(json.dumps(cases))
 
     ran = subprocess.run(
-        [binary("promtool"), "test", "rules", tmp_path / "test.yaml"], capture_output=True, text=True, timeout=120
+        [prometheus_programs["promtool"], "test", "rules", tmp_path / "test.yaml"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
     assert ran.returncode == 0, ran.stdout + ran.stderr

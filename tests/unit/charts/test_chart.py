@@ -116,6 +116,7 @@ def test_no_golden_file_is_left_over() -> None:
     assert {path.stem for path in GOLDEN.glob("*.yaml")} == {"defaults", *TOGGLES}
 
 
+@pytest.mark.bare
 def test_lint_has_nothing_to_say() -> None:
     ran = subprocess.run([helm(), "lint", "--strict", str(CHART)], capture_output=True, text=True, timeout=60)
 

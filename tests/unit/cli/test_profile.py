@@ -24,13 +24,23 @@ from pretrain_api.status.job import JobStatus, Profile
 from pretrain_cli.commands.profile import ClusterTarget, Unanswered, await_answer, target
 from pretrain_cli.errors import BadInput
 from pretrain_operator.cluster import Snapshot
-from pretrain_operator.job.service import JobService, Witness
+from pretrain_operator.job.ports import JobListener
+from pretrain_operator.job.service import JobService
 from pretrain_operator.kubernetes.adapter.job_record import JobRecord
 from pretrain_operator.local.run_folder import RunFolder
 from pretrain_operator.projections.ledger import Ledger
 from support.coordinator import a_running_world
 from support.kubernetes.jobs import SETTINGS, a_created_job
-from support.operator.world import FakeChannel, FakeCluster, World, a_generation, a_job, a_restore, announced, said
+from support.operator.world import (
+    FakeChannel,
+    FakeCluster,
+    World,
+    a_generation,
+    a_job,
+    a_restore,
+    announced,
+    said,
+)
 
 REQUEST = ProfileRequest("abc", steps=3, rank=1)
 DONE = reports.Profiled(command_id="abc", rank=1, first_step=4, last_step=6, location="/store/x.json.gz", bytes=9)
@@ -106,36 +116,36 @@ def test_an_annotation_is_a_request_whenever_it_changes() -> None:
 
 
 def test_an_answer_is_in_the_status_once_and_told() -> None:
-    ledger = Ledger(JobStatus(), lambda _: None)
+    ledger = Ledger(JobStatus())
     recovery = a_job().spec.recovery
     ledger.record(announced(0, a_generation(1, (0, 0), (1, 0))), recovery)
     ledger.record(said(0, 1, a_restore(0)), recovery)
 
-    events = [event for _ in range(2) for event in ledger.record(said(1, 1, DONE, slot=1), recovery)]
+    events = [event for _ in range(2) for event in ledger.record(said(1, 1, DONE, slot=1), recovery).events]
 
     assert [event.reason for event in events] == ["ProfileSaved"]
     assert ledger.status().profiles == (
         Profile(id="abc", rank=1, first_step=4, last_step=6, location="/store/x.json.gz", bytes=9),
     )
-    assert ledger.answered("abc")
+    assert "abc" in ledger.view().answered_profiles
 
 
 async def test_a_service_asks_until_it_is_answered_and_answers_nonsense_itself() -> None:
     world = World(a_job(2))
     cluster, channel = _Asking(world), FakeChannel(world)
-    service = JobService(cluster, channel, Witness(), lambda: world.now)
+    service = JobService(cluster, channel, JobListener(), lambda: world.now)
 
     cluster.request = read_request("nonsense")
-    asked = await service.look()
+    asked = await service.decide()
     assert asked.decision.want.profile is None
     await service.act(asked)
     assert ("Warning", "ProfileFailed") in [(event.type, event.reason) for event in world.events]
     assert "nonsense" in world.status.profiles[-1].message
 
     cluster.request = REQUEST
-    assert (await service.look()).decision.want.profile == REQUEST
-    service.take((said(1, 1, DONE),))
-    assert (await service.look()).decision.want.profile is None
+    assert (await service.decide()).decision.want.profile == REQUEST
+    service.receive((said(1, 1, DONE),))
+    assert (await service.decide()).decision.want.profile is None
 
 
 class _Asking(FakeCluster):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from pretrain_cli.render.figure import CURVE
 from pretrain_cli.render.report import read_metrics, write_outputs
 from pretrain_cli.render.summary import summarise
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 JOB = PretrainJob.model_validate(
     {
         "apiVersion": "pretrain.dev/v1alpha1",
@@ -122,8 +120,8 @@ def test_a_run_without_a_step_still_gets_its_files(tmp_path: Path) -> None:
     assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
-def test_a_browser_shows_the_curve(run: Path, tmp_path: Path) -> None:
+@pytest.mark.bare
+def test_a_browser_shows_the_curve(chromium: Path, run: Path, tmp_path: Path) -> None:
     picture = tmp_path / "page.png"
     options = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
@@ -132,7 +130,7 @@ def test_a_browser_shows_the_curve(run: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
     subprocess.run(
-        [str(CHROMIUM), *options, f"--screenshot={picture}", (run / "report.html").as_uri()],
+        [str(chromium), *options, f"--screenshot={picture}", (run / "report.html").as_uri()],
         check=True, capture_output=True, timeout=120,
     )  # fmt: skip
 

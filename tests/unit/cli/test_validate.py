@@ -20,6 +20,7 @@ def written(folder: Path, changes: dict[str, Any] | None = None) -> Path:
     return file
 
 
+@pytest.mark.bare
 def test_a_good_job_is_summed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(tmp_path)
     train_tokenizer(["a text"], 300, tmp_path / "data" / "tokenizer.json")

@@ -43,7 +43,11 @@ def test_every_reason_for_waiting_is_documented_and_no_other() -> None:
 def obstacles() -> set[str]:
     """The classes of what the training program waits for: read, since importing it takes torch."""
     classes = [node for node in ast.parse(ERRORS.read_text()).body if isinstance(node, ast.ClassDef)]
-    return {it.name for it in classes if any(isinstance(b, ast.Name) and b.id == "Obstacle" for b in it.bases)}
+    return {
+        it.name.removesuffix("Error")
+        for it in classes
+        if any(isinstance(b, ast.Name) and b.id == "ObstacleError" for b in it.bases)
+    }
 
 
 def test_every_condition_is_documented_and_no_other() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pretrain_store.directory import DirectoryStore
-from pretrain_store.errors import Exists, Refused, Unsupported
+from pretrain_store.errors import ConditionalPutUnsupported, ObjectExists, StoreRefused
 from pretrain_store.port import ObjectStore
 from support.store.contract import StoreContract, keys
 
@@ -35,6 +36,16 @@ DirectoryStore(Path(sys.argv[1])).put_file("key", Path(sys.argv[2]))
 """
 
 
+def locked(path: Path) -> bool:
+    """Tell whether a process writes this file: until it has the lock, the file is litter to others."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def test_a_killed_process_leaves_no_object_and_its_litter_is_cleared(tmp_path: Path) -> None:
     root, pipe = tmp_path / "store", tmp_path / "pipe"
     store = DirectoryStore(root)
@@ -45,7 +56,7 @@ def test_a_killed_process_leaves_no_object_and_its_litter_is_cleared(tmp_path: P
                 assert writer.poll() is None
             with pipe.open("wb", buffering=0) as source:
                 source.write(b"half")
-                while not any((root / ".tmp").iterdir()):
+                while not any(locked(path) for path in (root / ".tmp").iterdir()):
                     assert writer.poll() is None
                 store.clear_litter()
                 while_written = list((root / ".tmp").iterdir())
@@ -80,7 +91,7 @@ def _race(root: Path, number: int, rounds: int, wins: multiprocessing.Queue[tupl
     for attempt in range(rounds):
         try:
             store.put(f"race/{attempt}", str(number).encode(), if_absent=True)
-        except Exists:
+        except ObjectExists:
             continue
         wins.put((attempt, number))
     wins.put((-1, number))
@@ -147,7 +158,7 @@ def test_an_object_cannot_hold_others(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
     store.put("key", b"")
 
-    with pytest.raises(Refused, match="key"):
+    with pytest.raises(StoreRefused, match="key"):
         store.put("key/below", b"")
 
 
@@ -160,7 +171,7 @@ def test_a_key_cannot_leave_the_folder(tmp_path: Path, key: str) -> None:
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(Refused, match=r"folder .*file"):
+    with pytest.raises(StoreRefused, match=r"folder .*file"):
         DirectoryStore(tmp_path / "file").put("key", b"")
 
 
@@ -171,7 +182,7 @@ def test_a_file_system_without_links_is_unsupported(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "link", no_links)
 
     store = DirectoryStore(tmp_path)
-    with pytest.raises(Unsupported, match="no hard links"):
+    with pytest.raises(ConditionalPutUnsupported, match="no hard links"):
         store.put("key", b"", if_absent=True)
     store.put("key", b"data")
     store.fetch("key", tmp_path.with_name("copy"))

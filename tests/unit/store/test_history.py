@@ -1,4 +1,4 @@
-"""What acts on a store: answers that were lost, objects that are not what they were, races for a number."""
+"""Operations on a store: lost answers, corrupt objects, races for a number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain_api.checkpoint.lineage import IDENTITY_KEY, checkpoint_folder, manifest_key, record_key
-from pretrain_store.errors import Corrupt, IdentityMismatch, Missing, NumberTaken, Unavailable
+from pretrain_store.errors import CheckpointCorrupt, GenerationTaken, IdentityMismatch, ObjectNotFound, StoreUnavailable
 from pretrain_store.history import (
     claim_identity,
     commit,
@@ -20,18 +20,18 @@ from pretrain_store.history import (
     sweep,
     verify,
 )
-from pretrain_store.lineage import Deletion
+from pretrain_store.retention import Deletion
 from support.store.values import MemoryStore, a_manifest, a_record, an_identity, save, stored
 
 
 class LosesAnswers(MemoryStore):
-    """Every conditional put happens and then says Unavailable, once for each key."""
+    """Every conditional put happens and then says StoreUnavailable, once for each key."""
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         fresh = if_absent and key not in self.objects
         super().put(key, data, if_absent=if_absent)
         if fresh:
-            raise Unavailable("the answer was lost")
+            raise StoreUnavailable("the answer was lost")
 
 
 @pytest.fixture
@@ -47,19 +47,19 @@ def test_a_put_whose_answer_was_lost_is_recognised_as_ones_own() -> None:
         try:
             put_record(store, record)
             commit(store, manifest.model_copy(update={"created_at": f"attempt {attempt}"}))
-        except Unavailable:
+        except StoreUnavailable:
             continue
     put_record(store, record)
 
     assert commit(store, manifest) == manifest_key(1, 10)
-    with pytest.raises(NumberTaken):
+    with pytest.raises(GenerationTaken):
         put_record(store, a_record(1, nonce="another"))
 
 
 def test_a_number_below_the_highest_is_taken_even_when_its_record_is_not_there(store: MemoryStore) -> None:
     put_record(store, a_record(5))
 
-    with pytest.raises(NumberTaken) as raised:
+    with pytest.raises(GenerationTaken) as raised:
         put_record(store, a_record(3))
     assert raised.value.highest == 5
 
@@ -67,7 +67,7 @@ def test_a_number_below_the_highest_is_taken_even_when_its_record_is_not_there(s
 def test_a_number_not_above_the_parent_is_taken(store: MemoryStore) -> None:
     save(store, 7, 10)
 
-    with pytest.raises(NumberTaken) as raised:
+    with pytest.raises(GenerationTaken) as raised:
         put_record(store, a_record(1, (7, 10)))
     assert raised.value.highest == 7
     assert record_key(1) not in store.objects
@@ -76,7 +76,7 @@ def test_a_number_not_above_the_parent_is_taken(store: MemoryStore) -> None:
 def test_another_manifest_under_the_same_step_is_not_ones_own(store: MemoryStore) -> None:
     commit(store, a_manifest(1, 10, tokens=1))
 
-    with pytest.raises(Corrupt, match="a manifest of other objects"):
+    with pytest.raises(CheckpointCorrupt, match="a manifest of other objects"):
         commit(store, a_manifest(1, 10, tokens=2))
 
 
@@ -92,7 +92,7 @@ def test_a_record_that_cannot_be_read_still_owns_its_number(store: MemoryStore, 
     listing = read_listing(store)
 
     assert (listing.highest, set(listing.records), listing.unreadable) == (2, {1}, {2})
-    with pytest.raises(NumberTaken):
+    with pytest.raises(GenerationTaken):
         put_record(store, a_record(2, nonce="x"))
 
 
@@ -132,13 +132,13 @@ def test_an_identity_that_cannot_be_read_is_not_written_over(store: MemoryStore)
 
 def test_a_manifest_that_is_not_what_its_key_says_is_corrupt(store: MemoryStore) -> None:
     key = manifest_key(1, 10)
-    with pytest.raises(Corrupt, match="the manifest is missing"):
+    with pytest.raises(CheckpointCorrupt, match="the manifest is missing"):
         read_manifest(store, key)
     store.put(key, b"{")
-    with pytest.raises(Corrupt, match="cannot be read"):
+    with pytest.raises(CheckpointCorrupt, match="cannot be read"):
         read_manifest(store, key)
     store.put(key, a_manifest(1, 20).to_json().encode())
-    with pytest.raises(Corrupt, match="that of generation 1, step 20"):
+    with pytest.raises(CheckpointCorrupt, match="that of generation 1, step 20"):
         read_manifest(store, key)
 
 
@@ -147,11 +147,11 @@ def test_a_manifest_cannot_name_what_is_outside_its_folder(store: MemoryStore, t
     manifest = a_manifest(1, 10, [stored(outside, b"")])
     store.put(manifest_key(1, 10), manifest.to_json().encode())
 
-    with pytest.raises(Corrupt, match="outside its folder"):
+    with pytest.raises(CheckpointCorrupt, match="outside its folder"):
         read_manifest(store, manifest_key(1, 10))
-    with pytest.raises(Corrupt, match="outside its folder"):
+    with pytest.raises(CheckpointCorrupt, match="outside its folder"):
         verify(manifest, tmp_path)
-    with pytest.raises(Corrupt, match="outside its folder"):
+    with pytest.raises(CheckpointCorrupt, match="outside its folder"):
         receive(store, manifest, manifest.objects[0], memoryview(b""))
 
 
@@ -159,13 +159,13 @@ def test_an_object_is_checked_as_it_is_received(store: MemoryStore) -> None:
     item = stored("shard", b"22")
     manifest, key, memory = a_manifest(1, 10, [item]), f"{checkpoint_folder(1, 10)}/shard", bytearray(2)
 
-    with pytest.raises(Missing, match="shard"):
+    with pytest.raises(ObjectNotFound, match="shard"):
         receive(store, manifest, item, memoryview(memory))
     store.put(key, b"2")
-    with pytest.raises(Corrupt, match="shard has 1 bytes instead of 2"):
+    with pytest.raises(CheckpointCorrupt, match="shard has 1 bytes instead of 2"):
         receive(store, manifest, item, memoryview(memory))
     store.put(key, b"23")
-    with pytest.raises(Corrupt, match="another sha256") as raised:
+    with pytest.raises(CheckpointCorrupt, match="another sha256") as raised:
         receive(store, manifest, item, memoryview(memory))
     assert raised.value.key == manifest_key(1, 10)
     store.put(key, b"22")
@@ -176,14 +176,14 @@ def test_an_object_is_checked_as_it_is_received(store: MemoryStore) -> None:
 def test_every_object_is_checked_before_it_counts(tmp_path: Path) -> None:
     manifest = a_manifest(1, 10, [stored("first", b"1"), stored("below/second", b"22")])
     (tmp_path / "first").write_bytes(b"1")
-    with pytest.raises(Corrupt, match="below/second is missing"):
+    with pytest.raises(CheckpointCorrupt, match="below/second is missing"):
         verify(manifest, tmp_path)
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "second").write_bytes(b"2")
-    with pytest.raises(Corrupt, match="has 1 bytes instead of 2"):
+    with pytest.raises(CheckpointCorrupt, match="has 1 bytes instead of 2"):
         verify(manifest, tmp_path)
     (tmp_path / "below" / "second").write_bytes(b"23")
-    with pytest.raises(Corrupt, match="another sha256") as raised:
+    with pytest.raises(CheckpointCorrupt, match="another sha256") as raised:
         verify(manifest, tmp_path)
     assert raised.value.key == manifest_key(1, 10)
     (tmp_path / "below" / "second").write_bytes(b"22")

@@ -1,4 +1,4 @@
-"""Invariant: what is on the line is one history, and nothing that it needs is deleted, whatever happens in which order.
+"""Invariant: the chain is one history, and nothing that it needs is deleted, in any order of events.
 
 Writers run the real code, interleaved at single store calls: zombies, races for a number, lost answers, late puts and
 deletes, kills, restarts, corrupt objects, manifests and records, rollbacks, a second job that takes the prefix over.
@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pretrain_api.checkpoint.lineage import manifest_key, parse_manifest_key
-from pretrain_store.errors import Corrupt, Exists, NoUsableCheckpoint
-from pretrain_store.lineage import choose_parent, line
+from pretrain_store.errors import AllCheckpointsCorrupt, CheckpointCorrupt, ObjectExists
+from pretrain_store.lineage import checkpoint_chain
+from pretrain_store.parent import choose_parent
 from support.worlds.lineage import World, Writer
 
 MOST_WRITERS = 5
@@ -51,7 +52,7 @@ class History(RuleBasedStateMachine):
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), calls=st.integers(1, 25))
-    def a_process_goes_on(self, data: st.DataObject, calls: int) -> None:
+    def a_process_makes_its_next_call(self, data: st.DataObject, calls: int) -> None:
         writer = data.draw(st.sampled_from(self.alive))
         for _ in range(calls):
             if writer.pending is not None:
@@ -64,7 +65,7 @@ class History(RuleBasedStateMachine):
 
     @precondition(lambda self: any(writer.owns for writer in self.alive))
     @rule(data=st.data(), outcome=st.sampled_from(["lost", "late", "killed"]))
-    def a_process_goes_on_to_a_commit(self, data: st.DataObject, outcome: str) -> None:
+    def a_process_runs_to_its_commit(self, data: st.DataObject, outcome: str) -> None:
         writer = data.draw(st.sampled_from([writer for writer in self.alive if writer.owns]))
         while writer.pending is not None and not (
             writer.pending.name == "put" and writer.pending.key.endswith("manifest.json")
@@ -75,14 +76,14 @@ class History(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.late)
     @rule(data=st.data())
-    def what_was_late_happens(self, data: st.DataObject) -> None:
+    def a_late_put_happens(self, data: st.DataObject) -> None:
         late = data.draw(st.sampled_from(range(len(self.world.late))))
         writer, call = self.world.late.pop(late)
         if call.name == "delete":  # what was late is not checked: the world has changed since it was decided
             self.world.retired.add(call.key)
             self.world.memory.delete(call.key)
         else:
-            with suppress(Exists):
+            with suppress(ObjectExists):
                 self.world.apply(writer, call)
 
     @precondition(lambda self: self.world.memory.objects)
@@ -103,23 +104,23 @@ class History(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            self.every_process_is_killed_and_a_restart_goes_on()
+            self.every_process_is_killed_and_a_restart_resumes()
         finally:
             for writer in self.alive:
                 writer.advance("killed")
 
-    def every_process_is_killed_and_a_restart_goes_on(self) -> None:
+    def every_process_is_killed_and_a_restart_resumes(self) -> None:
         """Progress: once faults stop, generations come to the newest intact checkpoint and extend it."""
         for writer in self.alive:
             writer.advance("killed")
         last = self.a_restart()
         for _ in tuple(self.world.trained):
-            if isinstance(last.ended, Corrupt):
+            if isinstance(last.ended, CheckpointCorrupt):
                 last = self.a_restart()
-        if isinstance(last.ended, NoUsableCheckpoint):
+        if isinstance(last.ended, AllCheckpointsCorrupt):
             return
         assert last.ended is None, last.ended
-        kept = line(self.world.listing())
+        kept = checkpoint_chain(self.world.listing())
         newest = [manifest_key(last.generation, self.parent_step(last) + steps) for steps in (9, 6)]
         assert kept[:2] == tuple(newest)
         choice = choose_parent(self.world.listing(), ())
@@ -139,7 +140,7 @@ class History(RuleBasedStateMachine):
         return [writer for writer in self.writers if writer.pending is not None]
 
     def head(self) -> tuple[str, ...]:
-        return line(self.world.listing())[:3]
+        return checkpoint_chain(self.world.listing())[:3]
 
     def writer(
         self, number: int, *, job_uid: str = "job", first: bool, saves: int, diverges: frozenset[int] = frozenset()

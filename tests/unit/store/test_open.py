@@ -1,4 +1,4 @@
-"""From a job's storage to a store that is known to work."""
+"""Opening and probing a job's storage."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 from pretrain_api.spec.job import S3Storage, Storage
 from pretrain_store.directory import DirectoryStore
-from pretrain_store.errors import BucketMissing, Refused, Unsupported
-from pretrain_store.open import Service, is_remote, look, open_store, probe, split_uri
+from pretrain_store.errors import ConditionalPutUnsupported, NoSuchBucket, StoreRefused
+from pretrain_store.open import S3Service, check_reachable, is_remote, open_store, probe, split_uri
 from support.store.values import MemoryStore
 
 
@@ -44,7 +44,7 @@ def test_the_storage_names_the_endpoint_before_the_environment_does() -> None:
 
 
 def test_half_of_the_credentials_is_refused() -> None:
-    with pytest.raises(Refused, match="only one is set: set the other"):
+    with pytest.raises(StoreRefused, match="only one is set: set the other"):
         open_store(Storage(s3=S3Storage(bucket="runs")), {"AWS_ACCESS_KEY_ID": "id"})
 
 
@@ -55,19 +55,21 @@ class IgnoresConditions(MemoryStore):
 
 class ReadOnly(MemoryStore):
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
-        raise Refused("Access Denied")
+        raise StoreRefused("Access Denied")
 
 
 def test_a_store_that_ignores_conditions_is_refused_and_left_clean() -> None:
     store = IgnoresConditions()
 
-    with pytest.raises(Unsupported, match=r"checkpoint\.storage memory does not honour conditional puts"):
+    with pytest.raises(ConditionalPutUnsupported, match=r"checkpoint\.storage memory does not honour conditional puts"):
         probe(store)
     assert store.objects == {}
 
 
 def test_a_store_without_write_permission_is_refused_with_the_remedy() -> None:
-    with pytest.raises(Refused, match=r"storage cannot be used: Access Denied; allow reading, writing and deleting"):
+    with pytest.raises(
+        StoreRefused, match=r"storage cannot be used: Access Denied; allow reading, writing and deleting"
+    ):
         probe(ReadOnly())
 
 
@@ -85,14 +87,14 @@ ENVIRON = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "id", 
 def test_sources_come_from_where_the_checkpoints_go_or_from_where_the_environment_says(
     storage: Storage, endpoint: str
 ) -> None:
-    folder = Service(storage, ENVIRON).folder("s3://corpus/some/web/")
+    folder = S3Service(storage, ENVIRON).folder("s3://corpus/some/web/")
 
     assert folder.describe() == "s3://corpus/some/web"
     assert folder._client.meta.endpoint_url == endpoint  # type: ignore[attr-defined]
 
 
 def test_one_client_serves_all_folders_of_a_service() -> None:
-    service = Service(Storage(path="/somewhere"), ENVIRON)
+    service = S3Service(Storage(path="/somewhere"), ENVIRON)
 
     web, root = service.folder("s3://corpus/web"), service.folder("s3://other")
 
@@ -102,12 +104,12 @@ def test_one_client_serves_all_folders_of_a_service() -> None:
 
 @pytest.mark.parametrize("uri", ["s3://", "s3://Upper/web", "s3://corpus//web//x"])
 def test_a_uri_without_a_bucket_or_folder_that_s3_knows_is_refused(uri: str) -> None:
-    with pytest.raises(Refused, match=f"{uri} is not s3://BUCKET/PREFIX"):
-        Service(Storage(path="/somewhere"), ENVIRON).folder(uri)
+    with pytest.raises(StoreRefused, match=f"{uri} is not s3://BUCKET/PREFIX"):
+        S3Service(Storage(path="/somewhere"), ENVIRON).folder(uri)
 
 
 def test_a_look_at_a_folder_is_always_fine(tmp_path: Path) -> None:
-    look(Storage(path=str(tmp_path / "new")), {})
+    check_reachable(Storage(path=str(tmp_path / "new")), {})
 
     assert list(tmp_path.iterdir()) == []
 
@@ -120,9 +122,9 @@ def test_only_s3_is_remote() -> None:
 
 class Absent(MemoryStore):
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
-        raise BucketMissing("no such bucket")
+        raise NoSuchBucket("no such bucket")
 
 
 def test_a_probe_of_a_bucket_that_is_missing_says_so() -> None:
-    with pytest.raises(BucketMissing, match="storage cannot be used: no such bucket; create the bucket, or choose"):
+    with pytest.raises(NoSuchBucket, match="storage cannot be used: no such bucket; create the bucket, or choose"):
         probe(Absent())

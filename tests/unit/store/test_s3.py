@@ -20,18 +20,18 @@ from moto.server import ThreadedMotoServer
 from pretrain_api.checkpoint.lineage import checkpoint_folder
 from pretrain_api.spec.job import S3Storage, Storage
 from pretrain_store.errors import (
-    AccessDenied,
-    BucketMissing,
-    Exists,
-    Missing,
-    Refused,
+    ConditionalPutUnsupported,
+    CredentialsRejected,
+    NoSuchBucket,
+    ObjectExists,
+    ObjectNotFound,
     StoreError,
-    Unavailable,
-    Unsupported,
+    StoreRefused,
+    StoreUnavailable,
 )
 from pretrain_store.history import put_record, sweep
 from pretrain_store.open import open_store, probe
-from pretrain_store.port import ObjectStore, Unfinished
+from pretrain_store.port import MultipartUpload, ObjectStore
 from pretrain_store.s3 import S3Store
 from support.store.contract import StoreContract, keys
 from support.store.values import a_record
@@ -90,9 +90,7 @@ def test_prefixes_do_not_see_each_other(environ: dict[str, str]) -> None:
 
 
 def test_a_bucket_that_is_not_there_is_refused_by_name(environ: dict[str, str]) -> None:
-    with pytest.raises(
-        BucketMissing, match=r"checkpoint\.storage cannot be used: s3://absent/job: .*create the bucket"
-    ):
+    with pytest.raises(NoSuchBucket, match=r"checkpoint\.storage cannot be used: s3://absent/job: .*create the bucket"):
         probe(in_bucket(environ, "job", bucket="absent"))
 
 
@@ -119,7 +117,7 @@ def answered(status: int, code: str) -> ClientError:
 def failing(*errors: Exception | None) -> tuple[S3Store, FailingClient, list[float]]:
     client: Any = FailingClient(*errors)
     slept: list[float] = []
-    return S3Store(client, "runs", "job", slept.append), client, slept
+    return S3Store(client, "runs", "job", slept.append, lambda: 0.0), client, slept
 
 
 def test_a_conflict_of_conditional_puts_is_tried_again_until_it_is_decided() -> None:
@@ -129,31 +127,32 @@ def test_a_conflict_of_conditional_puts_is_tried_again_until_it_is_decided() -> 
     assert (client.puts, len(slept)) == (3, 2)
 
     lost, _, _ = failing(conflict, answered(412, "PreconditionFailed"))
-    with pytest.raises(Exists):
+    with pytest.raises(ObjectExists):
         lost.put("key", b"", if_absent=True)
 
     for_ever, _, slept = failing(*[conflict] * 100)
-    with pytest.raises(Unavailable, match="under way"):
+    with pytest.raises(StoreUnavailable, match="under way"):
         for_ever.put("key", b"", if_absent=True)
     assert sum(slept) < 30
+    assert slept == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4])
 
 
 @pytest.mark.parametrize(
     ("error", "meaning"),
     [
-        (answered(403, "AccessDenied"), AccessDenied),
-        (answered(403, "InvalidAccessKeyId"), AccessDenied),
-        (answered(400, "ExpiredToken"), AccessDenied),
-        (answered(400, "InvalidArgument"), Refused),
-        (answered(404, "NoSuchBucket"), BucketMissing),
-        (answered(301, "PermanentRedirect"), Refused),
-        (NoCredentialsError(), AccessDenied),
-        (answered(404, "NoSuchKey"), Missing),
-        (answered(501, "NotImplemented"), Unsupported),
-        (answered(500, "InternalError"), Unavailable),
-        (answered(503, "SlowDown"), Unavailable),
-        (answered(400, "BadDigest"), Unavailable),
-        (EndpointConnectionError(endpoint_url="http://127.0.0.1:1"), Unavailable),
+        (answered(403, "AccessDenied"), CredentialsRejected),
+        (answered(403, "InvalidAccessKeyId"), CredentialsRejected),
+        (answered(400, "ExpiredToken"), CredentialsRejected),
+        (answered(400, "InvalidArgument"), StoreRefused),
+        (answered(404, "NoSuchBucket"), NoSuchBucket),
+        (answered(301, "PermanentRedirect"), StoreRefused),
+        (NoCredentialsError(), CredentialsRejected),
+        (answered(404, "NoSuchKey"), ObjectNotFound),
+        (answered(501, "NotImplemented"), ConditionalPutUnsupported),
+        (answered(500, "InternalError"), StoreUnavailable),
+        (answered(503, "SlowDown"), StoreUnavailable),
+        (answered(400, "BadDigest"), StoreUnavailable),
+        (EndpointConnectionError(endpoint_url="http://127.0.0.1:1"), StoreUnavailable),
     ],
 )
 def test_an_error_says_what_to_do(error: Exception, meaning: type[StoreError]) -> None:
@@ -166,7 +165,7 @@ def test_an_error_says_what_to_do(error: Exception, meaning: type[StoreError]) -
 
 
 class Breaks:
-    """A body that breaks off after so many bytes; `after` None: it does not. What ends early says nothing."""
+    """A body that breaks off after `after` bytes, without an error if it ends early; None: it does not."""
 
     def __init__(self, data: bytes, after: int | None, error: Exception | None) -> None:
         self._left = memoryview(data)[:after]
@@ -207,11 +206,11 @@ class BreakingClient:
 @pytest.mark.parametrize(
     "error", [ReadTimeoutError(endpoint_url="http://s3"), ResponseStreamingError(error="reset"), None]
 )
-def test_what_breaks_off_on_the_way_goes_on_from_there(error: Exception | None) -> None:
+def test_a_broken_download_resumes_where_it_broke(error: Exception | None) -> None:
     data, memory, slept = b"0123456789", bytearray(10), list[float]()
     client: Any = BreakingClient(data, 2, error)
 
-    found = S3Store(client, "runs", "job", slept.append).receive("key", memoryview(memory))
+    found = S3Store(client, "runs", "job", slept.append, lambda: 0.0).receive("key", memoryview(memory))
 
     assert memory == data
     assert found.sha256 == hashlib.sha256(data).hexdigest()
@@ -224,8 +223,8 @@ def test_what_breaks_off_all_the_time_is_unavailable() -> None:
     client: Any = BreakingClient(bytes(100), 100, ReadTimeoutError(endpoint_url="http://s3"))
     slept: list[float] = []
 
-    with pytest.raises(Unavailable):
-        S3Store(client, "runs", "job", slept.append).receive("key", memoryview(bytearray(100)))
+    with pytest.raises(StoreUnavailable):
+        S3Store(client, "runs", "job", slept.append, lambda: 0.0).receive("key", memoryview(bytearray(100)))
 
     assert len(client.asked) == len(slept) + 1 < 10
 
@@ -261,7 +260,7 @@ def test_a_sweep_aborts_uploads_of_earlier_generations_and_leaves_those_that_may
         client.upload_part(Bucket="runs", Key=f"swept/{key}", UploadId=upload, PartNumber=1, Body=b"part")
 
     assert sweep(store, 2) == (), "a later record is there: nothing is touched"
-    assert [item.key for item in store.unfinished("checkpoints/")] == begun
+    assert [item.key for item in store.list_uploads("checkpoints/")] == begun
     sweep(store, 3)
-    assert [item.key for item in store.unfinished("checkpoints/")] == begun[2:]
-    store.abort(Unfinished(begun[0], "gone"))
+    assert [item.key for item in store.list_uploads("checkpoints/")] == begun[2:]
+    store.abort(MultipartUpload(begun[0], "gone"))

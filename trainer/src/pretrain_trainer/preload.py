@@ -1,6 +1,6 @@
-"""Imports all that a rank needs, and does nothing else: for the process from which ranks are forked.
+"""Imports of a rank, for the process that ranks are forked from.
 
-torch._dynamo is in it because the first optimizer of a process imports it (1.3 s), whether compiled or not.
+They include torch._dynamo, which the first optimizer of a process imports (1.3 s), compiled or not.
 """
 
 import tokenizers  # noqa: F401
@@ -14,6 +14,5 @@ import torch.distributed.tensor
 import torch.optim  # noqa: F401
 
 import pretrain_trainer.checkpoint
-import pretrain_trainer.loop.console_link
-import pretrain_trainer.loop.failures
-import pretrain_trainer.loop.train  # noqa: F401
+import pretrain_trainer.loop.train
+import pretrain_trainer.observability.failures  # noqa: F401

@@ -1,3 +1,3 @@
-"""Imported by the process from which ranks are forked when blocks are compiled: the compiler, 2 s of CPU for each."""
+"""Imports of the compiler (2 s of CPU), for the process that ranks are forked from if blocks are compiled."""
 
 import torch._inductor.compile_fx  # noqa: F401

@@ -1,4 +1,4 @@
-"""Imported by the process from which ranks are forked when checkpoints are in S3: boto3, and what it reads at first."""
+"""Imports of boto3 and its data files, for the process that ranks are forked from if checkpoints are in S3."""
 
 from pretrain_store import s3
 

@@ -21,14 +21,26 @@ from pretrain_api.problems import InvalidJob
 from pretrain_api.spec.job import Retain
 from pretrain_cli.errors import BadInput
 from pretrain_cli.targets.checkpoint_store import open_named
-from pretrain_store.checkpoint_state import Standing, standings
-from pretrain_store.errors import AccessDenied, BucketMissing, Corrupt, Missing, Refused, StoreError
+from pretrain_store.checkpoint_state import CheckpointState, checkpoint_states
+from pretrain_store.errors import (
+    CheckpointCorrupt,
+    CredentialsRejected,
+    NoSuchBucket,
+    ObjectNotFound,
+    StoreError,
+    StoreRefused,
+)
 from pretrain_store.history import read_listing, read_manifest, verify
-from pretrain_store.port import ENDURING, LOOKING, Readable
+from pretrain_store.port import FEW_RETRIES, FULL_RETRIES, Readable
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 _READERS = 16
-_COLORS = {Standing.IN_FORCE: "green", Standing.REJECTED: "red", Standing.GIVEN_UP: "yellow", Standing.ASIDE: "yellow"}
+_COLORS = {
+    CheckpointState.IN_FORCE: "green",
+    CheckpointState.REJECTED: "red",
+    CheckpointState.GIVEN_UP: "yellow",
+    CheckpointState.ASIDE: "yellow",
+}
 
 
 class Listed(Frozen):
@@ -37,7 +49,7 @@ class Listed(Frozen):
     key: str
     step: int
     generation: int
-    standing: Standing
+    standing: CheckpointState
     pinned: bool | None
     """By `checkpoint.retain.pin` of the job; null where no job was named."""
     tokens: int | None = None
@@ -70,12 +82,12 @@ class View:
 def checkpoints(name: str, view: View) -> int:
     """Show the history that `name` leads to; returns the exit code. What was wrong is printed."""
     try:
-        store, retain = open_named(name, os.environ, ENDURING if view.verify else LOOKING)
+        store, retain = open_named(name, os.environ, FULL_RETRIES if view.verify else FEW_RETRIES)
         history = read(store, retain, _verified if view.verify else None)
-    except (BucketMissing, AccessDenied) as problem:
+    except (NoSuchBucket, CredentialsRejected) as problem:
         print(f"{problem}: correct the name, the credentials, or the endpoint in AWS_ENDPOINT_URL", file=sys.stderr)
         return BAD_INPUT
-    except (InvalidJob, BadInput, Refused) as problem:
+    except (InvalidJob, BadInput, StoreRefused) as problem:
         print(problem, file=sys.stderr)
         return BAD_INPUT
     except StoreError as problem:
@@ -88,7 +100,7 @@ def checkpoints(name: str, view: View) -> int:
     if not history.checkpoints:
         print(f"{history.store} has no checkpoint yet: generation {history.generation} is the newest", file=sys.stderr)
         return FAILED
-    damaged = [item for item in history.checkpoints if item.damage and item.standing != Standing.REJECTED]
+    damaged = [item for item in history.checkpoints if item.damage and item.standing != CheckpointState.REJECTED]
     return FAILED if damaged else DONE
 
 
@@ -100,7 +112,7 @@ def read(store: Readable, retain: Retain | None, check: Callable[[Readable, Mani
     listing = read_listing(store)
     if not listing.highest and not listing.manifests and not _claimed(store):
         raise BadInput(f"{store.describe()} holds no run: name what a run's checkpoint.storage names")
-    found = standings(listing)
+    found = checkpoint_states(listing)
     keys = sorted(found, key=_place)
     with ThreadPoolExecutor(max_workers=_READERS) as threads:
         manifests = list(threads.map(lambda key: _manifest(store, key), keys))
@@ -120,7 +132,7 @@ def read(store: Readable, retain: Retain | None, check: Callable[[Readable, Mani
 def _claimed(store: Readable) -> bool:
     try:
         store.get(IDENTITY_KEY)
-    except Missing:
+    except ObjectNotFound:
         return False
     return True
 
@@ -129,14 +141,14 @@ def _manifest(store: Readable, key: str) -> Manifest | str:
     """What is under the key, or what is wrong with it."""
     try:
         return read_manifest(store, key)
-    except Corrupt as corrupt:
+    except CheckpointCorrupt as corrupt:
         return corrupt.why
 
 
 def _listed(
     key: str,
     manifest: Manifest | str,
-    standing: Standing,
+    standing: CheckpointState,
     retain: Retain | None,
     check: Callable[[Manifest], str | None] | None,
 ) -> Listed:
@@ -165,9 +177,9 @@ def _verified(store: Readable, manifest: Manifest) -> str | None:
             try:
                 store.fetch(f"{folder}/{item.key}", Path(temporary) / item.key)
                 verify(one, Path(temporary))
-            except Missing:
+            except ObjectNotFound:
                 return f"{item.key} is missing"
-            except Corrupt as corrupt:
+            except CheckpointCorrupt as corrupt:
                 return corrupt.why
     return None
 
@@ -212,7 +224,7 @@ def _worded(item: Listed, unread: str | None) -> Iterator[str]:
 
 
 def _footnotes(history: History) -> Iterable[str]:
-    if not any(item.standing == Standing.IN_FORCE for item in history.checkpoints):
+    if not any(item.standing == CheckpointState.IN_FORCE for item in history.checkpoints):
         yield "no checkpoint can be gone on from"
     for rollback in history.rollbacks:
         skipped = rollback.skipped

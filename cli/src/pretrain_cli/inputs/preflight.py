@@ -32,11 +32,11 @@ from pretrain_data.verification import (
     check_vocabulary,
     read_dataset,
 )
-from pretrain_store.errors import Missing, StoreError, UnfitOrigin
+from pretrain_store.errors import InvalidOrigin, ObjectNotFound, StoreError
 from pretrain_store.history import read_listing
-from pretrain_store.open import Service, is_remote, open_store, probe
+from pretrain_store.open import S3Service, is_remote, open_store, probe
 from pretrain_store.origin import choose_checkpoint, open_origin, recorded, weight_files
-from pretrain_store.port import LOOKING
+from pretrain_store.port import FEW_RETRIES
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _DATA = "spec.training.data"
@@ -105,7 +105,7 @@ def check(job: PretrainJob, environ: Mapping[str, str] = os.environ) -> Resolved
     workers = job.spec.workers
     if misfitting := misfit(training.parallelism, workers.replicas, workers.processes_per_worker or 1):
         problems.append(Problem("spec.workers.replicas", misfitting))
-    service = Service(job.spec.checkpoint.storage, environ, LOOKING)
+    service = S3Service(job.spec.checkpoint.storage, environ, FEW_RETRIES)
     tokenizer = check_tokenizer(training.data.tokenizer, f"{_DATA}.tokenizer", service)
     if isinstance(tokenizer, Problem):
         problems.append(tokenizer)
@@ -178,7 +178,7 @@ def _check_sources(
     training: Training,
     model: ResolvedModel,
     tokenizer: TokenizerFile | None,
-    service: Service,
+    service: S3Service,
     problems: list[Problem],
 ) -> tuple[Dataset, ...]:
     """The training sources' datasets; what is wrong with them and with the held-out ones goes to `problems`."""
@@ -258,7 +258,7 @@ def _unfit_origin(
     if start is None:
         return None
     try:
-        own, there = open_store(storage, environ), open_origin(start, storage, environ, LOOKING)
+        own, there = open_store(storage, environ), open_origin(start, storage, environ, FEW_RETRIES)
         pinned = recorded(own, start)
         if pinned is not None and read_listing(own).manifests:
             return None
@@ -266,7 +266,7 @@ def _unfit_origin(
             choose_checkpoint(there, start, identity, pinned)
         else:
             weight_files(there, start, identity, tokenizer)
-    except UnfitOrigin as unfit:
+    except InvalidOrigin as unfit:
         field, _, said = str(unfit).partition(": ")
         return Problem(f"spec.{field}", said)
     except StoreError as error:
@@ -280,7 +280,7 @@ def _other_job(storage: Storage, identity: JobIdentity, environ: Mapping[str, st
     store = open_store(storage, environ)
     try:
         found = JobIdentity.from_json(store.get(IDENTITY_KEY))
-    except Missing:
+    except ObjectNotFound:
         return None
     except ValidationError:
         said = f"{store.describe()}: {IDENTITY_KEY} there cannot be read: choose another place"

@@ -10,8 +10,8 @@ from pretrain_cli.errors import BadInput
 from pretrain_cli.inputs.job_file import load_job
 from pretrain_cli.inputs.preflight import resolve_uris
 from pretrain_store.directory import DirectoryStore
-from pretrain_store.open import Service, is_remote, open_store
-from pretrain_store.port import LOOKING, Patience, Readable
+from pretrain_store.open import S3Service, is_remote, open_store
+from pretrain_store.port import FEW_RETRIES, Readable, RetryLimits
 
 JOB_FILE = "job.yaml"
 _ANY_FOLDER = Storage(path=".")
@@ -38,12 +38,14 @@ def job_of(run: Path) -> PretrainJob:
     return job.model_copy(update={"spec": job.spec.model_copy(update={"checkpoint": checkpoint})})
 
 
-def open_named(name: str, environ: Mapping[str, str], patience: Patience = LOOKING) -> tuple[Readable, Retain | None]:
+def open_named(
+    name: str, environ: Mapping[str, str], limits: RetryLimits = FEW_RETRIES
+) -> tuple[Readable, Retain | None]:
     """The store that a run's folder, a job file, an s3:// URI or the store's own folder names, and what the job keeps
     of it, where there is a job. Raises InvalidJob, BadInput and StoreError.
     """
     if is_remote(name):
-        return Service(_ANY_FOLDER, environ, patience).folder(name), None
+        return S3Service(_ANY_FOLDER, environ, limits).folder(name), None
     path = Path(name)
     if not path.exists():
         raise BadInput(
@@ -58,7 +60,7 @@ def open_named(name: str, environ: Mapping[str, str], patience: Patience = LOOKI
         return DirectoryStore(path), None
     checkpoint = job_of(path).spec.checkpoint
     if checkpoint.storage.path is None:
-        return open_store(checkpoint.storage, environ, patience), checkpoint.retain
+        return open_store(checkpoint.storage, environ, limits), checkpoint.retain
     folder = Path(checkpoint.storage.path)
     if not folder.is_dir():
         raise BadInput(f"there is no {folder}, where {name} has its checkpoints: start the run, or name its folder")

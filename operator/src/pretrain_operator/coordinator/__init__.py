@@ -1,1 +1,1 @@
-"""Who trains together: the coordinator, a state machine with sockets around it."""
+"""The coordinator: a pure state machine that forms and ends generations, and the WebSocket server around it."""

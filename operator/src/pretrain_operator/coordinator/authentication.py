@@ -1,4 +1,4 @@
-"""Who calls: what is known of an agent before it says anything."""
+"""Authentication of agents: which worker a connection belongs to, before its hello."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from pretrain_api.messages.protocol import Hello
 
 @dataclass(frozen=True)
 class Caller:
-    """The worker that a connection belongs to. None: whichever it says it is."""
+    """The authenticated worker; None accepts the value that the hello states."""
 
     slot: int | None
     attempt: int | None
 
     def may_say(self, hello: Hello) -> bool:
-        """Whether the hello is this worker's."""
+        """Return whether the hello is from this worker."""
         return self.slot in (None, hello.slot) and self.attempt in (None, hello.attempt)
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """Why a connection is not taken. The caller reads the message: nothing in it may help to guess better."""
+class AuthenticationFailure:
+    """A rejected connection. The caller reads the message: it contains nothing that helps to guess a credential."""
 
     status: Literal[401, 403, 503]
     message: str
 
 
-Authenticate = Callable[[web.Request, str], Awaitable[Caller | Refusal]]
-"""(request, uid of the job that is asked for) -> whose connection it is."""
+Authenticate = Callable[[web.Request, str], Awaitable[Caller | AuthenticationFailure]]
+"""Authenticates (request, uid of the requested job)."""
 
 
-async def anybody(request: web.Request, job_uid: str) -> Caller | Refusal:
-    """Every caller is believed: for an address that none but our own processes reach."""
+async def anybody(request: web.Request, job_uid: str) -> Caller | AuthenticationFailure:
+    """Accept every caller: for an address that only this machine's own processes reach."""
     return Caller(None, None)

@@ -1,12 +1,12 @@
-"""Who is here: the agents of one job, which of them may join, and which must go."""
+"""The agents of one job: admission, replacement and removal."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from pretrain_api.messages.protocol import Generation, Hello, Member
-from pretrain_operator.coordinator.settings import Settings
 from pretrain_operator.coordinator.types import AgentView
+from pretrain_operator.liveness.timings import Timings
 
 ConnectionId = int
 Pods = frozenset[tuple[int, int]]
@@ -14,7 +14,7 @@ Pods = frozenset[tuple[int, int]]
 
 @dataclass(eq=False)
 class Agent:
-    """What is known of one agent process. Mutable; lives in the Roster only."""
+    """State of one agent process. Mutable; owned by the Roster."""
 
     hello: Hello
     connection: ConnectionId | None
@@ -22,20 +22,20 @@ class Agent:
     heard_at: float
     joined_at: float | None = None
     closed_at: float | None = None
-    """Since when it has no connection."""
+    """Time of its disconnect; None: connected."""
     rankless_at: float | None = None
-    """Since when it is known to run no ranks although it was told to: it came back without them."""
+    """Time of a reconnect without the ranks it should run; None: no such reconnect."""
     final_at: float | None = None
-    """When it said that it exits next."""
+    """Time of its final leaving message; it exits next."""
     leaving: bool = False
     dismissed: bool = False
-    """It was told to exit on its present connection; cleared by its next hello, which shows that it did not hear."""
+    """It received a shutdown on its current connection; cleared by its next hello, which proves the message lost."""
     silent: bool = False
-    """Convicted of silence; cleared by its next word."""
+    """Lost by silence; cleared by its next message."""
     failed_hosts: int = 0
-    """How often it did not host a store in time: such an agent is not made rank 0 while there are others."""
+    """Stores it failed to host in time; such an agent becomes rank 0 only if no other agent can."""
     runs: int = 0
-    """The generation that it was last told to run, or said that it runs; 0: none."""
+    """Generation that it was last sent, or that it claims to run; 0: none."""
     acked_seq: int = 0
     ack_due: float | None = None
     step: int = 0
@@ -43,7 +43,7 @@ class Agent:
 
     @property
     def id(self) -> str:
-        """The random id of the process."""
+        """Random id of the process."""
         return self.hello.agent_id
 
     @property
@@ -53,22 +53,22 @@ class Agent:
 
     @property
     def joined(self) -> bool:
-        """It belongs to the job."""
+        """It is admitted to the job."""
         return self.joined_at is not None
 
     @property
     def connected(self) -> bool:
-        """It has a connection, which says little of whether it lives."""
+        """It has a connection, which does not prove that it lives."""
         return self.connection is not None
 
     @property
     def available(self) -> bool:
-        """It may become a member of the next generation."""
+        """It can be a member of the next generation."""
         return self.joined and self.connected and not (self.leaving or self.dismissed or self.silent)
 
     @property
     def claim(self) -> Generation | None:
-        """The generation that its last hello said it runs, if it is a member of it."""
+        """The generation that its last hello claims to run, if it is a member of it."""
         generation = self.hello.generation
         if generation is None or all(member.agent_id != self.id for member in generation.members):
             return None
@@ -76,11 +76,11 @@ class Agent:
 
     @property
     def claimed_number(self) -> int:
-        """The number in the lineage of the generation that it claims to run; 0: none."""
+        """Lineage number of the generation that it claims to run; 0: none."""
         return max(self.claim.number, self.hello.rolled_to) if self.claim is not None else 0
 
     def as_member(self, rank: int) -> Member:
-        """Its place in a generation."""
+        """Return it as a member of a generation."""
         hello = self.hello
         return Member(
             rank=rank,
@@ -93,7 +93,7 @@ class Agent:
         )
 
     def view(self, current: Generation | None) -> AgentView:
-        """What others see of it."""
+        """Return the immutable view of it."""
         members = current.members if current is not None else ()
         return AgentView(
             agent_id=self.id,
@@ -110,41 +110,41 @@ class Agent:
 
 @dataclass(frozen=True)
 class Admissions:
-    """What changed in who belongs to the job."""
+    """Changes of one admission pass."""
 
     joined: tuple[Agent, ...] = ()
-    refused: tuple[tuple[Agent, str], ...] = ()
-    """Agents that are no longer in the roster, and why."""
+    removed: tuple[tuple[Agent, str], ...] = ()
+    """Agents removed from the roster, each with its reason."""
 
 
 class Roster:
-    """All agents of a job. Of one slot at most one is joined: the highest attempt whose pod exists."""
+    """All agents of a job. At most one agent per slot is joined: the highest attempt whose pod exists."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, timings: Timings) -> None:
+        self._timings = timings
         self._agents: dict[str, Agent] = {}
         self._by_connection: dict[ConnectionId, Agent] = {}
 
     @property
     def agents(self) -> tuple[Agent, ...]:
-        """Everybody, joined or waiting."""
+        """All agents, joined or waiting."""
         return tuple(self._agents.values())
 
     @property
     def joined(self) -> tuple[Agent, ...]:
-        """Those that belong to the job, connected or not."""
+        """Joined agents, connected or not."""
         return tuple(agent for agent in self._agents.values() if agent.joined)
 
     def find(self, agent_id: str) -> Agent | None:
-        """The agent of this id."""
+        """Return the agent with this id, or None."""
         return self._agents.get(agent_id)
 
     def on(self, connection: ConnectionId) -> Agent | None:
-        """The agent that speaks on this connection now."""
+        """Return the agent on this connection, or None."""
         return self._by_connection.get(connection)
 
-    def greet(self, connection: ConnectionId, hello: Hello, now: float) -> ConnectionId | None:
-        """Take in a hello. Returns the connection that it replaces: one agent speaks on one at a time."""
+    def register(self, connection: ConnectionId, hello: Hello, now: float) -> ConnectionId | None:
+        """Register a hello; returns the agent's previous connection, which this one replaces, or None."""
         agent = self._agents.get(hello.agent_id)
         if agent is None:
             agent = Agent(hello=hello, connection=connection, since=now, heard_at=now)
@@ -162,39 +162,39 @@ class Roster:
         agent.runs = hello.generation.number if hello.generation is not None else 0
         return replaced
 
-    def hang_up(self, connection: ConnectionId, now: float) -> Agent | None:
-        """The connection is gone. An agent that has not joined is forgotten with it."""
+    def disconnect(self, connection: ConnectionId, now: float) -> Agent | None:
+        """Record a disconnect. An agent that has not joined is removed with its connection."""
         agent = self._by_connection.pop(connection, None)
         if agent is None:
             return None
         agent.connection, agent.closed_at = None, now
         if not agent.joined:
-            self.forget(agent)
+            self.remove(agent)
         return agent
 
-    def forget(self, agent: Agent) -> None:
-        """Drop an agent."""
+    def remove(self, agent: Agent) -> None:
+        """Remove an agent."""
         self._agents.pop(agent.id, None)
         if agent.connection is not None:
             self._by_connection.pop(agent.connection, None)
 
     def admit(self, pods: Pods, now: float) -> Admissions:
-        """Let in who may join, drop who may not stay. Joined agents come first, then lower attempts."""
+        """Admit the agents that may join and remove those that may not stay: joined agents first, then by attempt."""
         joined: list[Agent] = []
-        refused: list[tuple[Agent, str]] = []
+        removed: list[tuple[Agent, str]] = []
         for agent in sorted(self._agents.values(), key=lambda agent: (not agent.joined, agent.pod)):
-            refusal = self._refusal(agent, pods, now)
-            if refusal is not None:
-                self.forget(agent)
-                refused.append((agent, refusal))
-            elif not agent.joined and agent.pod in pods and not self._waits_for_rival(agent):
+            reason = self._removal_reason(agent, pods, now)
+            if reason is not None:
+                self.remove(agent)
+                removed.append((agent, reason))
+            elif not agent.joined and agent.pod in pods and not self._waits_for_predecessor(agent):
                 for rival in self._rivals(agent):
-                    self.forget(rival)
-                    refused.append((rival, f"attempt {agent.hello.attempt} of slot {agent.hello.slot} took over"))
+                    self.remove(rival)
+                    removed.append((rival, f"attempt {agent.hello.attempt} of slot {agent.hello.slot} replaced it"))
                 agent.joined_at = now
                 joined.append(agent)
         joined = [agent for agent in joined if agent.id in self._agents]
-        return Admissions(tuple(joined), tuple(refused))
+        return Admissions(tuple(joined), tuple(removed))
 
     def _rivals(self, agent: Agent) -> tuple[Agent, ...]:
         return tuple(
@@ -203,24 +203,24 @@ class Roster:
             if other is not agent and other.joined and other.pod[0] == agent.pod[0]
         )
 
-    def _refusal(self, agent: Agent, pods: Pods, now: float) -> str | None:
+    def _removal_reason(self, agent: Agent, pods: Pods, now: float) -> str | None:
         slot, attempt = agent.pod
         newest = max((rival.pod[1] for rival in self._rivals(agent)), default=-1)
         if attempt < newest:
-            return f"attempt {newest} of slot {slot} took over"
+            return f"attempt {newest} of slot {slot} replaced it"
         if agent.pod in pods:
             return None
         newest = max([newest, *(other for pod_slot, other in pods if pod_slot == slot)])
-        lagging = attempt > newest and now - agent.since < self._settings.pod_lag
+        lagging = attempt > newest and now - agent.since < self._timings.pod_lag
         if not agent.joined and lagging:
             return None
         return f"no pod of attempt {attempt} of slot {slot} exists"
 
-    def _waits_for_rival(self, agent: Agent) -> bool:
+    def _waits_for_predecessor(self, agent: Agent) -> bool:
         for rival in self._rivals(agent):
             if rival.pod == agent.pod and rival.connected and not rival.silent:
                 return True
             if rival.leaving and rival.connected and rival.final_at is None:
-                # It takes its last checkpoint: taking over now would lose the steps since the one before.
+                # It takes its last checkpoint: replacing it now would lose the steps since the previous one.
                 return True
         return False

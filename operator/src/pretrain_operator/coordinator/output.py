@@ -1,4 +1,4 @@
-"""What an input of the coordinator calls for, gathered while it is worked out."""
+"""Output of the coordinator's state machine, collected while it processes an input."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ from dataclasses import dataclass
 
 from pretrain_api.messages.protocol import CoordinatorMessage
 from pretrain_operator.coordinator.members import Agent, ConnectionId
-from pretrain_operator.coordinator.types import Fact
+from pretrain_operator.facts.fact import CoordinatorFact
 
 
 @dataclass(frozen=True)
-class Output:
-    """What an input calls for, in this order: facts first, then messages, then connections to close once sent."""
+class CoordinatorOutput:
+    """Effects of one input, in this order: publish facts, send messages, close connections once they are flushed."""
 
     sends: tuple[tuple[ConnectionId, CoordinatorMessage], ...] = ()
     closes: tuple[ConnectionId, ...] = ()
-    facts: tuple[Fact, ...] = ()
+    facts: tuple[CoordinatorFact, ...] = ()
 
 
-class Outbox:
-    """Gathers an Output. Every message carries the epoch."""
+class OutputBuffer:
+    """Collects a CoordinatorOutput and stamps every message with the epoch."""
 
     def __init__(self, epoch: int) -> None:
         self._epoch = epoch
         self._sends: list[tuple[ConnectionId, CoordinatorMessage]] = []
         self._closes: list[ConnectionId] = []
-        self._facts: list[Fact] = []
+        self._facts: list[CoordinatorFact] = []
 
     def send(self, connection: ConnectionId, message: CoordinatorMessage) -> None:
-        """Say something on a connection."""
+        """Send a message on a connection."""
         self._sends.append((connection, message.model_copy(update={"epoch": self._epoch})))
 
-    def tell(self, agent: Agent, message: CoordinatorMessage) -> None:
-        """Say something to an agent if it is connected; its next hello shows what it missed."""
+    def send_to(self, agent: Agent, message: CoordinatorMessage) -> None:
+        """Send a message to a connected agent; a disconnected one catches up with its next hello."""
         if agent.connection is not None:
             self.send(agent.connection, message)
 
     def close(self, connection: ConnectionId) -> None:
-        """Close a connection when all that was said before is sent."""
+        """Close a connection once all earlier messages are flushed."""
         self._closes.append(connection)
 
-    def note(self, fact: Fact) -> None:
-        """Something happened."""
+    def publish(self, fact: CoordinatorFact) -> None:
+        """Publish a fact."""
         self._facts.append(fact)
 
-    def empty(self) -> Output:
-        """All that was gathered since the last time."""
-        output = Output(tuple(self._sends), tuple(self._closes), tuple(self._facts))
+    def drain(self) -> CoordinatorOutput:
+        """Return the output since the last call."""
+        output = CoordinatorOutput(tuple(self._sends), tuple(self._closes), tuple(self._facts))
         self._sends, self._closes, self._facts = [], [], []
         return output

@@ -1,7 +1,7 @@
-"""The WebSocket around the coordinators: one Channel a job, one connection an agent.
+"""The WebSocket server around the coordinators: one channel per job, one connection per agent.
 
-All of it runs in one event loop. A connection has a bounded queue of its own, so that an agent that does not read
-delays nobody and is cut off when its queue is full.
+All channels share one event loop. Each connection has a bounded queue: an agent that does not read delays no other
+agent and is disconnected when its queue is full.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from pretrain_api.messages.protocol import (
     Report,
     Shutdown,
 )
-from pretrain_operator.coordinator.authentication import Authenticate, Caller, Refusal
+from pretrain_operator.coordinator.authentication import Authenticate, AuthenticationFailure, Caller
 from pretrain_operator.coordinator.machine import Coordinator, ShutdownReason
 from pretrain_operator.coordinator.members import ConnectionId
-from pretrain_operator.coordinator.output import Output
-from pretrain_operator.coordinator.settings import Settings
-from pretrain_operator.coordinator.types import CoordinatorView, Fact, Reported, Want, is_step
+from pretrain_operator.coordinator.output import CoordinatorOutput
+from pretrain_operator.coordinator.types import CoordinatorView, Want
+from pretrain_operator.facts.fact import CoordinatorFact, Reported, is_step
+from pretrain_operator.liveness.timings import TIMINGS, Timings
 
 Clock = Callable[[], float]
 
@@ -42,13 +43,13 @@ CLOSE_SECONDS = 1.0
 
 
 def steady_clock() -> Clock:
-    """A clock of unix seconds that never jumps: the wall clock of this moment, carried on by the monotonic one."""
+    """Return a clock of unix seconds that never jumps: the current wall clock, advanced by the monotonic clock."""
     offset = time.time() - time.monotonic()
     return lambda: offset + time.monotonic()
 
 
-class Connection:
-    """The way out to one agent."""
+class AgentConnection:
+    """The send queue of one agent's WebSocket."""
 
     def __init__(self, socket: web.WebSocketResponse, transport: asyncio.BaseTransport | None) -> None:
         self._socket = socket
@@ -56,24 +57,24 @@ class Connection:
         self._queue: asyncio.Queue[CoordinatorMessage | None] = asyncio.Queue(QUEUE_LIMIT)
 
     def send(self, message: CoordinatorMessage) -> None:
-        """Queue a message; never waits. An agent that does not read is cut off."""
+        """Queue a message without waiting; a full queue aborts the connection."""
         self._put(message)
 
     def close(self) -> None:
-        """Close once all that is queued was sent."""
+        """Close once the queue is sent."""
         self._put(None)
 
     def abort(self) -> None:
-        """Cut the connection now."""
+        """Abort the connection at once."""
         if isinstance(self._transport, asyncio.WriteTransport):
             self._transport.abort()
 
     async def flushed(self) -> None:
-        """Return when all that was queued is sent."""
+        """Wait until the queue is sent."""
         await self._queue.join()
 
     async def write(self) -> None:
-        """Send what is queued until the connection is closed."""
+        """Send queued messages until the connection closes."""
         while True:
             message = await self._queue.get()
             try:
@@ -82,7 +83,7 @@ class Connection:
                     return
                 await self._socket.send_str(message.to_json())
             except (ConnectionError, RuntimeError):
-                self.abort()  # Broken, or closed by the peer: reading ends as well and tells.
+                self.abort()  # broken, or closed by the peer: the reader ends as well and reports it
                 return
             finally:
                 self._queue.task_done()
@@ -94,7 +95,7 @@ class Connection:
             self.abort()
 
 
-class Channel:
+class CoordinatorChannel:
     """One job's coordinator with its connections and its clock."""
 
     def __init__(self, coordinator: Coordinator, epoch: int, clock: Clock, closed: Callable[[], None]) -> None:
@@ -102,45 +103,45 @@ class Channel:
         self._epoch = epoch
         self._clock = clock
         self._closed = closed
-        self._connections: dict[ConnectionId, Connection] = {}
+        self._connections: dict[ConnectionId, AgentConnection] = {}
         self._ids = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
-        self._inputs: deque[tuple[Callable[[float], Output], bool]] = deque()
+        self._inputs: deque[tuple[Callable[[float], CoordinatorOutput], bool]] = deque()
         self._busy = False
         self._open = True
-        self._on_facts: Callable[[tuple[Fact, ...]], None] = lambda facts: None
+        self._on_facts: Callable[[tuple[CoordinatorFact, ...]], None] = lambda facts: None
         self._on_change: Callable[[], None] = lambda: None
 
     @property
     def connections(self) -> int:
-        """How many agents are connected."""
+        """Number of connected agents."""
         return len(self._connections)
 
     def set_want(self, want: Want) -> None:
-        """Tell the coordinator what the plan asks for."""
+        """Set what the plan wants from the coordinator."""
         self._put(lambda now: self._coordinator.set_want(want, now))
 
     def view(self) -> CoordinatorView:
-        """The coordinator at this moment."""
+        """Return the coordinator's current state."""
         return self._coordinator.view()
 
-    def on_facts(self, callback: Callable[[tuple[Fact, ...]], None]) -> None:
-        """Who takes the facts; reports are acknowledged after it returned."""
+    def on_facts(self, callback: Callable[[tuple[CoordinatorFact, ...]], None]) -> None:
+        """Set the consumer of facts; reports are acknowledged after it returns."""
         self._on_facts = callback
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """Who is told that the view may have changed, by more than a step."""
+        """Set the callback for changes of the view other than completed steps."""
         self._on_change = callback
 
     async def end(self, reason: ShutdownReason, message: str) -> None:
-        """Shut all agents down; returns when they were told or do not listen."""
+        """Shut down all agents; returns once the messages are sent or a timeout expires."""
         self._put(lambda now: self._coordinator.end(reason, message, now))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await asyncio.gather(*(connection.flushed() for connection in self._connections.values()))
 
     def close(self) -> None:
-        """Let go of all connections; agents go on and look for another coordinator."""
+        """Close all connections; agents continue and look for another coordinator."""
         self._open = False
         self._closed()
         if self._timer is not None:
@@ -151,8 +152,8 @@ class Channel:
     async def serve(
         self, socket: web.WebSocketResponse, transport: asyncio.BaseTransport | None, caller: Caller
     ) -> None:
-        """Speak with one agent until its connection ends; with none but the caller."""
-        connection_id, connection = next(self._ids), Connection(socket, transport)
+        """Serve one agent, which must be the caller, until its connection ends."""
+        connection_id, connection = next(self._ids), AgentConnection(socket, transport)
         self._connections[connection_id] = connection
         writer = asyncio.create_task(connection.write())
         try:
@@ -163,7 +164,7 @@ class Channel:
             writer.cancel()
 
     async def _read(
-        self, connection_id: ConnectionId, connection: Connection, socket: web.WebSocketResponse, caller: Caller
+        self, connection_id: ConnectionId, connection: AgentConnection, socket: web.WebSocketResponse, caller: Caller
     ) -> None:
         greeted = False
         while True:
@@ -178,7 +179,7 @@ class Channel:
                 if caller.may_say(parsed):
                     self._put(lambda now, hello=parsed: self._coordinator.connected(connection_id, hello, now))
                 else:
-                    connection.send(Error(epoch=self._epoch, message=_not_you(caller, parsed)))
+                    connection.send(Error(epoch=self._epoch, message=_wrong_worker(caller, parsed)))
                     connection.close()
             elif greeted:
                 self._put(
@@ -186,10 +187,10 @@ class Channel:
                     routine=isinstance(parsed, Heartbeat) or (isinstance(parsed, Report) and is_step(parsed.body)),
                 )
             else:
-                connection.send(Error(epoch=self._epoch, message=f"say hello before {parsed.kind}"))
+                connection.send(Error(epoch=self._epoch, message=f"send hello before {parsed.kind}"))
 
-    def _put(self, feed: Callable[[float], Output], routine: bool = False) -> None:
-        """Give an input to the coordinator. One that a callback gives comes after the one that it is called for."""
+    def _put(self, feed: Callable[[float], CoordinatorOutput], routine: bool = False) -> None:
+        """Process an input. Inputs from callbacks are queued behind the current one."""
         self._inputs.append((feed, routine))
         if self._busy:
             return
@@ -197,12 +198,12 @@ class Channel:
         try:
             while self._inputs:
                 feed, routine = self._inputs.popleft()
-                self._carry_out(feed(self._clock()), routine)
+                self._apply(feed(self._clock()), routine)
         finally:
             self._busy = False
             self._schedule()
 
-    def _carry_out(self, output: Output, routine: bool) -> None:
+    def _apply(self, output: CoordinatorOutput, routine: bool) -> None:
         if output.facts:
             self._on_facts(output.facts)
         for connection_id, message in output.sends:
@@ -211,7 +212,7 @@ class Channel:
         for connection_id in output.closes:
             if (connection := self._connections.get(connection_id)) is not None:
                 connection.close()
-        if not routine or _calls_for_more(output):
+        if not routine or _needs_reconcile(output):
             self._on_change()
 
     def _schedule(self) -> None:
@@ -227,40 +228,38 @@ class Channel:
 
 
 class AgentServer:
-    """Where agents connect: `/v1/jobs/{uid}/agents`. Holds the channels of all jobs of this operator."""
+    """The agents' endpoint `/v1/jobs/{uid}/agents`, with the channels of all jobs of this operator."""
 
-    def __init__(
-        self, authenticate: Authenticate, clock: Clock | None = None, settings: Settings | None = None
-    ) -> None:
+    def __init__(self, authenticate: Authenticate, clock: Clock | None = None, timings: Timings = TIMINGS) -> None:
         self._authenticate = authenticate
         self._clock = clock or steady_clock()
-        self._settings = settings or Settings()
-        self._channels: dict[str, Channel] = {}
-        self._farewells: dict[str, Shutdown] = {}
+        self._timings = timings
+        self._channels: dict[str, CoordinatorChannel] = {}
+        self._shutdowns: dict[str, Shutdown] = {}
 
     @property
     def connections(self) -> int:
-        """Agents connected, of all jobs. Can be asked from any thread."""
+        """Number of connected agents of all jobs. Thread-safe."""
         return sum(channel.connections for channel in tuple(self._channels.values()))
 
-    def open(self, job_uid: str, *, epoch: int, highest_number: int) -> Channel:
-        """Coordinate a job from now on. `highest_number`: the highest generation number in its status."""
-        coordinator = Coordinator(job_uid, epoch, highest_number, self._settings)
-        channel = Channel(coordinator, epoch, self._clock, closed=lambda: self._forget(job_uid, channel))
+    def open(self, job_uid: str, *, epoch: int, highest_number: int) -> CoordinatorChannel:
+        """Start to coordinate a job. `highest_number`: highest generation number in its status."""
+        coordinator = Coordinator(job_uid, epoch, highest_number, self._timings)
+        channel = CoordinatorChannel(coordinator, epoch, self._clock, closed=lambda: self._forget(job_uid, channel))
         self._channels[job_uid] = channel
-        self._farewells.pop(job_uid, None)
+        self._shutdowns.pop(job_uid, None)
         return channel
 
-    def dismiss(self, job_uid: str, farewell: Shutdown) -> None:
-        """The job is over and has no channel any more: agents that come all the same are told this."""
-        self._farewells[job_uid] = farewell
+    def dismiss(self, job_uid: str, shutdown: Shutdown) -> None:
+        """Send this shutdown to agents that connect after the job's channel is closed."""
+        self._shutdowns[job_uid] = shutdown
 
     def forget(self, job_uid: str) -> None:
-        """The job exists no more: agents that come are turned away."""
-        self._farewells.pop(job_uid, None)
+        """Forget a deleted job: its agents get 404."""
+        self._shutdowns.pop(job_uid, None)
 
     def application(self) -> web.Application:
-        """The web application with its two routes."""
+        """Return the web application with its two routes."""
         application = web.Application()
         application.router.add_get("/healthz", self._healthz)
         application.router.add_get("/v1/jobs/{uid}/agents", self._agents)
@@ -273,14 +272,14 @@ class AgentServer:
     async def _agents(self, request: web.Request) -> web.StreamResponse:
         uid = request.match_info["uid"]
         caller = await self._authenticate(request, uid)
-        if isinstance(caller, Refusal):
+        if isinstance(caller, AuthenticationFailure):
             return web.Response(status=caller.status, text=caller.message)
-        channel = self._channels.get(uid) or self._channel_of_the_dismissed(uid)
+        channel = self._channels.get(uid) or self._shutdown_channel(uid)
         if channel is None:
-            return web.Response(status=404, text=f"job {uid} is not coordinated here: retry, or look for its operator")
+            return web.Response(status=404, text=f"job {uid} is not coordinated here: retry, or find its operator")
         socket = web.WebSocketResponse(timeout=CLOSE_SECONDS)
         await socket.prepare(request)
-        with contextlib.suppress(TimeoutError):  # It never said hello.
+        with contextlib.suppress(TimeoutError):  # no hello arrived in time
             await channel.serve(socket, request.transport, caller)
         return socket
 
@@ -288,22 +287,22 @@ class AgentServer:
         for channel in tuple(self._channels.values()):
             channel.close()
 
-    def _channel_of_the_dismissed(self, job_uid: str) -> Channel | None:
-        """For one connection of an agent of a job that is over."""
-        farewell = self._farewells.get(job_uid)
-        if farewell is None:
+    def _shutdown_channel(self, job_uid: str) -> CoordinatorChannel | None:
+        """Return a channel that shuts down one late agent of a job that is over."""
+        shutdown = self._shutdowns.get(job_uid)
+        if shutdown is None:
             return None
-        coordinator = Coordinator(job_uid, farewell.epoch, 0, self._settings)
-        coordinator.end(farewell.reason, farewell.message, self._clock())
-        return Channel(coordinator, farewell.epoch, self._clock, closed=lambda: None)
+        coordinator = Coordinator(job_uid, shutdown.epoch, 0, self._timings)
+        coordinator.end(shutdown.reason, shutdown.message, self._clock())
+        return CoordinatorChannel(coordinator, shutdown.epoch, self._clock, closed=lambda: None)
 
-    def _forget(self, job_uid: str, channel: Channel) -> None:
+    def _forget(self, job_uid: str, channel: CoordinatorChannel) -> None:
         if self._channels.get(job_uid) is channel:
             del self._channels[job_uid]
 
 
-def _calls_for_more(output: Output) -> bool:
-    """Whether more than steps was heard, or more than acknowledgements said."""
+def _needs_reconcile(output: CoordinatorOutput) -> bool:
+    """Return whether the output contains more than step reports and acknowledgements."""
     return (
         bool(output.closes)
         or any(not isinstance(message, Acked) for _, message in output.sends)
@@ -311,18 +310,18 @@ def _calls_for_more(output: Output) -> bool:
     )
 
 
-def _not_you(caller: Caller, hello: Hello) -> str:
+def _wrong_worker(caller: Caller, hello: Hello) -> str:
     return (
-        f"the token is that of slot {caller.slot}, attempt {caller.attempt}; hello said slot {hello.slot}, "
+        f"the token belongs to slot {caller.slot}, attempt {caller.attempt}; hello states slot {hello.slot}, "
         f"attempt {hello.attempt}: start the agent with its own pod's values"
     )
 
 
 def _parse(text: str) -> AgentMessage | str:
-    """The message, or why it is none."""
+    """Return the message, or an error text."""
     try:
         return AGENT_MESSAGE.validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        return f"message not understood: {where + ': ' if where else ''}{first['msg']}"
+        return f"invalid message: {where + ': ' if where else ''}{first['msg']}"

@@ -1,1 +1,1 @@
-"""Pure decisions: observation, policies, desired pods, status."""
+"""Pure decisions: observation, ordered chains of policies, the desired pods and the status."""

@@ -1,4 +1,4 @@
-"""What phase a job is in, and why: an ordered chain of policies of which the first that matches wins."""
+"""The phase of a job and its reason: an ordered chain of policies. The first match wins."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Literal
 
 from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import Phase
-from pretrain_operator.decide.observe import Observed, fewest, unit
-from pretrain_operator.decide.obstacles import what_stops
+from pretrain_operator.decide.observe import Observed
+from pretrain_operator.decide.obstacles import stopping_obstacle
+from pretrain_operator.decide.sizing import min_members, replica_quantum
 
 EndReason = Literal["succeeded", "failed", "suspended"]
+END_REASONS: dict[Phase, EndReason] = {"Succeeded": "succeeded", "Failed": "failed", "Suspended": "suspended"}
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a policy says."""
+class LifecycleVerdict:
+    """The verdict of a policy."""
 
     phase: Phase
     reason: str
@@ -24,117 +26,122 @@ class Verdict:
     runs: bool = True
     """Workers are wanted."""
     end: EndReason | None = None
-    """With this the agents are let go, once the verdict is written."""
+    """Reason for shutting down the agents, once the verdict is written."""
 
 
-Policy = Callable[[PretrainJob, Observed, float], Verdict | None]
+Policy = Callable[[PretrainJob, Observed, float], LifecycleVerdict | None]
 
 
-def lifecycle(job: PretrainJob, seen: Observed, now: float) -> Verdict:
-    """The first verdict of the chain."""
-    return next(verdict for policy in POLICIES if (verdict := policy(job, seen, now)) is not None)
+def lifecycle(job: PretrainJob, observed: Observed, now: float) -> LifecycleVerdict:
+    """Return the first verdict of the chain."""
+    return next(verdict for policy in POLICIES if (verdict := policy(job, observed, now)) is not None)
 
 
-def ended(_job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
-    """What was written as ended stays so."""
-    written = seen.written
+def ended(_job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
+    """Keep a written end: it is final."""
+    written = observed.written
     if written.phase not in ("Succeeded", "Failed"):
         return None
-    end = "succeeded" if written.phase == "Succeeded" else "failed"
-    return Verdict(written.phase, written.reason, written.message, runs=False, end=end)
+    return _end(written.phase, written.reason, written.message)
 
 
-def finished(_job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
-    """The last step is done and its checkpoint in force."""
-    done = seen.view.finished
+def finished(_job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
+    """Succeed once the last step is completed and its checkpoint committed."""
+    done = observed.view.finished
     if done is None:
         return None
-    return Verdict("Succeeded", "Completed", f"{done.step} steps are done", runs=False, end="succeeded")
+    return _end("Succeeded", "Completed", f"completed {done.step} steps")
 
 
-def failed(_job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
-    """A failure that no restart can mend, or that a rule of the job calls so."""
-    if (fatal := seen.view.fatal) is not None:
-        return Verdict("Failed", fatal.reason, fatal.message or f"rank {fatal.rank} failed", runs=False, end="failed")
-    if seen.fatal:
-        return Verdict("Failed", "FailedByRule", seen.fatal, runs=False, end="failed")
+def failed(_job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
+    """Fail on a failure that no restart can fix, or that a rule of the job makes final."""
+    if (fatal := observed.view.fatal) is not None:
+        return _end("Failed", fatal.reason, fatal.message or f"rank {fatal.rank} failed")
+    if observed.projected.fatal:
+        return _end("Failed", "FailedByRule", observed.projected.fatal)
     return None
 
 
-def exhausted(job: PretrainJob, seen: Observed, now: float) -> Verdict | None:
-    """It failed too often without progress."""
-    message = seen.spent.exhausted(job.spec.recovery.budget, now)
-    return Verdict("Failed", "BudgetExhausted", message, runs=False, end="failed") if message else None
+def exhausted(job: PretrainJob, observed: Observed, now: float) -> LifecycleVerdict | None:
+    """Fail once the failure budget is spent without progress."""
+    message = observed.projected.spent.exhausted(job.spec.recovery.budget, now)
+    return _end("Failed", "BudgetExhausted", message) if message else None
 
 
-def stopping(_job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
-    """The user wants the end: first a checkpoint, then the workers go."""
-    if not seen.stopping:
+def stopping(_job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
+    """Stop on the user's request: a checkpoint first, then the workers terminate."""
+    if not observed.stopping:
         return None
-    if _trains(seen):
-        return Verdict("Holding", "Stopping", "takes a checkpoint, then stops", runs=False)
-    return Verdict("Suspended", "Stopped", "stopped by the user; the same command resumes", runs=False, end="suspended")
+    if _trains(observed):
+        return LifecycleVerdict("Holding", "Stopping", "taking a checkpoint, then stopping", runs=False)
+    return _end("Suspended", "Stopped", "stopped by the user; the same command resumes it")
 
 
-def suspended(job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
-    """`spec.suspend` is set."""
+def suspended(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
+    """Suspend while `spec.suspend` is true: a checkpoint first, then the workers terminate."""
     if not job.spec.suspend:
         return None
-    if _trains(seen):
-        return Verdict("Holding", "Suspending", "takes a checkpoint, then lets the workers go", runs=False)
-    return Verdict("Suspended", "Suspended", "spec.suspend is true", runs=False, end="suspended")
+    if _trains(observed):
+        return LifecycleVerdict(
+            "Holding", "Suspending", "taking a checkpoint, then terminating the workers", runs=False
+        )
+    return _end("Suspended", "Suspended", "spec.suspend is true")
 
 
-def blocked(job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
-    """Nobody can train until somebody mends something."""
-    obstacle = what_stops(job, seen)
+def blocked(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
+    """Report an obstacle that the user or the cluster must remove before any worker can train."""
+    obstacle = stopping_obstacle(job, observed)
     if obstacle is None:
         return None
-    recovers = seen.recovering or seen.state == "recovering"
-    return Verdict("Recovering" if recovers else "Pending", obstacle.reason, obstacle.message)
+    recovers = observed.projected.recovering or observed.projected.state == "recovering"
+    return LifecycleVerdict("Recovering" if recovers else "Pending", obstacle.reason, obstacle.message)
 
 
-def training(job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
-    """Steps are being done."""
-    if seen.state not in ("training", "redoing", "evaluating", "saving") or seen.view.current is None:
+def training(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
+    """Report training while steps advance."""
+    if observed.projected.state not in ("training", "redoing", "evaluating", "saving") or observed.view.current is None:
         return None
-    message = f"{_members(seen)} of {job.spec.workers.replicas} workers train"
-    if unit(job) > 1 and _members(seen) < job.spec.workers.replicas:
-        message += f"; a replica of the model takes {unit(job)}, and workers beyond whole replicas wait"
-    return Verdict("Training", "Training", message)
+    message = f"{_members(observed)} of {job.spec.workers.replicas} workers are training"
+    if replica_quantum(job) > 1 and _members(observed) < job.spec.workers.replicas:
+        message += f"; a replica of the model needs {replica_quantum(job)} workers, surplus workers wait"
+    return LifecycleVerdict("Training", "Training", message)
 
 
-def recovering(job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
-    """A fault is being overcome."""
-    if not seen.recovering:
+def recovering(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
+    """Report the recovery from a fault."""
+    if not observed.projected.recovering:
         return None
-    there, needed = sum(agent.connected for agent in seen.view.agents), fewest(job)
-    if seen.view.current is None and there < needed:
-        message = f"{there} of the at least {needed} workers that it needs are there"
-        return Verdict("Recovering", seen.recovering, message)
-    return Verdict("Recovering", seen.recovering, "goes on from the newest checkpoint with the workers there are")
+    connected, needed = sum(agent.connected for agent in observed.view.agents), min_members(job)
+    if observed.view.current is None and connected < needed:
+        message = f"waiting for workers: {connected} of at least {needed} are connected"
+        return LifecycleVerdict("Recovering", observed.projected.recovering, message)
+    return LifecycleVerdict(
+        "Recovering", observed.projected.recovering, "resuming from the latest checkpoint with the available workers"
+    )
 
 
-def holding(_job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
-    """Between two generations, on purpose."""
-    if seen.state != "holding":
+def holding(_job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
+    """Report a planned change while ranks hold between two generations."""
+    if observed.projected.state != "holding":
         return None
-    return Verdict("Holding", "Resizing", "waits at a step boundary for the next generation")
+    return LifecycleVerdict("Holding", "Resizing", "holding at a step boundary for the next generation")
 
 
-def starting(job: PretrainJob, seen: Observed, _now: float) -> Verdict | None:
-    """Workers are there or coming."""
-    if not any(worker.pod.phase == "Running" for worker in seen.workers):
+def starting(job: PretrainJob, observed: Observed, _now: float) -> LifecycleVerdict | None:
+    """Report the start while workers run and join."""
+    if not any(worker.pod.phase == "Running" for worker in observed.workers):
         return None
-    joined = sum(agent.connected for agent in seen.view.agents)
-    if seen.view.current is not None:
-        return Verdict("Starting", "RanksStarting", f"{_members(seen)} workers start their ranks")
-    return Verdict("Starting", "WorkersJoining", f"{joined} of {job.spec.workers.replicas} workers have joined")
+    joined = sum(agent.connected for agent in observed.view.agents)
+    if observed.view.current is not None:
+        return LifecycleVerdict("Starting", "RanksStarting", f"{_members(observed)} workers are starting their ranks")
+    return LifecycleVerdict(
+        "Starting", "WorkersJoining", f"{joined} of {job.spec.workers.replicas} workers have joined"
+    )
 
 
-def pending(job: PretrainJob, _seen: Observed, _now: float) -> Verdict | None:
-    """No worker runs yet."""
-    return Verdict("Pending", "WaitingForWorkers", f"0 of {job.spec.workers.replicas} workers run")
+def pending(job: PretrainJob, _observed: Observed, _now: float) -> LifecycleVerdict | None:
+    """Report that no worker runs."""
+    return LifecycleVerdict("Pending", "WaitingForWorkers", f"0 of {job.spec.workers.replicas} workers are running")
 
 
 POLICIES: tuple[Policy, ...] = (
@@ -142,10 +149,14 @@ POLICIES: tuple[Policy, ...] = (
 )  # fmt: skip
 
 
-def _trains(seen: Observed) -> bool:
-    """There are steps that would be lost."""
-    return seen.view.current is not None and not seen.view.holding
+def _end(phase: Literal["Succeeded", "Failed", "Suspended"], reason: str, message: str) -> LifecycleVerdict:
+    return LifecycleVerdict(phase, reason, message, runs=False, end=END_REASONS[phase])
 
 
-def _members(seen: Observed) -> int:
-    return len(seen.view.current.members) if seen.view.current is not None else 0
+def _trains(observed: Observed) -> bool:
+    """Return whether an end now would lose steps."""
+    return observed.view.current is not None and not observed.view.holding
+
+
+def _members(observed: Observed) -> int:
+    return len(observed.view.current.members) if observed.view.current is not None else 0

@@ -1,67 +1,102 @@
-"""When a worker whose pod is still there is given up: its node is gone, it says nothing, or it never began."""
+"""Replacement of workers whose pod still exists: it cannot start as created, or its agent or its node is lost.
+
+Each policy returns the deadline of one reason for replacement, or None if the reason does not apply. The first expired
+deadline in the chain decides.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import SlotMemory
 from pretrain_operator.cluster import Placement
-from pretrain_operator.decide.observe import HEARD_SECONDS, Worker
-
-LOST_AGENT_SECONDS = 5.0
-"""A worker whose agent is in no generation and was not heard for so long is replaced, its pod alive or not."""
-RETURN_SECONDS = 10.0
-"""The same for agents that a new operator has not heard yet: they come back one by one, with back-off."""
-ALONE_SECONDS = 30.0
-"""The only worker of a job is given up after so long: nobody else could prove that the silence is its own."""
-START_SECONDS = 120.0
-"""From the start of a worker to its agent's hello, image and data not counted."""
-UNPLACED_SECONDS = 150.0
-"""A pod of which nobody knows any more where it must not go is made anew once if it finds no place for so long."""
-NEVER = float("inf")
+from pretrain_operator.decide.workers import ObservedWorker
+from pretrain_operator.liveness.timings import TIMINGS
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How much longer a worker is waited for."""
+class ReplacementDeadline:
+    """The time left until a worker is replaced for one reason."""
 
-    seconds: float = NEVER
-    """0 or less: it is lost."""
+    seconds_left: float
+    reason: str
+    message: str
     failed: bool = False
-    """It is its own fault: its attempt counts as one that failed, and the next one waits for its end."""
+    """The attempt counts as failed: the next one waits for the end of its pod and for the backoff."""
 
     @property
-    def over(self) -> bool:
-        """It is lost."""
-        return self.seconds <= 0
+    def expired(self) -> bool:
+        """The worker is lost."""
+        return self.seconds_left <= 0
 
 
-def patience(worker: Worker, *, alone: bool) -> Patience:
-    """How long this living worker is still waited for. `alone`: no other worker has joined."""
-    waits = [_silent(worker), _on_a_dead_node(worker)]
-    if alone and worker.joined:
-        waits.append(ALONE_SECONDS - worker.absent_seconds)
-    start = _starting(worker)
-    if start < min(waits):
-        return Patience(start, failed=True)
-    return Patience(min(waits))
+ReplacementPolicy = Callable[[ObservedWorker, bool], ReplacementDeadline | None]
+"""(worker, whether no other worker has joined) -> deadline."""
 
 
-def is_alone(workers: Iterable[Worker]) -> bool:
-    """At most one living worker has ever joined."""
-    return sum(worker.joined and worker.pod.alive for worker in workers) <= 1
+def start_timeout(worker: ObservedWorker, _alone: bool) -> ReplacementDeadline | None:
+    """Limit the time of a running pod until its agent joins."""
+    pod = worker.pod
+    if worker.joined or pod.phase != "Running" or pod.reason or pod.deleting:
+        return None
+    left = TIMINGS.start - worker.starting_seconds
+    message = f"its agent did not join within {TIMINGS.start:.0f} s"
+    return ReplacementDeadline(left, "StartTimedOut", message, failed=True)
 
 
-def fell_silent(worker: Worker, *, alone: bool) -> bool:
-    """It is lost because nothing is heard from where it is."""
-    left = patience(worker, alone=alone)
-    return worker.pod.alive and left.over and not left.failed
+def agent_lost(worker: ObservedWorker, _alone: bool) -> ReplacementDeadline | None:
+    """Limit the silence of an agent outside the generation while other agents are heard."""
+    if worker.member or worker.silent_seconds <= 0:
+        return None
+    if worker.pod.node_ready is False:
+        allowance = TIMINGS.heard_within
+    else:
+        allowance = TIMINGS.agent_return if worker.agent is None else TIMINGS.lost_agent
+    message = f"its agent was not heard for {worker.silent_seconds:.0f} s"
+    return ReplacementDeadline(allowance - worker.silent_seconds, "AgentLost", message)
 
 
-def made_in_vain(worker: Worker, memory: SlotMemory | None, job: PretrainJob, placement: Placement, now: float) -> bool:
-    """A pod that cannot start as it was made, and would be made otherwise now: nothing of it has begun."""
+def node_lost(worker: ObservedWorker, _alone: bool) -> ReplacementDeadline | None:
+    """Limit the absence of an agent whose node is not ready; without an agent the pod is replaced at once."""
+    if worker.pod.node_ready is not False:
+        return None
+    left = TIMINGS.agent_return - worker.absent_seconds if worker.joined else 0.0
+    return ReplacementDeadline(left, "NodeLost", f"node {worker.pod.node} is not ready")
+
+
+def lone_agent_lost(worker: ObservedWorker, alone: bool) -> ReplacementDeadline | None:
+    """Limit the absence of the job's only agent, whose silence no other agent can prove."""
+    if not alone or not worker.joined:
+        return None
+    message = f"the job's only agent was not heard for {worker.absent_seconds:.0f} s"
+    return ReplacementDeadline(TIMINGS.alone - worker.absent_seconds, "AgentLost", message)
+
+
+POLICIES: tuple[ReplacementPolicy, ...] = (start_timeout, agent_lost, node_lost, lone_agent_lost)
+
+
+def deadlines(worker: ObservedWorker, *, alone: bool) -> tuple[ReplacementDeadline, ...]:
+    """Return the deadlines that apply to a live worker, in the chain's order."""
+    return tuple(deadline for policy in POLICIES if (deadline := policy(worker, alone)) is not None)
+
+
+def expired_deadline(worker: ObservedWorker, *, alone: bool) -> ReplacementDeadline | None:
+    """Return the first expired deadline; None: the worker is kept."""
+    return next((deadline for deadline in deadlines(worker, alone=alone) if deadline.expired), None)
+
+
+def fell_silent(worker: ObservedWorker, *, alone: bool) -> bool:
+    """Return whether a live worker is lost because its node is silent or not ready."""
+    lost = expired_deadline(worker, alone=alone)
+    return worker.pod.alive and lost is not None and not lost.failed
+
+
+def is_outdated(
+    worker: ObservedWorker, memory: SlotMemory | None, job: PretrainJob, placement: Placement, now: float
+) -> bool:
+    """Return whether a pending pod cannot start as created and would be created differently now."""
     pod = worker.pod
     if pod.phase != "Pending" or not pod.reason or memory is None or memory.attempt != pod.attempt:
         return False
@@ -70,27 +105,5 @@ def made_in_vain(worker: Worker, memory: SlotMemory | None, job: PretrainJob, pl
     if pod.node or pod.reason != "Unschedulable":
         return False
     if memory.kept_from is None:
-        return now - pod.created_at >= UNPLACED_SECONDS
+        return now - pod.created_at >= TIMINGS.unplaced
     return not placement.never.issuperset(memory.kept_from)
-
-
-def _silent(worker: Worker) -> float:
-    """Out of the generation and heard no more, while others are heard."""
-    if worker.member or worker.silent_seconds <= 0:
-        return NEVER
-    if worker.pod.node_ready is False:
-        return HEARD_SECONDS - worker.silent_seconds
-    return (RETURN_SECONDS if worker.agent is None else LOST_AGENT_SECONDS) - worker.silent_seconds
-
-
-def _on_a_dead_node(worker: Worker) -> float:
-    if worker.pod.node_ready is not False:
-        return NEVER
-    return RETURN_SECONDS - worker.absent_seconds if worker.joined else 0.0
-
-
-def _starting(worker: Worker) -> float:
-    pod = worker.pod
-    if worker.joined or pod.phase != "Running" or pod.reason or pod.deleting:
-        return NEVER
-    return START_SECONDS - worker.starting_seconds

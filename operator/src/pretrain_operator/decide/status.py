@@ -1,26 +1,25 @@
-"""The status that a decision comes to, and what people are told of its changes."""
+"""The status that follows from a decision, and the Events that report its changes."""
 
 from __future__ import annotations
 
 from pretrain_api.spec.job import PretrainJob
-from pretrain_api.status.job import Condition, JobStatus, Obstacle, WorkerStatus
+from pretrain_api.status.job import JobStatus, Obstacle, WorkerStatus
 from pretrain_operator.cluster import Event
-from pretrain_operator.decide.conditions import condition_of, with_condition
-from pretrain_operator.decide.lifecycle import Verdict
-from pretrain_operator.decide.observe import Observed, Worker, missing_slots
-from pretrain_operator.decide.obstacles import INVALID_SPEC, combined, obstacles
-from pretrain_operator.projections.throughput import expected_end
+from pretrain_operator.decide.conditions import BLOCKED, condition_of, job_conditions
+from pretrain_operator.decide.lifecycle import LifecycleVerdict
+from pretrain_operator.decide.observe import Observed
+from pretrain_operator.decide.sizing import missing_slots
+from pretrain_operator.decide.workers import ObservedWorker
+from pretrain_operator.projections.progress import expected_end
 
-BLOCKED = "Blocked"
 
-
-def compose(job: PretrainJob, facts: JobStatus, verdict: Verdict, seen: Observed, now: float) -> JobStatus:
-    """What the ledger knows, what was decided and what was seen, as one status."""
-    view, total, trains = seen.view, job.spec.training.total_steps, verdict.phase == "Training"
-    refusal = seen.refusal if verdict.runs and missing_slots(job, seen.workers) else None
+def compose(job: PretrainJob, facts: JobStatus, verdict: LifecycleVerdict, observed: Observed, now: float) -> JobStatus:
+    """Merge projections, decision and observation into one status."""
+    projected, total, trains = observed.projected, job.spec.training.total_steps, verdict.phase == "Training"
+    refusal = observed.refusal if verdict.runs and missing_slots(job, observed.pods) else None
     books = facts.bookkeeping.model_copy(
         update={
-            "slots": tuple(memory for _, memory in sorted(seen.history.slots.items())),
+            "slots": tuple(memory for _, memory in sorted(observed.history.slots.items())),
             "refused": None if refusal is None else Obstacle(reason=refusal.reason, message=refusal.message),
         }
     )
@@ -31,26 +30,26 @@ def compose(job: PretrainJob, facts: JobStatus, verdict: Verdict, seen: Observed
             "message": verdict.message,
             "job_uid": facts.job_uid or job.metadata.uid,
             "observed_generation": job.metadata.generation,
-            "generation": max(facts.generation, view.highest_number),
-            "replicas": sum(worker.pod.alive for worker in seen.workers),
-            "workers": worker_statuses(seen),
+            "generation": max(facts.generation, observed.view.highest_number),
+            "replicas": sum(worker.pod.alive for worker in observed.workers),
+            "workers": worker_statuses(observed),
             "selector": f"pretrain.dev/job={job.metadata.name}",
             "total_steps": total,
-            "eta": expected_end(facts.step, total, seen.stepped_at, facts.seconds_per_step) if trains else "",
-            "conditions": _conditions(job, seen, verdict, now),
+            "eta": expected_end(facts.step, total, projected.stepped_at, facts.seconds_per_step) if trains else "",
+            "conditions": job_conditions(job, observed, verdict, now),
             "bookkeeping": books,
         }
     )
 
 
-def worker_statuses(seen: Observed) -> tuple[WorkerStatus, ...]:
-    """The newest pod of every slot."""
-    newest = {worker.pod.slot: worker for worker in seen.workers}
-    return tuple(_worker_status(worker, seen) for worker in newest.values())
+def worker_statuses(observed: Observed) -> tuple[WorkerStatus, ...]:
+    """Return the status of the newest pod of every slot."""
+    newest = {worker.pod.slot: worker for worker in observed.workers}
+    return tuple(_worker_status(worker, observed) for worker in newest.values())
 
 
 def urgent_part(status: JobStatus) -> tuple[object, ...]:
-    """What must be written at once when it changed; the rest is progress, which may wait a little."""
+    """Return the part whose changes are written at once; the rest is progress, which is written periodically."""
     return (
         status.phase,
         status.reason,
@@ -69,8 +68,8 @@ def urgent_part(status: JobStatus) -> tuple[object, ...]:
     )
 
 
-def news(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
-    """What people are told of a change of status, each thing once."""
+def status_events(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
+    """Return the Events that report a change of the status."""
     return (*_obstacle_events(before, after), *_phase_events(before, after))
 
 
@@ -80,12 +79,12 @@ def _obstacle_events(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
         return ()
     blocked = condition_of(after.conditions, BLOCKED)
     if blocked is None or not reason:
-        return (Event("Normal", "Unblocked", f"{_blocked_by(before)} is mended: the job goes on"),)
+        return (Event("Normal", "Unblocked", f"{_blocked_by(before)} is resolved, resuming"),)
     return (Event("Warning", reason, blocked.message),)
 
 
 def _phase_events(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
-    """The change of phase, unless other events tell of it: the ledger's of a recovery or a change of workers."""
+    """Report the change of phase, unless a projection's Event reports the recovery or the resize behind it."""
     if (before.phase, before.reason) == (after.phase, after.reason) or after.reason == _blocked_by(after):
         return ()
     if after.phase == "Recovering" or (after.phase, after.reason) == ("Holding", "Resizing"):
@@ -98,12 +97,12 @@ def _phase_events(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
 
 
 def _blocked_by(status: JobStatus) -> str:
-    """The reason of what is in the way; empty: nothing is."""
+    """Return the reason of the current obstacle; empty: none."""
     blocked = condition_of(status.conditions, BLOCKED)
     return blocked.reason if blocked is not None and blocked.status == "True" else ""
 
 
-def _worker_status(worker: Worker, seen: Observed) -> WorkerStatus:
+def _worker_status(worker: ObservedWorker, observed: Observed) -> WorkerStatus:
     pod, agent = worker.pod, worker.agent
     return WorkerStatus(
         slot=pod.slot,
@@ -111,11 +110,11 @@ def _worker_status(worker: Worker, seen: Observed) -> WorkerStatus:
         state=_state(worker),
         rank=agent.rank if agent is not None and worker.member else None,
         node=pod.node or (agent.node if agent is not None else ""),
-        pids=_pids(worker, seen),
+        pids=_pids(worker, observed),
     )
 
 
-def _state(worker: Worker) -> str:
+def _state(worker: ObservedWorker) -> str:
     agent = worker.agent
     if not worker.pod.alive:
         return "Ended" if worker.pod.phase == "Succeeded" else "Lost"
@@ -128,57 +127,14 @@ def _state(worker: Worker) -> str:
     return "Joined" if agent.connected else "Lost"
 
 
-def _pids(worker: Worker, seen: Observed) -> dict[int, int]:
-    """The worker's share of the global ranks: they are numbered member by member."""
-    if seen.view.current is None:
+def _pids(worker: ObservedWorker, observed: Observed) -> dict[int, int]:
+    """Return the process ids of the worker's global ranks, which are numbered member by member."""
+    if observed.view.current is None:
         return {}
     first = 0
-    for member in seen.view.current.members:
+    for member in observed.view.current.members:
         if (member.slot, member.attempt) == worker.identity:
             ranks = range(first, first + member.processes)
-            return {rank: seen.view.pids[rank] for rank in ranks if rank in seen.view.pids}
+            return {rank: observed.view.pids[rank] for rank in ranks if rank in observed.view.pids}
         first += member.processes
     return {}
-
-
-def _obstacle(job: PretrainJob, seen: Observed, verdict: Verdict) -> Obstacle | None:
-    """What is in the way of the job as it is: a job that wants no workers can only be told of a mistake in its spec."""
-    if verdict.phase in ("Succeeded", "Failed"):
-        return None
-    found = obstacles(job, seen)
-    return combined(found if verdict.runs else [item for item in found if item.reason == INVALID_SPEC])
-
-
-def _conditions(job: PretrainJob, seen: Observed, verdict: Verdict, now: float) -> tuple[Condition, ...]:
-    """`Training` and `Degraded` always; the others from the first time they are true."""
-    members = len(seen.view.current.members) if seen.view.current is not None else 0
-    wanted = job.spec.workers.replicas
-    degraded = verdict.runs and (verdict.phase == "Recovering" or (verdict.phase == "Training" and members < wanted))
-    obstacle = _obstacle(job, seen, verdict)
-    truths = {
-        BLOCKED: obstacle is not None,
-        "Training": verdict.phase == "Training",
-        "Degraded": degraded,
-        "Suspended": verdict.phase == "Suspended",
-        "Complete": verdict.phase == "Succeeded",
-        "Failed": verdict.phase == "Failed",
-    }
-    conditions = seen.written.conditions
-    for kind, true in truths.items():
-        if not true and kind not in ("Training", "Degraded") and condition_of(conditions, kind) is None:
-            continue
-        reason, message = verdict.reason, verdict.message
-        if kind == "Degraded":
-            reason = "FewerWorkers" if degraded else "AsWanted"
-            message = f"{members} of {wanted} workers train" if degraded else ""
-        if kind == BLOCKED:
-            reason, message = (obstacle.reason, obstacle.message) if obstacle else ("NothingInTheWay", "")
-        new = Condition(
-            type=kind,
-            status="True" if true else "False",
-            reason=reason,
-            message=message,
-            observed_generation=job.metadata.generation,
-        )
-        conditions = with_condition(conditions, new, now)
-    return conditions

@@ -1,4 +1,4 @@
-"""When the next round begins: at once for what matters, seldom for what does not, later and later after errors."""
+"""Scheduling of reconciles: at once for urgent changes, rate-limited for others, with backoff after errors."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 
+from pretrain_api.backoff import Backoff, Retries
+
 ROUND_SECONDS = 0.2
-"""Between two rounds for nothing but what agents say: steps come faster than anybody reads."""
-FIRST_RETRY_SECONDS = 0.1
-LAST_RETRY_SECONDS = 10.0
+"""Minimum interval between reconciles for agents' reports alone: steps arrive faster than any reader needs them."""
+CLUSTER_BACKOFF = Backoff(first=0.1, factor=2.0, most=10.0, jitter=0.0)
+"""Retries after errors of the cluster."""
 
 
-class Wake:
-    """Many causes, one awakening. What was said before `wait` returns is covered by the round that follows it."""
+class ReconcileTrigger:
+    """Coalesces triggers into one wake-up. The next reconcile covers every trigger before `wait` returns."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -22,15 +24,15 @@ class Wake:
         self._last = float("-inf")
 
     def now(self) -> None:
-        """A round is due at once."""
+        """Trigger a reconcile at once."""
         self._event.set()
 
     def soon(self) -> None:
-        """A round is due, at once unless the last one has just begun."""
+        """Trigger a reconcile at once, or after the minimum interval since the last one."""
         self.within(0.0)
 
     def within(self, seconds: float) -> None:
-        """A round is due after so many seconds, or with one that is due before."""
+        """Trigger a reconcile after a delay; an earlier one covers it."""
         loop = asyncio.get_running_loop()
         due = max(loop.time() + seconds, self._last + ROUND_SECONDS)
         if due < self._due:
@@ -38,7 +40,7 @@ class Wake:
             self._due, self._timer = due, loop.call_at(due, self._event.set)
 
     async def wait(self, timeout: float | None) -> None:
-        """Return when a round is due, or after so many seconds."""
+        """Wait for a trigger, at most `timeout` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._event.wait()
@@ -52,51 +54,40 @@ class Wake:
         self._due, self._timer = float("inf"), None
 
 
-class Retries:
-    """Delays after errors in a row: each twice the one before."""
-
-    def __init__(self) -> None:
-        self._errors = 0
-
-    def succeeded(self) -> None:
-        """The next error is the first one again."""
-        self._errors = 0
-
-    def delay(self) -> float:
-        """There was an error: seconds to wait before the next try."""
-        self._errors += 1
-        return min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(self._errors - 1, 16))
+def cluster_retries() -> Retries:
+    """Return the count of consecutive errors of the cluster."""
+    return Retries(CLUSTER_BACKOFF, lambda: 0.0)
 
 
-class Hands:
-    """One piece of work at a time, with a rest after one that failed. `done` is called after each."""
+class ActionRunner:
+    """Runs one task at a time in the background, with backoff after failed ones. Calls `done` after each."""
 
     def __init__(self, done: Callable[[], None]) -> None:
         self._done = done
-        self._work: asyncio.Task[bool] | None = None
-        self._retries = Retries()
-        self._rest_until = float("-inf")
+        self._task: asyncio.Task[bool] | None = None
+        self._retries = cluster_retries()
+        self._backoff_until = float("-inf")
 
-    def rest(self) -> float:
-        """Seconds until new work can start; infinite: until `done` is called. Raises what the last work raised."""
+    def backoff(self) -> float:
+        """Return the seconds until a task can start; infinite while one runs. Raises what the last one raised."""
         time = asyncio.get_running_loop().time()
-        if self._work is not None:
-            if not self._work.done():
+        if self._task is not None:
+            if not self._task.done():
                 return float("inf")
-            if self._work.result():
+            if self._task.result():
                 self._retries.succeeded()
             else:
-                self._rest_until = time + self._retries.delay()
-            self._work = None
-        return max(0.0, self._rest_until - time)
+                self._backoff_until = time + self._retries.delay()
+            self._task = None
+        return max(0.0, self._backoff_until - time)
 
     def start(self, work: Coroutine[None, None, bool]) -> None:
-        """Begin work, which says whether it succeeded."""
-        self._work = asyncio.create_task(work)
-        self._work.add_done_callback(lambda _: self._done())
+        """Start a task, which returns whether it succeeded."""
+        self._task = asyncio.create_task(work)
+        self._task.add_done_callback(lambda _: self._done())
 
     async def stop(self) -> None:
-        """Drop the work under way."""
-        if self._work is not None:
-            self._work.cancel()
-            await asyncio.wait((self._work,))
+        """Cancel the running task."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))

@@ -1,1 +1,1 @@
-"""Liveness of a generation: evidence and rules."""
+"""Failure detection: one table of time constants, one clock of silence, the rules that end a generation."""

@@ -1,7 +1,7 @@
-"""When a generation is over: an ordered chain of rules over what was seen. The first verdict wins.
+"""The rules that end a generation: an ordered chain over the evidence. The first verdict wins.
 
 Lost contact is evidence, not a verdict: while steps advance every member is alive, because collectives need all of
-them. If nobody at all is heard, the trouble is the coordinator's own, and nothing ends.
+them. When no agent at all is heard, the outage is the coordinator's own and no generation ends.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pretrain_api.messages.protocol import Member
-from pretrain_operator.coordinator.settings import Settings
-from pretrain_operator.coordinator.types import Cause
+from pretrain_operator.facts.fact import Cause
+from pretrain_operator.liveness.silence import SilenceClock
+from pretrain_operator.liveness.timings import Timings
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Why a generation ends, and whose fault it was as far as known."""
+class GenerationVerdict:
+    """The cause of a generation's end and the member at fault, as far as known."""
 
     cause: Cause
     fault_time: float
@@ -25,120 +26,116 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Witness:
-    """What is seen of one member."""
+class MemberEvidence:
+    """The evidence about one member."""
 
     member: Member
     gone: str
-    """Not empty: its pod or its agent's place is certainly lost, and how."""
+    """Proof that its pod or its slot is lost; empty: none."""
     heard_at: float
     lost_at: float | None
-    """Since when it has no connection, or no ranks; None: all well."""
+    """Start of its disconnect, or of the time without ranks; None: healthy."""
 
 
 @dataclass(frozen=True)
-class Scene:
-    """All that the rules look at."""
+class GenerationEvidence:
+    """The input of the rules."""
 
     now: float
-    witnesses: tuple[Witness, ...]
+    members: tuple[MemberEvidence, ...]
     stepped: bool
-    """A step was done in this generation."""
+    """This generation completed a step."""
     advanced_at: float
     active_at: float
     step_seconds: float
     silence: float
-    """How long a healthy agent may say nothing, as learned."""
-    quiet_until: float
-    """No verdict from absence before: agents may be on their way back."""
-    heard_at: float | None
-    """When anybody who is connected was last heard."""
+    """Learned silence allowance of a healthy agent in seconds."""
+    clock: SilenceClock
     hang_timeout: float
-    verdict: Verdict | None
-    suspicion: Verdict | None
+    verdict: GenerationVerdict | None
+    """The verdict that the ranks' own reports prove."""
+    suspicion: GenerationVerdict | None
+    """The first collective error."""
 
     @property
     def blind(self) -> bool:
-        """Nobody is heard, or people are just coming back: absence proves nothing."""
-        return self.now < self.quiet_until or self.heard_at is None or self.now - self.heard_at > self.silence
-
-    def still_lost(self, witness: Witness) -> bool:
-        """It is away, and others were heard since: the trouble is not on this side."""
-        return witness.lost_at is not None and self.heard_at is not None and self.heard_at > witness.lost_at
+        """Absence proves nothing now."""
+        return self.clock.is_own_fault(self.now, self.silence)
 
 
-def judge(scene: Scene, settings: Settings) -> Verdict | None:
-    """The reason for which the generation must end now, or None."""
-    for rule in _RULES:
-        verdict = rule(scene, settings)
-        if verdict is not None:
-            return verdict
+Rule = Callable[[GenerationEvidence, Timings], GenerationVerdict | None]
+
+
+def judge(evidence: GenerationEvidence, timings: Timings) -> GenerationVerdict | None:
+    """Return the verdict of the first matching rule, or None while the generation lives."""
+    return next((verdict for rule in RULES if (verdict := rule(evidence, timings)) is not None), None)
+
+
+def pod_gone(evidence: GenerationEvidence, _timings: Timings) -> GenerationVerdict | None:
+    """End when a member's pod is gone or another agent took its slot."""
+    for seen in evidence.members:
+        if seen.gone:
+            fault_time = seen.heard_at if seen.lost_at is None else seen.lost_at
+            return GenerationVerdict("WorkerLost", fault_time, seen.member, seen.gone)
     return None
 
 
-def _pod_gone(scene: Scene, settings: Settings) -> Verdict | None:
-    for witness in scene.witnesses:
-        if witness.gone:
-            fault_time = witness.heard_at if witness.lost_at is None else witness.lost_at
-            return Verdict("WorkerLost", fault_time, witness.member, witness.gone)
-    return None
+def reported(evidence: GenerationEvidence, _timings: Timings) -> GenerationVerdict | None:
+    """End when a rank reported its own failure."""
+    return evidence.verdict
 
 
-def _reported(scene: Scene, settings: Settings) -> Verdict | None:
-    return scene.verdict
-
-
-def _collective_error(scene: Scene, settings: Settings) -> Verdict | None:
-    suspicion = scene.suspicion
+def collective_error(evidence: GenerationEvidence, timings: Timings) -> GenerationVerdict | None:
+    """Blame a disconnected member for a failed collective; without one, end with the error after a short wait."""
+    suspicion = evidence.suspicion
     if suspicion is None:
         return None
-    for witness in scene.witnesses:
-        if witness.lost_at is not None:
-            return Verdict("WorkerLost", witness.lost_at, witness.member, f"its connection broke; {suspicion.message}")
-    return suspicion if scene.now - suspicion.fault_time >= settings.collective_wait else None
+    for seen in evidence.members:
+        if seen.lost_at is not None:
+            message = f"its connection broke; {suspicion.message}"
+            return GenerationVerdict("WorkerLost", seen.lost_at, seen.member, message)
+    return suspicion if evidence.now - suspicion.fault_time >= timings.collective_wait else None
 
 
-def _connection_closed(scene: Scene, settings: Settings) -> Verdict | None:
-    if scene.blind:
+def connection_closed(evidence: GenerationEvidence, timings: Timings) -> GenerationVerdict | None:
+    """End when a member is disconnected and steps stall."""
+    if evidence.blind:
         return None
-    unreported = any(witness.member.rank == 0 and witness.lost_at is not None for witness in scene.witnesses)
-    patience = settings.closed_after_unreported if unreported else settings.closed_after
-    paced = scene.stepped and scene.step_seconds > 0  # a new coordinator has yet to learn how long a step takes
-    patience = max(patience, scene.step_seconds) if paced else settings.closed_after_starting
-    for witness in scene.witnesses:
-        if witness.lost_at is None or not scene.still_lost(witness):
+    unreported = any(seen.member.rank == 0 and seen.lost_at is not None for seen in evidence.members)
+    allowance = timings.closed_after_unreported if unreported else timings.closed_after
+    paced = evidence.stepped and evidence.step_seconds > 0  # a new coordinator has yet to learn the step time
+    allowance = max(allowance, evidence.step_seconds) if paced else timings.closed_after_starting
+    for seen in evidence.members:
+        if seen.lost_at is None or not evidence.clock.outlasted(seen.lost_at):
             continue
-        # A step that was under way when it died may still have been completed by the others.
-        if scene.now - max(witness.lost_at, scene.advanced_at) >= patience:
-            return Verdict("WorkerLost", witness.lost_at, witness.member, "its connection broke and steps stand still")
+        # Survivors may still have completed the step that was under way at the disconnect.
+        if evidence.now - max(seen.lost_at, evidence.advanced_at) >= allowance:
+            message = "its connection broke and steps stall"
+            return GenerationVerdict("WorkerLost", seen.lost_at, seen.member, message)
     return None
 
 
-def _silent(scene: Scene, settings: Settings) -> Verdict | None:
-    if scene.blind:
+def silent(evidence: GenerationEvidence, timings: Timings) -> GenerationVerdict | None:
+    """End when a connected member is silent and steps stall."""
+    if evidence.blind:
         return None
-    patience, standstill = scene.silence, max(settings.standstill_after, 3 * scene.step_seconds)
-    if not scene.stepped:
-        patience, standstill = max(patience, settings.silence_after_starting), settings.standstill_after
-    if scene.now - scene.advanced_at < standstill:
+    allowance, standstill = evidence.silence, max(timings.standstill_after, 3 * evidence.step_seconds)
+    if not evidence.stepped:
+        allowance, standstill = max(allowance, timings.silence_after_starting), timings.standstill_after
+    if evidence.now - evidence.advanced_at < standstill:
         return None
-    quietest = min(scene.witnesses, key=lambda witness: witness.heard_at)
-    if scene.now - quietest.heard_at < patience:
+    quietest = min(evidence.members, key=lambda seen: seen.heard_at)
+    if evidence.now - quietest.heard_at < allowance:
         return None
-    return Verdict("WorkerSilent", quietest.heard_at, quietest.member, "it says nothing and steps stand still")
+    return GenerationVerdict("WorkerSilent", quietest.heard_at, quietest.member, "it is silent and steps stall")
 
 
-def _hang(scene: Scene, settings: Settings) -> Verdict | None:
-    if scene.blind or scene.now - scene.active_at < scene.hang_timeout:
+def hang(evidence: GenerationEvidence, _timings: Timings) -> GenerationVerdict | None:
+    """End when members are heard but no rank advances."""
+    idle = evidence.now - evidence.active_at
+    if evidence.blind or idle < evidence.hang_timeout:
         return None
-    return Verdict("Hang", scene.active_at, None, f"no step for {scene.now - scene.active_at:.0f} s")
+    return GenerationVerdict("Hang", evidence.active_at, None, f"no step for {idle:.0f} s")
 
 
-_RULES: tuple[Callable[[Scene, Settings], Verdict | None], ...] = (
-    _pod_gone,
-    _reported,
-    _collective_error,
-    _connection_closed,
-    _silent,
-    _hang,
-)
+RULES: tuple[Rule, ...] = (pod_gone, reported, collective_error, connection_closed, silent, hang)

@@ -15,7 +15,8 @@ from aiohttp import web
 
 from pretrain_operator.coordinator.authentication import anybody
 from pretrain_operator.coordinator.server import AgentServer, steady_clock
-from pretrain_operator.job.service import JobService, Witness
+from pretrain_operator.job.ports import JobListener
+from pretrain_operator.job.service import JobService
 from pretrain_operator.local.cluster import LocalCluster
 
 
@@ -27,8 +28,8 @@ async def serve(control: socket.socket, agents: socket.socket, epoch: int) -> No
     # The socket is on the loopback, and the job's uid in the URL is random.
     server = AgentServer(anybody, clock)
     channel = server.open(first.status.job_uid, epoch=epoch, highest_number=first.status.generation)
-    witness = Witness(step=cluster.record_step, appraisal=cluster.record_appraisal)
-    service = JobService(cluster, channel, witness, clock)
+    listener = JobListener(step=cluster.record_step, appraisal=cluster.record_appraisal)
+    service = JobService(cluster, channel, listener, clock)
     runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     await web.SockSite(runner, agents).start()

@@ -1,4 +1,4 @@
-"""The metrics of one job, from what its service hears and decides."""
+"""Metrics of one job, from the effects of its projections and from its status."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from pretrain_api.messages.reports import Diverged, RolledBack, Saved, SaveFailed
 from pretrain_api.status.job import Incident, JobStatus
 from pretrain_api.status.metrics import Family
 from pretrain_api.status.records import StepRecord
 from pretrain_api.status.step_parts import STEP_PARTS, parts_of
-from pretrain_operator.coordinator.types import Ended, Fact, Reported
 from pretrain_operator.metrics import families
 from pretrain_operator.metrics.goodput import GoodputCounters
-from pretrain_operator.metrics.recovery import OvercomeIncidents, phase_seconds
+from pretrain_operator.metrics.recovery import ResolvedIncidents, phase_seconds
+from pretrain_operator.projections.projection import Measure, Measurement
 
-COUNTERS = (
-    families.STEPS, families.STEPS_LOST, families.NOT_FINITE, families.SPIKES, families.ROLLBACKS,
-    families.CHECKPOINT_STALL, families.CHECKPOINT_BYTES, families.CHECKPOINT_FAILURES,
-)  # fmt: skip
+COUNTER_OF: dict[Measure, Family] = {
+    "nonfinite_losses": families.NOT_FINITE,
+    "loss_spikes": families.SPIKES,
+    "rollbacks": families.ROLLBACKS,
+    "checkpoint_stall": families.CHECKPOINT_STALL,
+    "checkpoint_bytes": families.CHECKPOINT_BYTES,
+    "checkpoint_failures": families.CHECKPOINT_FAILURES,
+}
+COUNTERS = (families.STEPS, families.STEPS_LOST, *COUNTER_OF.values())
 
 
 class Distribution:
-    """The counts of a histogram."""
+    """Counts of a histogram."""
 
     def __init__(self, family: Family) -> None:
         self._bounds = family.buckets
@@ -37,7 +41,7 @@ class Distribution:
         self.sum += value
 
     def cumulative(self) -> Iterator[tuple[float, int]]:
-        """(upper bound, values up to it), the infinite one last."""
+        """Yield (upper bound, number of values up to it), the infinite bound last."""
         total = 0
         for bound, count in zip((*self._bounds, math.inf), self._counts, strict=True):
             total += count
@@ -45,37 +49,33 @@ class Distribution:
 
 
 Sample = tuple[Family, tuple[str, ...], float | Distribution]
-"""A metric, the values of its labels after namespace and name, and its value."""
+"""Metric, values of its labels after namespace and name, value."""
 
 
 class JobSeries:
-    """What is known of one job. Counters count from zero, as those of any new process do."""
+    """Series of one job. Counters start from zero, as in any new process."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._status = JobStatus()
         self._last_step: StepRecord | None = None
         self._goodput = GoodputCounters()
-        self._overcome = OvercomeIncidents()
+        self._resolved = ResolvedIncidents()
         self._counts: dict[Family, float] = dict.fromkeys(COUNTERS, 0.0)
         self._parts = dict.fromkeys(STEP_PARTS, 0.0)
         self._restarts: Counter[str] = Counter()
         self._recovery = {phase: Distribution(families.RECOVERY) for phase in families.RECOVERY_PHASES}
         self._interruption = Distribution(families.INTERRUPTION)
         self._checkpoint = Distribution(families.CHECKPOINT)
-        self._saved: str | None = None
-        self._rolled_to = 0
 
     def began(self, status: JobStatus) -> None:
-        """A service goes on from this status: what it tells of was counted when it happened."""
-        self._overcome.new(status.incidents)
+        """Continue from this status; everything in it was counted when it happened."""
+        self._resolved.new(status.incidents)
         self._goodput.began(status, self._clock())
-        self._saved = status.latest_checkpoint
-        self._rolled_to = status.generation
         self._status = status
 
     def step(self, record: StepRecord) -> None:
-        """A step was done."""
+        """Count a completed step."""
         self._last_step = record
         self._counts[families.STEPS] += 1
         for part, seconds in parts_of(record).items():
@@ -83,26 +83,28 @@ class JobSeries:
         if not (math.isfinite(record.loss) and math.isfinite(record.grad_norm)):
             self._counts[families.NOT_FINITE] += 1
 
-    def facts(self, facts: tuple[Fact, ...]) -> None:
-        """The coordinator said so."""
-        for fact in facts:
-            if isinstance(fact, Ended) and not fact.intended:
-                self._restarts[fact.cause] += 1
-            elif isinstance(fact, Reported):
-                self._reported(fact)
+    def measured(self, measurements: tuple[Measurement, ...]) -> None:
+        """Count measurements."""
+        for measurement in measurements:
+            if measurement.measure == "restarts":
+                self._restarts[measurement.label] += 1
+            elif measurement.measure == "checkpoint_seconds":
+                self._checkpoint.observe(measurement.value)
+            else:
+                self._counts[COUNTER_OF[measurement.measure]] += measurement.value
 
-    def looked(self, status: JobStatus) -> None:
-        """A look came to this status."""
+    def reconciled(self, status: JobStatus) -> None:
+        """Follow the status of a reconcile."""
         self._status = status
-        self._goodput.looked(status)
-        for incident in self._overcome.new(status.incidents):
-            self._overcame(incident)
+        self._goodput.reconciled(status)
+        for incident in self._resolved.new(status.incidents):
+            self._count_recovery(incident)
 
     def samples(self) -> Iterator[Sample]:
-        """All metrics of the job, those left out whose value is not known."""
+        """Yield all metrics of the job whose value is known."""
         yield from self._present()
         yield from self._counters()
-        if self._status.generation:  # A histogram is many series: not for jobs that have not come so far.
+        if self._status.generation:  # a histogram is many series: only for jobs that formed a generation
             yield families.CHECKPOINT, (), self._checkpoint
             yield families.INTERRUPTION, (), self._interruption
             for phase, distribution in self._recovery.items():
@@ -153,24 +155,7 @@ class JobSeries:
         for family, count in self._counts.items():
             yield family, (), count
 
-    def _reported(self, fact: Reported) -> None:
-        match fact.body:
-            case Saved() as saved if saved.checkpoint != self._saved:
-                self._saved = saved.checkpoint
-                self._checkpoint.observe(saved.seconds)
-                self._counts[families.CHECKPOINT_BYTES] += saved.bytes
-                self._counts[families.CHECKPOINT_STALL] += saved.stall_seconds
-            case SaveFailed():
-                self._counts[families.CHECKPOINT_FAILURES] += 1
-            case Diverged() as diverged:
-                self._counts[families.NOT_FINITE if diverged.cause == "LossNotFinite" else families.SPIKES] += 1
-            case RolledBack() as rolled if rolled.number > self._rolled_to:
-                self._rolled_to = rolled.number  # All ranks say so.
-                self._counts[families.ROLLBACKS] += 1
-            case _:
-                pass
-
-    def _overcame(self, incident: Incident) -> None:
+    def _count_recovery(self, incident: Incident) -> None:
         for phase, seconds in phase_seconds(incident).items():
             self._recovery[phase].observe(seconds)
         self._interruption.observe(incident.resumed_seconds or 0.0)

@@ -1,4 +1,4 @@
-"""What recoveries took, each incident counted once."""
+"""Durations of recoveries, each incident counted once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ _Key = tuple[str, int | None, int, float]
 
 
 def phase_seconds(incident: Incident) -> dict[str, float]:
-    """The duration of each phase of a recovery; they add up to the time from the fault to the first step. One whose end
-    is not known is part of the next."""
+    """Return the duration of each phase of a recovery; a phase whose end is unknown is part of the next.
+
+    The phases add up to the time from the fault to the first step.
+    """
     ends = (
         incident.detected_seconds,
         incident.reformed_seconds,
@@ -29,14 +31,14 @@ def phase_seconds(incident: Incident) -> dict[str, float]:
     return seconds
 
 
-class OvercomeIncidents:
-    """Which incidents of a job were overcome since the operator began."""
+class ResolvedIncidents:
+    """Incidents of a job that were resolved since the operator started."""
 
     def __init__(self) -> None:
         self._known: set[_Key] = set()
 
     def new(self, incidents: Iterable[Incident]) -> tuple[Incident, ...]:
-        """Those that were overcome since the last call, oldest first."""
+        """Return those resolved since the last call, oldest first."""
         found = tuple(item for item in incidents if item.resumed_seconds is not None and _key(item) not in self._known)
         self._known.update(map(_key, found))
         return found

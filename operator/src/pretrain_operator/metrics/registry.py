@@ -1,4 +1,4 @@
-"""What the operator tells Prometheus: of each job and of itself."""
+"""Registry of the operator's Prometheus metrics: of each job and of the process itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from pretrain_api.status.job import JobStatus
 from pretrain_api.status.metrics import Family
-from pretrain_operator.job.service import Witness
+from pretrain_operator.job.ports import JobListener
 from pretrain_operator.metrics import families
 from pretrain_operator.metrics.job import Distribution, JobSeries
 
@@ -29,7 +29,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class OperatorMetrics:
-    """The metrics of one operator process. All but `exposition` is called in the event loop's thread."""
+    """Metrics of one operator process. Call all but `exposition` in the event loop's thread."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -47,43 +47,43 @@ class OperatorMetrics:
         self._queue_depth = Gauge(*families.QUEUE_DEPTH.declaration, registry=registry)
         self._queue_oldest = Gauge(*families.QUEUE_OLDEST.declaration, registry=registry)
 
-    def job(self, namespace: str, name: str) -> Witness:
-        """Who the service of a job tells. Asked for again, its counters go on."""
+    def job(self, namespace: str, name: str) -> JobListener:
+        """Return the listener of a job's service. A second call continues the same counters."""
         series = self._jobs.setdefault((namespace, name), JobSeries(self._clock))
 
-        def looked(status: JobStatus, seconds: float) -> None:
+        def reconciled(status: JobStatus, seconds: float) -> None:
             self._reconcile.observe(seconds)
-            series.looked(status)
+            series.reconciled(status)
 
-        return Witness(began=series.began, step=series.step, facts=series.facts, looked=looked)
+        return JobListener(began=series.began, step=series.step, measured=series.measured, reconciled=reconciled)
 
     def forget(self, namespace: str, name: str) -> None:
-        """The job was deleted: so are its series."""
+        """Drop the series of a deleted job."""
         self._jobs.pop((namespace, name), None)
 
     def api_call(self, verb: str, code: str) -> None:
-        """The API server was called and answered so."""
+        """Count a call of the API server by its answer."""
         self._api_calls.labels(verb, code).inc()
 
     def agent_refused(self, reason: str) -> None:
-        """An agent was turned away, for one of the few reasons that the code knows."""
+        """Count a refused agent by one of the few reasons that the code knows."""
         self._refused.labels(reason).inc()
 
     def leading(self, acts: bool) -> None:
-        """This replica acts from now on, or no longer."""
+        """Record whether this replica is the leader."""
         self._leader.set(acts)
 
     def watch_agents(self, connected: Callable[[], float]) -> None:
-        """Ask this function, at each scrape and from any thread, how many agents are connected."""
+        """Set the function that returns the number of connected agents; scrapes call it from any thread."""
         self._agents.set_function(connected)
 
     def watch_queue(self, depth: Callable[[], float], oldest_seconds: Callable[[], float]) -> None:
-        """Ask these at each scrape, from any thread: how many jobs wait to be looked at, and how long the first has."""
+        """Set the functions that return length and oldest age of the queue; scrapes call them from any thread."""
         self._queue_depth.set_function(depth)
         self._queue_oldest.set_function(oldest_seconds)
 
     def exposition(self) -> bytes:
-        """All metrics as text (of `CONTENT_TYPE`). With many jobs this takes a while: for a thread of its own."""
+        """Render all metrics as text of `CONTENT_TYPE`. With many jobs this is slow: call it in a thread."""
         return generate_latest(self.registry)
 
 
@@ -92,7 +92,7 @@ class _JobCollector(Collector):
         self._jobs = jobs
 
     def collect(self) -> Iterable[Metric]:
-        """The metrics of all jobs. Jobs may come and go in the event loop meanwhile."""
+        """Yield the metrics of all jobs, which may be added and removed in the event loop meanwhile."""
         found = {family: _empty(family) for family in families.JOB_FAMILIES}
         for job, series in tuple(self._jobs.items()):
             for family, labels, value in series.samples():

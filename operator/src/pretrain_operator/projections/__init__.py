@@ -1,1 +1,1 @@
-"""Projections of the facts of a run onto its status."""
+"""Projections: pure folds of a run's facts onto slices of its status."""

@@ -1,54 +1,141 @@
-"""What the status says of checkpoints, after each that came into force."""
+"""Projection of checkpoints: the latest one, counts, durations."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from pretrain_api.checkpoint.lineage import parse_manifest_key
-from pretrain_api.messages.reports import Saved
+from pretrain_api.messages.reports import Finished, Held, Restored, RolledBack, Saved, SaveFailed
 from pretrain_api.status.job import CheckpointSummary, JobStatus
+from pretrain_operator.cluster import Event
+from pretrain_operator.projections.projection import NO_EFFECTS, Context, Effects, Measurement, Projection, on
 
 REMEMBERED_SAVES = 5
 SAVES_IN_GRACE = 3.0
-"""A worker that ends may find a save under way, then takes its own, and disks have bad days."""
+"""A worker that ends may have to complete one save and take another, with a margin for a slow disk."""
 GRACE_SECONDS = (30.0, 600.0)
-"""A worker that is taken away on purpose has at least and at most so long to end."""
+"""Least and greatest time that a worker gets to end with a checkpoint."""
 
 
-def in_force(status: JobStatus, step: int, key: str, time: float) -> JobStatus:
-    """The status once this checkpoint is the one to go on from."""
+NO_CHECKPOINTS = CheckpointSummary()
+
+
+@dataclass(frozen=True)
+class CheckpointSlice:
+    """Slice of the status: checkpoints."""
+
+    latest: str | None = None
+    """Key of the manifest that a restart would load."""
+    summary: CheckpointSummary = NO_CHECKPOINTS
+    checkpoint_step: int = 0
+    """A checkpoint of a later step is progress."""
+    save_seconds: tuple[float, ...] = ()
+    """Durations of the last saves."""
+
+    @property
+    def grace_seconds(self) -> float:
+        """Time that a worker needs to end with a checkpoint, estimated from the last saves."""
+        least, most = GRACE_SECONDS
+        return min(most, max(least, SAVES_IN_GRACE * max(self.save_seconds, default=0.0)))
+
+    def with_latest(self, key: str | None, time: float | None = None) -> CheckpointSlice:
+        """Replace the latest checkpoint. One that is the latest already keeps its time."""
+        if key == self.latest and self.summary.latest_time is not None:
+            time = self.summary.latest_time
+        summary = self.summary.model_copy(update={"latest_step": _step(key), "latest_time": time})
+        return replace(self, latest=key, summary=summary)
+
+    def committed(self, step: int, key: str, time: float) -> CheckpointSlice:
+        """Replace the latest checkpoint by one that ranks committed."""
+        return replace(self.with_latest(key, time), checkpoint_step=max(self.checkpoint_step, step))
+
+
+Folded = tuple[CheckpointSlice, Effects]
+
+
+def restore(status: JobStatus) -> CheckpointSlice:
+    """Read the slice."""
     books = status.bookkeeping
+    return CheckpointSlice(status.latest_checkpoint, status.checkpoints, books.checkpoint_step, books.save_seconds)
+
+
+def write(slice_: CheckpointSlice, status: JobStatus) -> JobStatus:
+    """Return the status with the slice in it."""
+    books = {"checkpoint_step": slice_.checkpoint_step, "save_seconds": slice_.save_seconds}
     return status.model_copy(
         update={
-            "latest_checkpoint": key,
-            "checkpoints": latest(status, key, time),
-            "bookkeeping": books.model_copy(update={"checkpoint_step": max(books.checkpoint_step, step)}),
+            "latest_checkpoint": slice_.latest,
+            "checkpoints": slice_.summary,
+            "bookkeeping": status.bookkeeping.model_copy(update=books),
         }
     )
 
 
-def counted(status: JobStatus, body: Saved) -> JobStatus:
-    """The status with this save in its numbers."""
-    books, before = status.bookkeeping, status.checkpoints
-    seconds = (*books.save_seconds, round(body.seconds, 3))[-REMEMBERED_SAVES:]
-    stall = before.stall_seconds + body.stall_seconds
-    return status.model_copy(
-        update={
-            "bookkeeping": books.model_copy(update={"save_seconds": seconds}),
-            "checkpoints": before.model_copy(update={"saved": before.saved + 1, "stall_seconds": stall}),
-        }
+def restored(slice_: CheckpointSlice, body: Restored, _: Context) -> Folded:
+    """Follow the restored state, which may be older than the latest checkpoint."""
+    # A state in the memory of workers may be newer than its checkpoint, which is the one that counts.
+    step = max(slice_.checkpoint_step, _step(body.checkpoint) or 0)
+    return replace(slice_.with_latest(body.checkpoint), checkpoint_step=step), NO_EFFECTS
+
+
+def rolled_back(slice_: CheckpointSlice, body: RolledBack, _: Context) -> Folded:
+    """Follow the state that the ranks returned to."""
+    return slice_.with_latest(body.checkpoint), NO_EFFECTS
+
+
+def saved(slice_: CheckpointSlice, body: Saved, context: Context) -> Folded:
+    """Count a save and commit its checkpoint."""
+    slice_ = slice_.committed(body.step, body.checkpoint, context.time)
+    stall = slice_.summary.stall_seconds + body.stall_seconds
+    counts = {"saved": slice_.summary.saved + 1, "stall_seconds": stall}
+    changed = replace(
+        slice_,
+        summary=slice_.summary.model_copy(update=counts),
+        save_seconds=(*slice_.save_seconds, round(body.seconds, 3))[-REMEMBERED_SAVES:],
     )
+    event = Event("Normal", "CheckpointSaved", f"checkpoint of step {body.step} in {body.seconds:.2f} s")
+    measurements = (
+        Measurement("checkpoint_seconds", body.seconds),
+        Measurement("checkpoint_bytes", body.bytes),
+        Measurement("checkpoint_stall", body.stall_seconds),
+    )
+    return changed, Effects(events=(event,), measurements=measurements)
 
 
-def latest(status: JobStatus, key: str | None, time: float | None = None) -> CheckpointSummary:
-    """The summary with this checkpoint as the latest. One that was so before keeps the time it has."""
-    before = status.checkpoints
-    if key == status.latest_checkpoint and before.latest_time is not None:
-        time = before.latest_time
+def save_failed(slice_: CheckpointSlice, body: SaveFailed, _: Context) -> Folded:
+    """Report a save without a checkpoint; the next interval retries."""
+    event = Event("Warning", "SaveFailed", f"no checkpoint of step {body.step}: {body.message}")
+    return slice_, Effects(events=(event,), measurements=(Measurement("checkpoint_failures"),))
+
+
+def held(slice_: CheckpointSlice, body: Held, context: Context) -> Folded:
+    """Commit the checkpoint of a hold, unless a replayed report names one that later ones replaced."""
+    place = parse_manifest_key(body.checkpoint)
+    if place is not None and place < context.before.lineage:
+        return slice_, NO_EFFECTS
+    return slice_.committed(body.step, body.checkpoint, context.time), NO_EFFECTS
+
+
+def finished(slice_: CheckpointSlice, body: Finished, context: Context) -> Folded:
+    """Commit the last checkpoint."""
+    return slice_.committed(body.step, body.checkpoint, context.time), NO_EFFECTS
+
+
+def _step(key: str | None) -> int | None:
     place = parse_manifest_key(key) if key else None
-    return before.model_copy(update={"latest_step": place[1] if place else None, "latest_time": time})
+    return place[1] if place is not None else None
 
 
-def grace_seconds(status: JobStatus) -> float:
-    """What a worker needs to end with a checkpoint, from how long the last saves took."""
-    least, most = GRACE_SECONDS
-    slowest = max(status.bookkeeping.save_seconds, default=0.0)
-    return min(most, max(least, SAVES_IN_GRACE * slowest))
+CHECKPOINTS = Projection(
+    name="checkpoints",
+    restore=restore,
+    write=write,
+    rules=(
+        on(Restored, restored),
+        on(RolledBack, rolled_back),
+        on(Saved, saved),
+        on(SaveFailed, save_failed),
+        on(Held, held),
+        on(Finished, finished),
+    ),
+)

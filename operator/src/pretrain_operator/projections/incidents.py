@@ -1,255 +1,282 @@
-"""Faults and how they were overcome, from the facts in their order."""
+"""Projection of incidents: faults, and each stage of the recovery from them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
-from pretrain_api.checkpoint.lineage import Rollback
+from pretrain_api.checkpoint.lineage import Rollback, parse_manifest_key
 from pretrain_api.messages.protocol import Generation
-from pretrain_api.status.job import Incident
-from pretrain_operator.cluster import InjectedFault
-from pretrain_operator.coordinator.types import Announced, Ended
+from pretrain_api.messages.reports import CheckpointRejected, Diverged, Restored, RolledBack, Started, StepDone
+from pretrain_api.status.job import Incident, JobStatus
+from pretrain_operator.cluster import Event
+from pretrain_operator.facts.fact import (
+    FaultsInjected,
+    GenerationAdopted,
+    GenerationAnnounced,
+    GenerationEnded,
+    JobEnded,
+)
+from pretrain_operator.facts.log import CHECKPOINT_CORRUPT, DIVERGENCES
+from pretrain_operator.projections.incident_times import IncidentTimes, explain, read, shown
+from pretrain_operator.projections.projection import NO_EFFECTS, Context, Effects, Measurement, Projection, counted, on
 
 MAX_INCIDENTS = 100
 """Kept in the status, the newest ones: it must fit into an object of the API server."""
-SAME_WORKER_SECONDS = 120.0
-"""How long before the end of a generation the fault of the worker that ended it may lie: silence takes time to tell."""
-OTHER_WORKER_SECONDS = 5.0
-"""The same where another worker noticed first: a broken collective tells within moments."""
-CORRUPT = "CheckpointCorrupt"
 ROLLED_BACK = "RolledBack"
-DIVERGENCES = ("LossSpike", "LossNotFinite")
 SAME_DIVERGENCE_STEPS = 10
-"""Updates dropped or warnings within so many steps are one incident."""
-GRACEFUL_FAULTS = ("add:", "remove:", "term:")
-"""What begins the description of an injected fault that is no incident when all goes well."""
+"""Dropped updates or warnings within this number of steps are one incident."""
+
+Change = Callable[[IncidentTimes], IncidentTimes]
 
 
 @dataclass(frozen=True)
-class Case:
-    """An incident with points in time where `Incident` has seconds since the fault."""
+class IncidentSlice:
+    """Slice of the status: incidents, oldest first.
 
-    cause: str
-    worker: int | None
-    node: str
-    step: int
-    fault: float
-    detected: float | None = None
-    reformed: float | None = None
-    restarted: float | None = None
-    restored: float | None = None
-    resumed: float | None = None
-    steps_lost: int | None = None
-    action: str = ""
-    message: str = ""
-    generation: int | None = None
-    """The newest one that is to overcome it."""
+    A second fault before the job trains again is an incident of its own. The recovery times of both are then those of
+    the generation that did train.
+    """
 
-    @property
-    def open(self) -> bool:
-        """Training has not gone on yet."""
-        return self.resumed is None and self.action != "Failed"
-
-
-@dataclass
-class Recovery:
-    """The generation that was announced last, and what its ranks said so far."""
-
-    generation: Generation
-    started: dict[int, float] = field(default_factory=dict[int, float])
-
-
-class IncidentLog:
-    """The incidents of a job, oldest first. A second fault before the job trained again is an incident of its own; the
-    points of recovery of both are then those of the generation that did train."""
-
-    def __init__(self, known: Iterable[Incident] = ()) -> None:
-        self._cases = [_case(incident) for incident in known]
-        self._recovery: Recovery | None = None
+    incidents: tuple[IncidentTimes, ...] = ()
 
     @property
     def recovering(self) -> str:
-        """The cause of the newest incident that is not overcome yet, or an empty text."""
-        return next((case.cause for case in reversed(self._cases) if case.open), "")
+        """Cause of the newest open incident; empty if none is open."""
+        return next((item.cause for item in reversed(self.incidents) if item.open), "")
 
-    def incidents(self) -> tuple[Incident, ...]:
-        """As the status has them."""
-        return tuple(_incident(case) for case in self._cases)
+    @property
+    def restoring(self) -> bool:
+        """An incident is open and no state is restored since."""
+        return any(item.open and item.restored is None for item in self.incidents)
 
-    def adopt(self, generation: Generation) -> None:
-        """A generation that was there before this log."""
-        self._recovery = Recovery(generation)
-        self._update(generation=generation.number)
+    def change_open(self, change: Change) -> IncidentSlice:
+        """Change every open incident."""
+        if not any(item.open for item in self.incidents):
+            return self
+        return IncidentSlice(tuple(change(item) if item.open else item for item in self.incidents))
 
-    def rejected(self, checkpoint: str, message: str, step: int, time: float) -> bool:
-        """Ranks could not use the checkpoint of `step`; False: it was known. What an open incident before it cost is
-        known then: the steps down to this checkpoint. Those below it are the cost of this one."""
-        if any(case.open and case.message.startswith(checkpoint) for case in self._cases):
-            return False
-        self._lose_steps_above(step)
-        text = f"{checkpoint}: {message}" if message else checkpoint
-        self._append(Case(CORRUPT, None, "", step, time, detected=time, message=text))
-        return True
+    def add(self, item: IncidentTimes) -> IncidentSlice:
+        """Add an incident."""
+        return IncidentSlice((*self.incidents, item)[-MAX_INCIDENTS:])
 
-    def diverged(self, cause: str, step: int, began: float, time: float, message: str) -> None:
-        """The loss diverged after `step` steps, and an earlier state is about to be gone back to."""
-        self._append(Case(cause, None, "", step, began, detected=time, message=message))
+    def lose_steps_above(self, step: int) -> IncidentSlice:
+        """Charge the steps above the restored or rejected one to the open incidents that have no cost yet."""
 
-    def rolled_back(self, rollback: Rollback) -> None:
-        """An earlier state was gone back to, by these ranks or by those before them."""
-        self._cases = [
-            replace(case, action=ROLLED_BACK, steps_lost=max(0, rollback.step - 1 - rollback.to_step))
-            if case.open and case.cause in DIVERGENCES
-            else case
-            for case in self._cases
-        ]
+        def charged(item: IncidentTimes) -> IncidentTimes:
+            return item if item.steps_lost is not None else replace(item, steps_lost=max(0, item.step - step))
 
-    def noted(self, cause: str, action: str, step: int, began: float, time: float, message: str) -> bool:
-        """The loss of a step diverged, and training goes on without a pause; False: so it did just before."""
-        last = next((case for case in reversed(self._cases) if case.cause == cause and case.action == action), None)
-        if last is not None and step - last.step <= SAME_DIVERGENCE_STEPS:
-            return False
-        case = Case(cause, None, "", step, began, detected=time, resumed=time, steps_lost=0, message=message)
-        self._append(replace(case, action=action))
-        return True
+        return self.change_open(charged)
 
-    def ended(self, fact: Ended, step: int, lost: int | None) -> None:
-        """A generation ended after `step` steps, of which it lost `lost`; None: the next restored state will tell. An
-        end that was intended only delays a recovery under way."""
-        self._update(reformed=None, restarted=None, restored=None)
-        if fact.intended:
-            return
-        if fact.cause == "CheckpointRejected" and self._knows_rejection():
-            return
-        cause = CORRUPT if fact.cause == "CheckpointRejected" else fact.cause
-        case = Case(cause, fact.slot, fact.node, step, fact.fault_time, detected=fact.time, message=fact.message)
-        self._append(replace(case, steps_lost=lost))
+    def rolled_back(self, rollback: Rollback) -> IncidentSlice:
+        """Note the rollback that answers the open divergences."""
 
-    def announced(self, fact: Announced) -> None:
-        """The next generation went out."""
-        action = self._action(fact.generation)
-        self._recovery = Recovery(fact.generation)
-        rolled_back = [case.action == ROLLED_BACK for case in self._cases]
-        self._update(reformed=fact.time, generation=fact.generation.number, action=action)
-        self._cases = [
-            replace(case, action="FellBack" if case.cause == CORRUPT else ROLLED_BACK if rolled else case.action)
-            if case.open
-            else case
-            for case, rolled in zip(self._cases, rolled_back, strict=True)
-        ]
+        def answered(item: IncidentTimes) -> IncidentTimes:
+            if item.cause not in DIVERGENCES:
+                return item
+            return replace(item, action=ROLLED_BACK, steps_lost=max(0, rollback.step - 1 - rollback.to_step))
 
-    def started(self, rank: int, time: float) -> bool:
-        """A rank of the newest generation runs; True: all of them do."""
-        if self._recovery is None:
-            return False
-        self._recovery.started.setdefault(rank, time)
-        if len(self._recovery.started) < self._recovery.generation.world_size:
-            return False
-        last = max(self._recovery.started.values())
-        self._cases = [
-            replace(case, restarted=last) if case.generation == self._recovery.generation.number else case
-            for case in self._cases
-        ]
-        return True
-
-    def restored(self, step: int, time: float) -> None:
-        """The state of `step` stands."""
-        self._lose_steps_above(step)
-        self._update(restored=time)
-
-    def resumed(self, time: float) -> None:
-        """A step was done: everything is overcome."""
-        self._update(resumed=time)
-
-    def failed(self) -> None:
-        """The job ended over what is not overcome."""
-        self._update(action="Failed")
-
-    def match(self, faults: Iterable[InjectedFault]) -> None:
-        """Count from the time of the injected fault where there is one; each belongs to one incident only."""
-        unused = [
-            fault
-            for fault in faults
-            if fault.slot is not None
-            and not fault.description.startswith(GRACEFUL_FAULTS)
-            and all(case.fault != fault.time for case in self._cases)
-        ]
-        injected = {fault.time for fault in faults}
-        for index, case in enumerate(self._cases):
-            if case.fault in injected or case.cause in (CORRUPT, *DIVERGENCES):
-                continue
-            if (fault := _closest(case, unused)) is not None:
-                unused.remove(fault)
-                self._cases[index] = replace(case, fault=fault.time)
-
-    def _update(self, **changes: float | str | None) -> None:
-        """Change every case that is open."""
-        self._cases = [replace(case, **changes) if case.open else case for case in self._cases]
-
-    def _lose_steps_above(self, step: int) -> None:
-        for index, case in enumerate(self._cases):
-            if case.open and case.steps_lost is None:
-                self._cases[index] = replace(case, steps_lost=max(0, case.step - step))
-
-    def _append(self, case: Case) -> None:
-        self._cases = [*self._cases, case][-MAX_INCIDENTS:]
-
-    def _knows_rejection(self) -> bool:
-        return any(case.open and case.cause == CORRUPT and case.reformed is None for case in self._cases)
-
-    def _action(self, generation: Generation) -> str:
-        before = self._recovery.generation.members if self._recovery else ()
-        same = {member.agent_id for member in before} == {member.agent_id for member in generation.members}
-        return "Restarted" if same else "Reformed"
+        return self.change_open(answered)
 
 
-def _closest(case: Case, faults: Iterable[InjectedFault]) -> InjectedFault | None:
-    """The fault that explains the case: of the same worker, else of another one moments before; the latest of those."""
-    detected = case.fault if case.detected is None else case.detected
-    ages = [(detected - fault.time, fault) for fault in faults if fault.time <= detected]
-    same = [(age, fault) for age, fault in ages if fault.slot == case.worker and age <= SAME_WORKER_SECONDS]
-    other = [(age, fault) for age, fault in ages if age <= OTHER_WORKER_SECONDS]
-    return min(same or other, key=lambda aged: aged[0])[1] if same or other else None
+Folded = tuple[IncidentSlice, Effects]
 
 
-def _incident(case: Case) -> Incident:
-    def since(moment: float | None) -> float | None:
-        return None if moment is None else round(max(0.0, moment - case.fault), 6)
+def restore(status: JobStatus) -> IncidentSlice:
+    """Read the slice."""
+    return IncidentSlice(tuple(map(read, status.incidents)))
 
-    return Incident(
-        cause=case.cause,
-        worker=case.worker,
-        node=case.node,
-        step=case.step,
-        time=case.fault,
-        detected_seconds=since(case.detected),
-        reformed_seconds=since(case.reformed),
-        restarted_seconds=since(case.restarted),
-        restored_seconds=since(case.restored),
-        resumed_seconds=since(case.resumed),
-        steps_lost=case.steps_lost,
-        action=case.action,
-        message=case.message,
+
+def write(slice_: IncidentSlice, status: JobStatus) -> JobStatus:
+    """Return the status with the slice in it."""
+    return status.model_copy(update={"incidents": tuple(map(shown, slice_.incidents))})
+
+
+def adopted(slice_: IncidentSlice, fact: GenerationAdopted, _: Context) -> Folded:
+    """Expect the adopted generation to resolve the open incidents, except divergences: its ranks roll back."""
+
+    def expected(item: IncidentTimes) -> IncidentTimes:
+        if item.cause in DIVERGENCES and item.reformed is None:
+            return item
+        return replace(item, generation=fact.generation.number)
+
+    return slice_.change_open(expected), NO_EFFECTS
+
+
+def announced(slice_: IncidentSlice, fact: GenerationAnnounced, context: Context) -> Folded:
+    """Note the generation that is to resolve the open incidents."""
+    same = _agents(context.membership.current) == _agents(fact.generation)
+
+    def reformed(item: IncidentTimes) -> IncidentTimes:
+        action = "Restarted" if same else "Reformed"
+        if item.cause == CHECKPOINT_CORRUPT:
+            action = "FellBack"
+        elif item.action == ROLLED_BACK:
+            action = ROLLED_BACK
+        return replace(item, reformed=fact.time, generation=fact.generation.number, action=action)
+
+    return slice_.change_open(reformed), NO_EFFECTS
+
+
+def ended(slice_: IncidentSlice, fact: GenerationEnded, context: Context) -> Folded:
+    """Open an incident for a fault. A planned end only restarts the recovery that is under way."""
+    if context.state == "suspended":
+        return slice_, _restart(fact)
+    known_rejection = any(item.open and item.cause == CHECKPOINT_CORRUPT for item in slice_.incidents)
+    slice_ = slice_.change_open(lambda item: replace(item, reformed=None, restarted=None, restored=None))
+    if fact.intended:
+        return slice_, NO_EFFECTS
+    ran = context.before.generation == fact.number
+    step = max(fact.step, context.before.step) if ran else context.before.step
+    effects = Effects(events=(_end_event(fact, step),)) + _restart(fact)
+    rejected = fact.cause == "CheckpointRejected"
+    if rejected and known_rejection:
+        return slice_, effects
+    item = IncidentTimes(
+        cause=CHECKPOINT_CORRUPT if rejected else fact.cause,
+        worker=fact.slot,
+        node=fact.node,
+        step=step,
+        fault=fact.fault_time,
+        detected=fact.time,
+        steps_lost=None if ran else 0,
+        message=fact.message,
     )
+    return slice_.add(item), effects
 
 
-def _case(incident: Incident) -> Case:
-    def at(seconds: float | None) -> float | None:
-        return None if seconds is None else incident.time + seconds
+def started(slice_: IncidentSlice, body: Started, context: Context) -> Folded:
+    """Note when the last rank of the current generation started, which may be reported late."""
+    membership = context.membership
+    if membership.current is None or not membership.knows(context.generation):
+        return slice_, NO_EFFECTS
+    number, at = membership.current.number, membership.with_started(body.rank, context.time).all_started_at
+    if at is None or all(item.generation != number for item in slice_.incidents):
+        return slice_, NO_EFFECTS
+    items = (replace(item, restarted=at) if item.generation == number else item for item in slice_.incidents)
+    return IncidentSlice(tuple(items)), NO_EFFECTS
 
-    return Case(
-        cause=incident.cause,
-        worker=incident.worker,
-        node=incident.node,
-        step=incident.step,
-        fault=incident.time,
-        detected=at(incident.detected_seconds),
-        reformed=at(incident.reformed_seconds),
-        restarted=at(incident.restarted_seconds),
-        restored=at(incident.restored_seconds),
-        resumed=at(incident.resumed_seconds),
-        steps_lost=incident.steps_lost,
-        action=incident.action,
-        message=incident.message,
-    )
+
+def restored(slice_: IncidentSlice, body: Restored, context: Context) -> Folded:
+    """Note when the state was restored, and a rollback that its ranks had no time to report."""
+    if len(body.rollbacks) > context.rollbacks:
+        slice_ = slice_.rolled_back(body.rollbacks[-1])
+    return _restored(slice_, body.step, context.time), NO_EFFECTS
+
+
+def step_done(slice_: IncidentSlice, body: StepDone, context: Context) -> Folded:
+    """Resolve all open incidents, unless the step is a late one of a generation that has ended."""
+    if context.late or not slice_.recovering:
+        return slice_, NO_EFFECTS
+    slice_ = slice_.change_open(lambda item: replace(item, resumed=context.time))
+    workers = context.membership.workers(context.generation)
+    return slice_, Effects(events=(_recovery_event(shown(slice_.incidents[-1]), body.step, workers),))
+
+
+def checkpoint_rejected(slice_: IncidentSlice, body: CheckpointRejected, context: Context) -> Folded:
+    """Open an incident for a damaged checkpoint.
+
+    The steps above it are lost to the incident that is open already; those below it to this one.
+    """
+    place = parse_manifest_key(body.checkpoint)
+    step = place[1] if place else context.before.step
+    text = f"{body.checkpoint}: {body.message}" if body.message else body.checkpoint
+    item = IncidentTimes(CHECKPOINT_CORRUPT, None, "", step, context.time, detected=context.time, message=text)
+    event = Event("Warning", "CheckpointCorrupt", f"{body.checkpoint} is unusable: {body.message}")
+    return slice_.lose_steps_above(step).add(item), Effects(events=(event,))
+
+
+def diverged(slice_: IncidentSlice, body: Diverged, context: Context) -> Folded:
+    """Open an incident that a rollback resolves, or note a dropped update or a warning."""
+    measure = "nonfinite_losses" if body.cause == "LossNotFinite" else "loss_spikes"
+    counted = Effects(measurements=(Measurement(measure),))
+    told = counted + Effects(events=(_divergence_event(body),))
+    text, began = f"step {body.step}: {body.message}", context.time - body.seconds
+    item = IncidentTimes(body.cause, None, "", body.step, began, detected=context.time, message=text)
+    if body.action == "Rollback":
+        return slice_.add(replace(item, step=body.step - 1)), told
+    action = "UpdateDropped" if body.action == "Drop" else "Warned"
+    same = (known for known in reversed(slice_.incidents) if known.cause == body.cause and known.action == action)
+    last = next(same, None)
+    if last is not None and body.step - last.step <= SAME_DIVERGENCE_STEPS:
+        return slice_, counted
+    return slice_.add(replace(item, resumed=context.time, steps_lost=0, action=action)), told
+
+
+def rolled_back(slice_: IncidentSlice, body: RolledBack, context: Context) -> Folded:
+    """Note the rollback and the state that it restored."""
+    slice_ = _restored(slice_.rolled_back(body.rollback), body.rollback.to_step, context.time)
+    return slice_, Effects(events=(_rollback_event(body),), measurements=(Measurement("rollbacks"),))
+
+
+def faults_injected(slice_: IncidentSlice, fact: FaultsInjected, _: Context) -> Folded:
+    """Count from the time of the injected fault that explains an incident."""
+    return (IncidentSlice(explain(slice_.incidents, fact.faults)) if fact.faults else slice_), NO_EFFECTS
+
+
+def job_ended(slice_: IncidentSlice, fact: JobEnded, _: Context) -> Folded:
+    """Mark the open incidents of a job that failed."""
+    return slice_.change_open(lambda item: replace(item, action="Failed")) if fact.failed else slice_, NO_EFFECTS
+
+
+def _restored(slice_: IncidentSlice, step: int, time: float) -> IncidentSlice:
+    return slice_.lose_steps_above(step).change_open(lambda item: replace(item, restored=time))
+
+
+def _restart(fact: GenerationEnded) -> Effects:
+    return NO_EFFECTS if fact.intended else Effects(measurements=(Measurement("restarts", label=fact.cause),))
+
+
+def _end_event(fact: GenerationEnded, step: int) -> Event:
+    who = "" if fact.slot is None else f" (worker {fact.slot})"
+    where = f" on {fact.node}" if fact.node else ""
+    text = f"generation {fact.number} ended at step {step}{who}{where}"
+    return Event("Warning", fact.cause, f"{text}: {fact.message}" if fact.message else text)
+
+
+def _recovery_event(incident: Incident, step: int, workers: int) -> Event:
+    text = f"step {step} completed by {counted(workers, 'worker')}"
+    if incident.resumed_seconds is not None:
+        text += f", {incident.resumed_seconds:.1f} s after the fault ({incident.cause})"
+    if (lost := incident.steps_lost) is not None:
+        text += f", {counted(lost, 'step')} to redo" if lost else ", no step lost"
+    return Event("Normal", "Recovered", text)
+
+
+def _divergence_event(body: Diverged) -> Event:
+    consequence = {"Rollback": "", "Drop": "; the update was dropped"}.get(body.action, "; training continues")
+    return Event("Warning", body.cause, f"step {body.step}: {body.message}{consequence}")
+
+
+def _rollback_event(body: RolledBack) -> Event:
+    rollback = body.rollback
+    text = f"generation {body.number} resumes from step {rollback.to_step}"
+    if rollback.skipped is not None:
+        text += f" and skips the data of steps {rollback.skipped.first} to {rollback.skipped.last}"
+    if rollback.slowed is not None:
+        text += f", with {rollback.slowed.factor:g} times the learning rate up to step {rollback.slowed.last}"
+    return Event("Warning", "RolledBack", f"{text}; rollback {body.count} of this job")
+
+
+def _agents(generation: Generation | None) -> Iterable[str]:
+    return {member.agent_id for member in generation.members} if generation is not None else set[str]()
+
+
+INCIDENTS = Projection(
+    name="incidents",
+    restore=restore,
+    write=write,
+    rules=(
+        on(GenerationAdopted, adopted),
+        on(GenerationAnnounced, announced),
+        on(GenerationEnded, ended),
+        on(Started, started),
+        on(Restored, restored),
+        on(StepDone, step_done),
+        on(CheckpointRejected, checkpoint_rejected),
+        on(Diverged, diverged),
+        on(RolledBack, rolled_back),
+        on(FaultsInjected, faults_injected),
+        on(JobEnded, job_ended),
+    ),
+)

@@ -1,17 +1,17 @@
-"""When a generation is formed, of whom, and who may join, one sentence each."""
+"""Formation of generations and admission of agents, one sentence each."""
 
 from __future__ import annotations
 
 from pretrain_api.messages import protocol
 from pretrain_operator.coordinator.machine import Coordinator
-from pretrain_operator.coordinator.settings import Settings
-from support.coordinator import World, a_running_world
+from pretrain_operator.liveness.timings import Timings
+from support.coordinator import CoordinatorWorld, a_running_world
 
 # --- forming ---
 
 
 def test_three_workers_form_the_first_generation_as_soon_as_the_third_is_there() -> None:
-    world = World(replicas=3)
+    world = CoordinatorWorld(replicas=3)
     agents = [world.start(slot, connect=False) for slot in range(3)]
     world.connect(agents[0])
     world.connect(agents[1])
@@ -30,8 +30,8 @@ def test_three_workers_form_the_first_generation_as_soon_as_the_third_is_there()
 
 
 def test_nothing_is_formed_before_the_plan_said_what_it_wants() -> None:
-    world = World(replicas=1)
-    world.coordinator = Coordinator("job-1", 1, 0, Settings())
+    world = CoordinatorWorld(replicas=1)
+    world.coordinator = Coordinator("job-1", 1, 0, Timings())
     agent = world.start(0, pod=False)
 
     world.run(5)
@@ -41,7 +41,7 @@ def test_nothing_is_formed_before_the_plan_said_what_it_wants() -> None:
 
 
 def test_the_first_generation_is_formed_with_fewer_after_the_stated_wait() -> None:
-    world = World(replicas=3, min=2, formation_wait=20.0)
+    world = CoordinatorWorld(replicas=3, min=2, formation_wait=20.0)
     world.start(0)
     world.start(1)
     world.run(19)
@@ -53,7 +53,7 @@ def test_the_first_generation_is_formed_with_fewer_after_the_stated_wait() -> No
 
 
 def test_no_generation_is_formed_below_the_minimum() -> None:
-    world = World(replicas=3, min=2)
+    world = CoordinatorWorld(replicas=3, min=2)
     world.start(0)
 
     world.run(60)
@@ -64,7 +64,7 @@ def test_no_generation_is_formed_below_the_minimum() -> None:
 
 
 def test_a_generation_holds_whole_replicas_and_the_surplus_waits() -> None:
-    world = World(replicas=4, unit=2)
+    world = CoordinatorWorld(replicas=4, replica_quantum=2)
     for slot in range(3):
         world.start(slot)
 
@@ -77,7 +77,7 @@ def test_a_generation_holds_whole_replicas_and_the_surplus_waits() -> None:
 
 
 def test_fewer_workers_than_a_replica_takes_form_nothing() -> None:
-    world = World(replicas=4, min=1, unit=4)
+    world = CoordinatorWorld(replicas=4, min=1, replica_quantum=4)
     for slot in range(3):
         world.start(slot)
 
@@ -90,7 +90,7 @@ def test_fewer_workers_than_a_replica_takes_form_nothing() -> None:
 
 
 def test_the_world_size_is_the_sum_of_the_workers_processes() -> None:
-    world = World(replicas=2)
+    world = CoordinatorWorld(replicas=2)
     world.start(0, processes=2)
     world.start(1, processes=3)
 
@@ -101,7 +101,7 @@ def test_the_world_size_is_the_sum_of_the_workers_processes() -> None:
 
 
 def test_a_host_that_drops_out_while_forming_makes_it_start_over_with_a_higher_number() -> None:
-    world = World(replicas=3, formation_wait=0.0)
+    world = CoordinatorWorld(replicas=3, formation_wait=0.0)
     first = world.start(0, hosts_stores=False)
     world.start(1)
     world.start(2)
@@ -117,7 +117,7 @@ def test_a_host_that_drops_out_while_forming_makes_it_start_over_with_a_higher_n
 
 
 def test_a_host_that_does_not_answer_is_not_rank_0_the_next_time() -> None:
-    world = World(replicas=3)
+    world = CoordinatorWorld(replicas=3)
     for slot in range(3):
         world.start(slot, hosts_stores=slot != 0)
 
@@ -129,7 +129,7 @@ def test_a_host_that_does_not_answer_is_not_rank_0_the_next_time() -> None:
 
 
 def test_a_host_that_reconnects_while_forming_is_asked_again() -> None:
-    world = World(replicas=1)
+    world = CoordinatorWorld(replicas=1)
     agent = world.start(0)
     world.connect(agent)  # What it was asked is lost with the connection before.
     world.run(0.1)
@@ -139,7 +139,7 @@ def test_a_host_that_reconnects_while_forming_is_asked_again() -> None:
 
 
 def test_a_change_of_mind_while_forming_makes_it_start_over() -> None:
-    world = World(replicas=3)
+    world = CoordinatorWorld(replicas=3)
     agents = [world.start(slot, hosts_stores=False) for slot in range(3)]
     world.exchange()
     agents[0].outgoing.append(protocol.StoreReady(number=1, port=1))
@@ -156,7 +156,7 @@ def test_a_change_of_mind_while_forming_makes_it_start_over() -> None:
 
 
 def test_an_agent_whose_pod_is_not_listed_yet_waits_and_joins_when_it_is() -> None:
-    world = World(replicas=1)
+    world = CoordinatorWorld(replicas=1)
     agent = world.start(0, attempt=2, pod=False)
     world.run(1)
     assert agent.received == []
@@ -169,7 +169,7 @@ def test_an_agent_whose_pod_is_not_listed_yet_waits_and_joins_when_it_is() -> No
 
 
 def test_an_agent_whose_pod_never_appears_is_sent_away() -> None:
-    world = World(replicas=1)
+    world = CoordinatorWorld(replicas=1)
     agent = world.start(0, pod=False)
 
     world.run(11)
@@ -230,7 +230,7 @@ def test_a_second_agent_of_the_same_pod_waits_until_the_first_is_disconnected() 
 
 
 def test_a_hello_with_another_protocol_version_is_answered_with_an_error_and_closed() -> None:
-    world = World(replicas=1)
+    world = CoordinatorWorld(replicas=1)
     agent = world.start(0, connect=False)
 
     world.connect(agent, version=99)
@@ -240,7 +240,7 @@ def test_a_hello_with_another_protocol_version_is_answered_with_an_error_and_clo
 
 
 def test_an_agent_that_saw_a_newer_operator_is_not_served() -> None:
-    world = World(replicas=1, epoch=3)
+    world = CoordinatorWorld(replicas=1, epoch=3)
     agent = world.start(0, connect=False)
 
     world.connect(agent, highest_epoch=4)

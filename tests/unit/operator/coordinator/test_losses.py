@@ -1,11 +1,11 @@
-"""When a generation ends by a fault, and that lost contact is evidence and not a verdict, one sentence each."""
+"""The end of generations by faults: lost contact is evidence and not a verdict, one sentence each."""
 
 from __future__ import annotations
 
 import pytest
 
 from pretrain_api.messages import protocol, reports
-from support.coordinator import World, a_running_world
+from support.coordinator import CoordinatorWorld, a_running_world
 
 # --- losses ---
 
@@ -60,7 +60,7 @@ def test_with_shrink_after_the_survivors_wait_for_a_replacement_without_ranks() 
     assert world.members() == [0, 2, 1]
 
 
-def test_with_shrink_after_the_survivors_go_on_without_it_when_the_time_is_over() -> None:
+def test_with_shrink_after_the_survivors_resume_without_it_after_that_time() -> None:
     world, agents = a_running_world(shrink_after=5.0)
     world.kill(agents[1], pod_gone=True)
 
@@ -107,7 +107,7 @@ def test_collective_errors_wait_for_the_failure_that_explains_them() -> None:
     assert (ended.cause, ended.slot, ended.message) == ("RankFailed", 2, "rank 2: OutOfMemory: GPU 0")
 
 
-def test_collective_errors_that_nothing_explains_end_the_generation_and_blame_nobody() -> None:
+def test_collective_errors_without_a_cause_end_the_generation_and_blame_no_member() -> None:
     world, agents = a_running_world()
     for agent in agents:
         agent.failed = True
@@ -197,7 +197,7 @@ def test_a_stopped_worker_is_found_and_left_out() -> None:
 
 
 def test_a_worker_stopped_before_the_first_step_is_found_as_well() -> None:
-    world = World(replicas=3)
+    world = CoordinatorWorld(replicas=3)
     agents = [world.start(slot) for slot in range(3)]
     agents[1].stopped = True
 
@@ -229,7 +229,7 @@ def test_silence_of_an_agent_ends_nothing_while_steps_advance() -> None:
     assert world.ended() == []
 
 
-def test_when_nobody_is_heard_nothing_ends() -> None:
+def test_while_no_agent_is_heard_no_generation_ends() -> None:
     world, agents = a_running_world()
     for agent in agents:
         agent.frozen_ranks = True
@@ -240,7 +240,7 @@ def test_when_nobody_is_heard_nothing_ends() -> None:
     assert world.ended() == []
 
 
-def test_a_broken_connection_proves_nothing_when_nobody_was_heard_since() -> None:
+def test_a_broken_connection_proves_nothing_when_no_agent_was_heard_since() -> None:
     world, agents = a_running_world()
     world.cut(agents[1])
     world.train = lambda: None  # type: ignore[method-assign]
@@ -343,7 +343,7 @@ def test_an_agent_that_came_back_without_its_ranks_is_lost_when_steps_stand_stil
 
 
 def test_a_member_that_missed_its_generation_is_told_again() -> None:
-    world = World(replicas=2)
+    world = CoordinatorWorld(replicas=2)
     first = world.start(0, connect=False)
     second = world.start(1, connect=False)
     world.connect(first)
@@ -360,7 +360,7 @@ def test_a_member_that_missed_its_generation_is_told_again() -> None:
 
 
 def test_the_rest_of_a_broken_replica_waits_until_it_is_whole_again() -> None:
-    world, agents = a_running_world(4, unit=2)
+    world, agents = a_running_world(4, replica_quantum=2)
     world.kill(agents[1])
 
     world.run(2)

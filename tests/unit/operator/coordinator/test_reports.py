@@ -1,10 +1,10 @@
-"""What ranks say and ask for, one sentence each."""
+"""Reports of ranks and requests to them, one sentence each."""
 
 from __future__ import annotations
 
 from pretrain_api.messages import reports
 from pretrain_api.messages.protocol import Report
-from support.coordinator import World, a_running_world, a_step
+from support.coordinator import CoordinatorWorld, a_running_world, a_step
 from support.operator.world import a_rolled_back
 
 # --- what ranks ask for ---
@@ -35,7 +35,7 @@ def test_a_taken_number_is_followed_by_a_higher_one() -> None:
 
 
 def test_a_job_may_take_over_a_prefix_until_it_has_a_record_of_its_own() -> None:
-    world = World(replicas=1)
+    world = CoordinatorWorld(replicas=1)
     agent = world.start(0)
     world.exchange()
     agent.say(reports.NumberTaken(highest=7), world.now)
@@ -129,7 +129,7 @@ def test_the_number_that_ranks_take_by_a_rollback_is_taken() -> None:
 
 
 def test_a_rollback_takes_the_time_of_a_restore() -> None:
-    """Nobody is convicted of standing still meanwhile, and steps may be lower than they were."""
+    """No rank hangs during a rollback, and steps may decrease."""
     world, agents = a_running_world()
     before = world.current
     for agent in agents:

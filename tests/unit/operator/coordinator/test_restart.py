@@ -1,15 +1,15 @@
-"""A coordinator with no memory, one sentence each."""
+"""A restarted coordinator without memory, one sentence each."""
 
 from __future__ import annotations
 
 from pretrain_api.messages import protocol
 from pretrain_api.messages.protocol import Heartbeat
-from pretrain_operator.coordinator.types import Ended
+from pretrain_operator.facts.fact import GenerationEnded
 from support.coordinator import a_running_world, a_want
 from support.operator.world import a_rolled_back
 
 
-def test_a_restarted_coordinator_takes_over_what_runs_and_nobody_is_disturbed() -> None:
+def test_a_restarted_coordinator_adopts_the_running_generation_without_disturbing_it() -> None:
     world, agents = a_running_world()
     before, received = world.current, [len(agent.of(protocol.Formed)) for agent in agents]
     steps = agents[0].step
@@ -31,7 +31,7 @@ def test_a_restarted_coordinator_takes_over_what_runs_and_nobody_is_disturbed() 
 def test_a_member_that_does_not_come_back_to_a_restarted_coordinator_is_lost_when_steps_stand_still() -> None:
     world, agents = a_running_world()
     for agent in agents:
-        agent.tells_of_steps = False
+        agent.reports_steps = False
     world.crash()
     agents[2].stopped = True
     world.boot()
@@ -164,8 +164,8 @@ def test_heartbeats_alone_change_nothing() -> None:
 
 
 def test_an_ended_generation_says_whether_it_was_meant() -> None:
-    assert Ended(time=1, number=1, cause="Resized", step=1, fault_time=1).intended
-    assert not Ended(time=1, number=1, cause="Hang", step=1, fault_time=1).intended
+    assert GenerationEnded(time=1, number=1, cause="Resized", step=1, fault_time=1).intended
+    assert not GenerationEnded(time=1, number=1, cause="Hang", step=1, fault_time=1).intended
     assert a_want().running
 
 

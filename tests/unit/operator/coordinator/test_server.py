@@ -12,16 +12,16 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from pretrain_api.messages import protocol, reports
 from pretrain_api.messages.protocol import COORDINATOR_MESSAGE, CoordinatorMessage, Heartbeat, Hello, Report, StoreReady
-from pretrain_operator.coordinator.authentication import Caller, Refusal
-from pretrain_operator.coordinator.server import AgentServer, Channel
-from pretrain_operator.coordinator.types import Announced, Ended, Fact, Reported
+from pretrain_operator.coordinator.authentication import AuthenticationFailure, Caller
+from pretrain_operator.coordinator.server import AgentServer, CoordinatorChannel
+from pretrain_operator.facts.fact import CoordinatorFact, GenerationAnnounced, GenerationEnded, Reported
 from support.coordinator import JOB, a_step, a_want
 
 Client = TestClient[web.Request, web.Application]
 
 
 class Agent:
-    """A client that speaks as an agent does."""
+    """A client that follows the agents' protocol."""
 
     def __init__(self, socket: ClientWebSocketResponse) -> None:
         self.socket = socket
@@ -42,15 +42,15 @@ class Agent:
                 await self.socket.receive()
 
 
-async def authenticate(request: web.Request, uid: str) -> Caller | Refusal:
-    """Whoever shows no token is believed; `SLOT/ATTEMPT` is a good one, a number is the status of a refusal."""
+async def authenticate(request: web.Request, uid: str) -> Caller | AuthenticationFailure:
+    """Accept callers without a token; `SLOT/ATTEMPT` is a valid token, a number the status of a rejection."""
     token = request.headers.get("X-Token")
     if token is None:
         return Caller(None, None)
     if "/" in token:
         slot, attempt = token.split("/")
         return Caller(int(slot), int(attempt))
-    return Refusal(int(token), "no")
+    return AuthenticationFailure(int(token), "no")
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ async def connect(client: Client, slot: int, token: str | None = None, **changes
     return agent
 
 
-def a_channel(server: AgentServer, workers: int) -> Channel:
+def a_channel(server: AgentServer, workers: int) -> CoordinatorChannel:
     channel = server.open(JOB, epoch=7, highest_number=0)
     channel.set_want(a_want(frozenset((slot, 0) for slot in range(workers)), replicas=workers))
     return channel
@@ -85,7 +85,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_two_agents_become_a_generation_over_real_sockets(server: AgentServer, client: Client) -> None:
-    facts: list[Fact] = []
+    facts: list[CoordinatorFact] = []
     channel = a_channel(server, 2)
     channel.on_facts(facts.extend)
     first, second = await connect(client, 0), await connect(client, 1)
@@ -99,11 +99,11 @@ async def test_two_agents_become_a_generation_over_real_sockets(server: AgentSer
     assert isinstance(formed[0], protocol.Formed)
     assert (formed[0].epoch, formed[0].generation.store_port) == (7, 4242)
     assert channel.view().current == formed[0].generation
-    assert [type(fact) for fact in facts] == [Announced]
+    assert [type(fact) for fact in facts] == [GenerationAnnounced]
 
 
 async def test_a_report_is_acknowledged_after_the_facts_were_taken(server: AgentServer, client: Client) -> None:
-    taken: list[Fact] = []
+    taken: list[CoordinatorFact] = []
     channel = a_channel(server, 1)
     channel.on_facts(taken.extend)
     agent = await connect(client, 0)
@@ -229,7 +229,9 @@ async def test_a_step_calls_for_no_look_and_what_else_is_said_does(server: Agent
     assert looks == ["step", "step", "save_failed", "look"]
 
 
-async def test_an_agent_that_does_not_read_delays_nobody_and_is_cut_off(server: AgentServer, client: Client) -> None:
+async def test_an_agent_that_does_not_read_delays_no_other_agent_and_is_disconnected(
+    server: AgentServer, client: Client
+) -> None:
     channel = a_channel(server, 2)
     deaf, good = await connect(client, 0), await connect(client, 1)
     await good.hears("joined")
@@ -278,7 +280,7 @@ async def test_a_closed_channel_lets_its_agents_go_and_is_gone(server: AgentServ
 async def test_a_silent_member_is_found_by_the_clock_alone(server: AgentServer, client: Client) -> None:
     channel = a_channel(server, 2)
     causes: list[str] = []
-    channel.on_facts(lambda facts: causes.extend(fact.cause for fact in facts if isinstance(fact, Ended)))
+    channel.on_facts(lambda facts: causes.extend(fact.cause for fact in facts if isinstance(fact, GenerationEnded)))
     talker, mute = await connect(client, 0), await connect(client, 1)
     await talker.hears("host_store")
     await talker.say(StoreReady(number=1, port=1))

@@ -15,35 +15,45 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pretrain_api.messages import reports
 from pretrain_api.spec.replicas import down_to_unit
-from pretrain_operator.coordinator.settings import Settings
-from pretrain_operator.coordinator.types import Announced, Ended
-from support.coordinator import World
+from pretrain_operator.facts.fact import GenerationAnnounced, GenerationEnded
+from pretrain_operator.liveness.timings import Timings
+from support.coordinator import CoordinatorWorld
 
 SLOTS = 5
-QUICK = Settings(command_backoff=1.0, command_backoff_at_most=4.0, command_timeout=20.0, hold_seconds=5.0)
+QUICK = Timings(command_backoff=1.0, command_backoff_at_most=4.0, command_timeout=20.0, hold_seconds=5.0)
 pick = st.integers(0, 99)
 
 
 class Faults(RuleBasedStateMachine):
-    """Everything that can go wrong, in any order."""
+    """Faults of every kind, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(settings=QUICK)
+        self.world = CoordinatorWorld(timings=QUICK)
 
     @initialize(
         replicas=st.integers(1, 4),
         least=st.integers(1, 3),
-        unit=st.integers(1, 3),
+        replica_quantum=st.integers(1, 3),
         shrink_after=st.sampled_from([0.0, 2.0]),
         workers=st.integers(1, 4),
         reconnect_after=st.sampled_from([0.2, 0.8, 3.0, None]),
     )
     def begin(
-        self, replicas: int, least: int, unit: int, shrink_after: float, workers: int, reconnect_after: float | None
+        self,
+        replicas: int,
+        least: int,
+        replica_quantum: int,
+        shrink_after: float,
+        workers: int,
+        reconnect_after: float | None,
     ) -> None:
-        self.world = World(
-            settings=QUICK, replicas=replicas, min=min(least, replicas), unit=unit, shrink_after=shrink_after
+        self.world = CoordinatorWorld(
+            timings=QUICK,
+            replicas=replicas,
+            min=min(least, replicas),
+            replica_quantum=replica_quantum,
+            shrink_after=shrink_after,
         )
         self.world.reconnect_after = reconnect_after
         for slot in range(workers):
@@ -171,9 +181,9 @@ class Faults(RuleBasedStateMachine):
             return
         view = coordinator.view()
         said = self.world.facts[self.world.facts_before_boot :]
-        ended = [fact.number for fact in said if isinstance(fact, Ended)]
+        ended = [fact.number for fact in said if isinstance(fact, GenerationEnded)]
         assert len(ended) == len(set(ended)), "a generation ended twice"
-        announced = [fact.generation.number for fact in self.world.facts if isinstance(fact, Announced)]
+        announced = [fact.generation.number for fact in self.world.facts if isinstance(fact, GenerationAnnounced)]
         assert announced == sorted(set(announced))
         if view.current is not None:
             assert view.current.number not in ended
@@ -197,13 +207,13 @@ class Faults(RuleBasedStateMachine):
             world.boot()
         world.set_want(running=True, remove_slots=frozenset(), min=1, hang_timeout=2.0)
         impatient = replace(QUICK, hang_apart_from_steps=2.0)
-        world.coordinator._settings = world.coordinator._attention._settings = impatient  # type: ignore[union-attr]
+        world.coordinator._liveness._timings = impatient  # type: ignore[union-attr]
         for agent in world.agents:
             if agent.alive and agent.connection is None:
                 world.connect(agent)
-        unit = world.want().unit
-        world.set_want(replicas=max(world.want().replicas, unit))
-        for slot in range(unit):  # As the plan would: enough workers for one replica.
+        quantum = world.want().replica_quantum
+        world.set_want(replicas=max(world.want().replicas, quantum))
+        for slot in range(quantum):  # As the plan would: enough workers for one replica.
             if slot not in {slot for slot, _ in living}:
                 world.start(slot, 1 + max((agent.attempt for agent in world.agents), default=0))
         assert world.run_until(self.everybody_trains, 60), self.explain()
@@ -212,7 +222,7 @@ class Faults(RuleBasedStateMachine):
         world = self.world
         alive = {agent.slot for agent in world.agents if agent.alive and (agent.slot, agent.attempt) in world.pods}
         want = world.want()
-        if len(world.members()) != down_to_unit(min(want.replicas, len(alive)), want.unit):
+        if len(world.members()) != down_to_unit(min(want.replicas, len(alive)), want.replica_quantum):
             return False
         steps, number = world.steps(), world.current.number if world.current else 0
         world.run(0.5)

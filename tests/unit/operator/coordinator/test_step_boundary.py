@@ -1,10 +1,10 @@
-"""Growing, shrinking, leaving, suspending and ending on purpose, one sentence each."""
+"""Planned changes: grow, shrink, leave, suspend and end, one sentence each."""
 
 from __future__ import annotations
 
 from pretrain_api.messages import protocol, reports
 from pretrain_api.messages.protocol import Leaving
-from support.coordinator import World, a_running_world, a_step
+from support.coordinator import CoordinatorWorld, a_running_world, a_step
 
 
 def test_a_new_worker_joins_at_a_step_boundary_without_a_lost_step() -> None:
@@ -33,7 +33,7 @@ def test_workers_that_join_together_cost_one_generation() -> None:
 
 
 def test_a_generation_that_has_not_done_a_step_is_not_disturbed_for_growing() -> None:
-    world = World(replicas=2, formation_wait=0.0)
+    world = CoordinatorWorld(replicas=2, formation_wait=0.0)
     agent = world.start(0)
     world.run(0.05)
     agent.frozen_ranks = True
@@ -83,7 +83,7 @@ def test_a_hold_that_is_over_is_not_taken_for_one_that_lasts() -> None:
     assert world.ended() == []
 
 
-def test_a_hold_counts_once_rank_0_told_of_its_step() -> None:
+def test_a_hold_counts_once_rank_0_reported_its_step() -> None:
     world, agents = a_running_world()
     world.train = lambda: None  # type: ignore[method-assign]
     world.exchange()
@@ -190,7 +190,7 @@ def test_a_replacement_does_not_push_out_a_worker_that_takes_its_last_checkpoint
     assert world.causes()[:1] == ["WorkerLeft"]
 
 
-def test_a_suspended_job_takes_a_checkpoint_and_holds_and_goes_on_when_resumed() -> None:
+def test_a_suspended_job_takes_a_checkpoint_and_holds_and_resumes_later() -> None:
     world, agents = a_running_world()
     assert world.coordinator is not None
     world.set_want(running=False)
@@ -219,7 +219,7 @@ def test_a_job_that_ends_shuts_every_agent_down_and_those_that_come_later() -> N
     assert world.coordinator.next_deadline() is None
 
 
-def test_a_job_let_go_by_suspension_takes_new_agents_in_when_it_is_resumed() -> None:
+def test_a_suspended_job_admits_new_agents_when_it_is_resumed() -> None:
     world, agents = a_running_world(2)
     world.set_want(running=False)
     world.run(1)

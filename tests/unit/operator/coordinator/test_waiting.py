@@ -1,4 +1,4 @@
-"""Ranks that said that they wait for something outside: no silence of steps is a hang while they do."""
+"""Ranks that wait for an external resource: a standstill is no hang meanwhile."""
 
 from __future__ import annotations
 

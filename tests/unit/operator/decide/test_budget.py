@@ -9,7 +9,8 @@ import pytest
 from pretrain_api.messages.reports import CheckpointRejected, Failed
 from pretrain_api.spec.job import Recovery
 from pretrain_api.status.job import JobStatus
-from pretrain_operator.decide.budget import delay_after
+from pretrain_operator.decide.slots import restart_delay
+from pretrain_operator.facts.fact import StartsFailed
 from pretrain_operator.projections.ledger import Ledger
 from support.operator.world import NOON, a_generation, a_job, a_restore, a_save, a_step, an_end, announced, said
 
@@ -19,7 +20,7 @@ def recovery(**fields: Any) -> Recovery:
 
 
 def a_ledger() -> Ledger:
-    return Ledger(JobStatus(), lambda _: None)
+    return Ledger(JobStatus())
 
 
 class Run:
@@ -51,7 +52,7 @@ class Run:
 
     @property
     def exhausted(self) -> str:
-        return self.ledger.spent.exhausted(self.recovery.budget, NOON + self.time)
+        return self.ledger.view().spent.exhausted(self.recovery.budget, NOON + self.time)
 
 
 def a_failure(**fields: Any) -> Failed:
@@ -146,7 +147,7 @@ def test_a_rule_that_says_fail_ends_the_job_at_the_first_failure(condition: dict
     run.generation()
     run.fails("RankFailed", a_failure(reason="OutOfMemory", exit_code=70, message="CUDA out of memory"))
 
-    assert "exit code 70 (OutOfMemory): CUDA out of memory" in run.ledger.fatal
+    assert "exit code 70 (OutOfMemory): CUDA out of memory" in run.ledger.view().fatal
 
 
 def test_a_rule_that_does_not_match_changes_nothing() -> None:
@@ -154,7 +155,7 @@ def test_a_rule_that_does_not_match_changes_nothing() -> None:
     run.generation()
     run.fails("RankFailed", a_failure())
 
-    assert not run.ledger.fatal
+    assert not run.ledger.view().fatal
 
 
 def test_ignored_failures_do_not_count_even_when_the_others_saw_a_broken_collective() -> None:
@@ -172,7 +173,7 @@ def test_the_first_rule_that_matches_wins() -> None:
     run.generation()
     run.fails("RankFailed", a_failure())
 
-    assert not run.ledger.fatal
+    assert not run.ledger.view().fatal
 
 
 def test_intended_ends_cost_nothing() -> None:
@@ -181,21 +182,21 @@ def test_intended_ends_cost_nothing() -> None:
         run.generation()
         run.fails("Resized")
 
-    assert run.ledger.spent.restarts == ()
+    assert run.ledger.view().spent.restarts == ()
 
 
 def test_pods_that_never_join_use_up_the_restarts() -> None:
     ledger, rules = a_ledger(), recovery(budget={"restarts": 2})
-    ledger.pods_failed(3, NOON, "image is missing", rules)
+    ledger.record(StartsFailed(NOON, 3, "image is missing"), rules)
 
-    assert "image is missing" in ledger.spent.exhausted(rules.budget, NOON)
+    assert "image is missing" in ledger.view().spent.exhausted(rules.budget, NOON)
 
 
 def test_a_replacement_that_cannot_start_does_not_end_a_job_that_trains() -> None:
     run = Run()
     run.generation(saved=1)
 
-    run.ledger.pods_failed(100, NOON, "image is missing", run.recovery)
+    run.tell(StartsFailed(NOON, 100, "image is missing"))
 
     assert not run.exhausted
 
@@ -208,12 +209,12 @@ def test_what_is_spent_survives_a_restart_of_the_operator() -> None:
 
     status = JobStatus.from_json(run.ledger.status().to_json())
 
-    assert Ledger(status, lambda _: None).spent == run.ledger.spent
+    assert Ledger(status).view().spent == run.ledger.view().spent
 
 
 def test_delays_double_up_to_a_limit() -> None:
-    assert [delay_after(failures) for failures in (0, 1, 2, 3, 4)] == [0, 0, 1, 2, 4]
-    assert delay_after(10_000) == 300
+    assert [restart_delay(failures) for failures in (0, 1, 2, 3, 4)] == [0, 0, 1, 2, 4]
+    assert restart_delay(10_000) == 300
 
 
 def test_falling_back_from_one_checkpoint_after_another_is_free() -> None:
@@ -224,7 +225,7 @@ def test_falling_back_from_one_checkpoint_after_another_is_free() -> None:
             run.tell(said(0, run.number, CheckpointRejected(checkpoint=f"c{number}", message=f"rank {rank}")))
         run.fails("CheckpointRejected")
 
-    assert run.ledger.spent.restarts == ()
+    assert run.ledger.view().spent.restarts == ()
     assert len(run.ledger.status().incidents) == 20
 
 

@@ -1,4 +1,4 @@
-"""Workers whose pods are still there and that are given up: dead nodes, silence, a start that comes to nothing."""
+"""Replacement of workers whose pods still exist: dead nodes, silence, failed starts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import Bookkeeping, Condition, JobStatus, NodeFailure, Obstacle, SlotMemory, Suspect
 from pretrain_operator.cluster import Pod
-from pretrain_operator.decide.observe import Observed, Refusal
-from pretrain_operator.decide.plan import CreatePod, Decision, DeleteJob, DeletePod, plan
+from pretrain_operator.decide.actions import CreatePod, DeleteJob, DeletePod
+from pretrain_operator.decide.observe import Observed, PodRefusal
+from pretrain_operator.decide.plan import Decision, plan
 from support.operator.world import NOON, a_generation, a_job, a_pod, a_stuck_pod, a_view, an_agent, observed
 
 NEVER_JOINED = JobStatus(bookkeeping=Bookkeeping(slots=(SlotMemory(slot=0, attempt=0),)))
@@ -39,7 +40,7 @@ def acts(decision: Decision) -> list[tuple[str, int, int]]:
 
 
 def reformed(silent_for: float) -> dict[str, Any]:
-    """Worker 0 trains on without worker 1, whose agent was last heard so long ago."""
+    """Worker 0 trains alone; worker 1 was last heard this number of seconds ago."""
     agents = (an_agent(0), an_agent(1, heard=NOON - silent_for))
     return {"view": a_view(*agents, current=a_generation(2, (0, 0))), "state": "training"}
 
@@ -50,7 +51,7 @@ REPLACED = [("kill", 1, 0), ("create", 1, 1)]
 # --- dead nodes -------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_on_a_node_that_is_not_ready_is_replaced_as_soon_as_the_others_go_on_without_it() -> None:
+def test_a_worker_on_a_node_that_is_not_ready_is_replaced_as_soon_as_the_others_resume_without_it() -> None:
     decision = decide(a_job(2), a_pod(0), a_pod(1, node_ready=False), **reformed(silent_for=2.5))
 
     assert acts(decision) == REPLACED
@@ -122,10 +123,10 @@ def test_somebody_looks_when_the_patience_with_the_only_worker_is_over() -> None
     assert decide(a_job(1), pod, **fields).requeue_after == 29.0
 
 
-def test_an_operator_that_was_not_in_order_itself_blames_nobody() -> None:
+def test_an_operator_that_was_interrupted_itself_blames_no_worker() -> None:
     pod, fields = alone(600)
 
-    decision = decide(a_job(1), pod, sound_since=NOON - 20, **fields)
+    decision = decide(a_job(1), pod, healthy_since=NOON - 20, **fields)
 
     assert decision.actions == ()
     assert decision.requeue_after == 10.0
@@ -151,7 +152,7 @@ def test_an_agent_that_a_new_operator_never_heard_is_waited_for_longer_than_one_
     assert acts(late) == REPLACED
 
 
-def test_of_two_workers_neither_is_given_up_while_nobody_is_heard() -> None:
+def test_of_two_workers_neither_is_replaced_while_no_agent_is_heard() -> None:
     agents = [an_agent(slot, heard=NOON - 600) for slot in range(2)]
     view = a_view(*agents, current=a_generation(1, (0, 0), (1, 0)))
 
@@ -200,7 +201,7 @@ def made(pod: Pod, **memory: Any) -> JobStatus:
     return JobStatus(bookkeeping=Bookkeeping(slots=(SlotMemory(slot=pod.slot, attempt=pod.attempt, **memory),)))
 
 
-def test_a_pod_that_cannot_start_is_made_anew_when_the_spec_changed() -> None:
+def test_a_pod_that_cannot_start_is_recreated_when_the_spec_changed() -> None:
     pod = a_stuck_pod(0, "ImagePullBackOff")
 
     same = decide(a_job(1, generation=3), pod, written=made(pod, spec_generation=3))
@@ -210,7 +211,7 @@ def test_a_pod_that_cannot_start_is_made_anew_when_the_spec_changed() -> None:
     assert acts(mended) == [("kill", 0, 0), ("create", 0, 1)]
 
 
-def test_a_pod_that_runs_or_is_on_its_way_is_not_made_anew_for_a_change_of_the_spec() -> None:
+def test_a_pod_that_runs_or_is_on_its_way_is_not_recreated_for_a_change_of_the_spec() -> None:
     for pod in (a_pod(0), a_pod(0, phase="Pending")):
         assert decide(a_job(1, generation=4), pod, written=made(pod, spec_generation=3)).actions == ()
 
@@ -219,7 +220,7 @@ def test_a_pod_found_without_a_record_counts_as_made_from_the_spec_of_now() -> N
     assert observed(a_job(1, generation=4), a_pod(0), written=JobStatus()).history.slots[0].spec_generation == 4
 
 
-def test_a_pod_kept_from_a_node_is_made_anew_once_it_need_not_be() -> None:
+def test_a_pod_kept_from_a_node_is_recreated_once_it_need_not_be() -> None:
     pod = a_stuck_pod(1)
     written = made(pod, spec_generation=0, kept_from=("node-9",))
     others = {"view": a_view(an_agent(0), current=a_generation(1, (0, 0)))}
@@ -238,7 +239,7 @@ def test_a_pod_that_may_go_anywhere_waits_for_a_place_as_long_as_it_takes() -> N
     assert decide(a_job(1), pod, written=made(pod, spec_generation=0, kept_from=())).actions == ()
 
 
-def test_a_pod_of_which_it_is_not_known_where_it_may_go_is_made_anew_once() -> None:
+def test_a_pod_with_unknown_excluded_nodes_is_recreated_once() -> None:
     def attempt(age: float) -> Decision:
         pod = a_stuck_pod(0, created_at=NOON - age)
         return decide(a_job(1), pod, written=made(pod, spec_generation=0))
@@ -251,8 +252,8 @@ def test_a_pod_of_which_it_is_not_known_where_it_may_go_is_made_anew_once() -> N
 
 
 def test_after_a_refusal_pods_are_asked_for_again_in_time() -> None:
-    waiting = decide(a_job(1), refusal=Refusal("QuotaExceeded", "no", 1, retry_at=NOON + 4))
-    again = decide(a_job(1), refusal=Refusal("QuotaExceeded", "no", 1, retry_at=NOON))
+    waiting = decide(a_job(1), refusal=PodRefusal("QuotaExceeded", "no", 1, retry_at=NOON + 4))
+    again = decide(a_job(1), refusal=PodRefusal("QuotaExceeded", "no", 1, retry_at=NOON))
 
     assert (acts(waiting), waiting.requeue_after) == ([], 4.0)
     assert acts(again) == [("create", 0, 0)]

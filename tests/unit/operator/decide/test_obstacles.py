@@ -1,4 +1,4 @@
-"""What is in the way of a job: said within one look, with a remedy, once, and gone when it is mended."""
+"""Obstacles: reported by one reconcile, once, with a remedy, and gone when resolved."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pretrain_api.status.job import Condition, JobStatus, Obstacle
 from pretrain_operator.cluster import Event, Pod
 from pretrain_operator.decide.conditions import condition_of
 from pretrain_operator.decide.lifecycle import lifecycle
-from pretrain_operator.decide.observe import Observed, Refusal
+from pretrain_operator.decide.observe import Observed, PodRefusal
 from pretrain_operator.decide.obstacles import obstacles
-from pretrain_operator.decide.status import compose, news
+from pretrain_operator.decide.status import compose, status_events
 from support.operator.world import NOON, a_generation, a_job, a_pod, a_stuck_pod, a_view, an_agent, observed
 
 NO_BUCKET = Obstacle(reason="BucketMissing", message="bucket runs does not exist; create it")
-QUOTA = Refusal("QuotaExceeded", "worker 1 cannot be created: exceeded quota; raise the quota")
+QUOTA = PodRefusal("QuotaExceeded", "worker 1 cannot be created: exceeded quota; raise the quota")
 
 
 def said(job: PretrainJob, seen: Observed) -> JobStatus:
@@ -119,7 +119,7 @@ def test_enough_workers_that_are_on_their_way_are_not_blocked_by_the_others() ->
     assert blocked(status).status == "True"
 
 
-def test_an_invalid_spec_is_said_and_the_job_goes_on() -> None:
+def test_an_invalid_spec_is_reported_and_the_job_continues() -> None:
     job = a_job(2)
     wrong = "spec.workers.replicas: must be at least 1"
 
@@ -128,7 +128,7 @@ def test_an_invalid_spec_is_said_and_the_job_goes_on() -> None:
 
     assert (status.phase, blocked(status).reason) == ("Training", "InvalidSpec")
     assert wrong in blocked(status).message
-    assert "goes on with the last spec" in blocked(status).message
+    assert "continues with the last valid spec" in blocked(status).message
     assert starting.phase == "Starting"
 
 
@@ -169,7 +169,7 @@ def test_nothing_is_in_the_way_of_a_job_that_wants_no_workers_but_a_mistake_in_i
     assert (wrong.phase, blocked(wrong).reason) == ("Suspended", "InvalidSpec")
 
 
-def test_pods_of_slots_that_are_not_wanted_any_more_are_in_nobodys_way() -> None:
+def test_pods_of_slots_that_are_no_longer_wanted_are_no_obstacle() -> None:
     job = a_job(1)
 
     assert obstacles(job, observed(job, a_pod(0), a_stuck_pod(1))) == ()
@@ -178,16 +178,16 @@ def test_pods_of_slots_that_are_not_wanted_any_more_are_in_nobodys_way() -> None
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
-def test_people_are_told_once_that_a_job_is_blocked_and_once_that_it_goes_on() -> None:
+def test_one_event_reports_the_obstacle_and_one_its_end() -> None:
     job = a_job(1)
     calm = said(job, observed(job, a_pod(0, phase="Pending")))
     stuck = said(job, observed(job, a_stuck_pod(0, "ErrImagePull", "not found")))
     still = said(job, observed(job, a_stuck_pod(0, "ImagePullBackOff", "back-off"), written=stuck))
     mended = said(job, observed(job, a_pod(0), state="starting", written=still))
 
-    assert news(calm, stuck) == (Event("Warning", "ImagePullBackOff", stuck.message),)
-    assert news(stuck, still) == ()
-    assert [(event.type, event.reason) for event in news(still, mended)] == [
+    assert status_events(calm, stuck) == (Event("Warning", "ImagePullBackOff", stuck.message),)
+    assert status_events(stuck, still) == ()
+    assert [(event.type, event.reason) for event in status_events(still, mended)] == [
         ("Normal", "Unblocked"),
         ("Normal", "WorkersJoining"),
     ]
@@ -217,5 +217,5 @@ def test_phases_that_other_events_tell_of_are_not_told_again(before: Any, after:
     def status(phase: str, reason: str) -> JobStatus:
         return JobStatus.model_validate({"phase": phase, "reason": reason})
 
-    assert news(status(*before), status(*after)) == ()
-    assert news(status("Starting", "RanksStarting"), status("Training", "Training")) != ()
+    assert status_events(status(*before), status(*after)) == ()
+    assert status_events(status("Starting", "RanksStarting"), status("Training", "Training")) != ()

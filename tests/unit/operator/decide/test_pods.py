@@ -1,4 +1,4 @@
-"""Which pods should exist: every row of the table of `plan`."""
+"""The pods that should exist: every row of the table of `plan`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import Bookkeeping, Condition, JobStatus, SlotMemory
 from pretrain_operator.cluster import Pod, Snapshot
 from pretrain_operator.coordinator.types import CoordinatorView
-from pretrain_operator.decide.lifecycle import Verdict
-from pretrain_operator.decide.observe import History
-from pretrain_operator.decide.plan import CreatePod, Decision, DeletePod, EndAgents, plan
+from pretrain_operator.decide.actions import CreatePod, DeletePod, EndAgents
+from pretrain_operator.decide.lifecycle import LifecycleVerdict
+from pretrain_operator.decide.plan import Decision, plan
+from pretrain_operator.decide.pod_history import PodHistory
 from support.operator.world import NOON, a_generation, a_job, a_pod, a_view, an_agent, observed
 
 
@@ -54,7 +55,7 @@ def test_spares_have_pods_too_but_are_not_wanted_in_the_generation() -> None:
 def test_the_coordinator_is_asked_for_whole_replicas_of_the_model() -> None:
     want = decide(a_job(6, minimum=3, maximum=7, tensor=2)).want
 
-    assert (want.replicas, want.min, want.unit) == (6, 4, 2)
+    assert (want.replicas, want.min, want.replica_quantum) == (6, 4, 2)
 
 
 def test_a_job_with_all_its_pods_needs_nothing() -> None:
@@ -89,7 +90,7 @@ def test_an_attempt_known_to_agents_only_is_not_used_again() -> None:
 
 def test_workers_that_ended_well_unheard_are_not_replaced_before_the_others_had_time_to_tell_why() -> None:
     there = (a_pod(0), a_pod(1, 0, "Succeeded"), a_pod(2, 0, "Succeeded"))
-    new_operator = {"state": "training", "sound_since": NOON - 4.0}
+    new_operator = {"state": "training", "healthy_since": NOON - 4.0}
 
     waiting = decide(a_job(3), *there, **new_operator)
 
@@ -97,12 +98,12 @@ def test_workers_that_ended_well_unheard_are_not_replaced_before_the_others_had_
     assert waiting.requeue_after == 6.0
     told = a_view(an_agent(0), finished=Finished(step=9, tokens=9, checkpoint="c"))
     assert decide(a_job(3), *there, view=told, **new_operator).verdict.phase == "Succeeded"
-    late = decide(a_job(3), *there, **{**new_operator, "sound_since": NOON - 11.0})
+    late = decide(a_job(3), *there, **{**new_operator, "healthy_since": NOON - 11.0})
     assert late.actions == (CreatePod(1, 1), CreatePod(2, 1))
 
 
-def test_workers_let_go_by_a_suspension_are_replaced_at_once_when_it_is_over() -> None:
-    decision = decide(a_job(1), a_pod(0, 0, "Succeeded"), state="queued", sound_since=NOON)
+def test_workers_terminated_by_a_suspension_are_replaced_at_once_when_it_is_over() -> None:
+    decision = decide(a_job(1), a_pod(0, 0, "Succeeded"), state="queued", healthy_since=NOON)
 
     assert decision.actions == (CreatePod(0, 1),)
 
@@ -160,7 +161,7 @@ def test_a_silent_member_of_the_generation_is_the_coordinators_business() -> Non
     assert decide(a_job(2), a_pod(0), a_pod(1), view=view).actions == ()
 
 
-def test_with_no_agent_heard_at_all_nobody_is_replaced() -> None:
+def test_with_no_agent_heard_at_all_no_worker_is_replaced() -> None:
     view = a_view(an_agent(0, heard=NOON - 60), an_agent(1, heard=NOON - 60))
 
     assert decide(a_job(2), a_pod(0), a_pod(1), view=view).actions == ()
@@ -186,7 +187,7 @@ def test_a_worker_that_joined_forgets_its_failures() -> None:
     written = JobStatus(bookkeeping=Bookkeeping(slots=(slot,)))
     snapshot = Snapshot(a_job(1), written, (a_pod(0, 3),))
 
-    history = History.of(written).advance(snapshot, a_view(an_agent(0, 3)), NOON, running=True)
+    history = PodHistory.of(written).advance(snapshot, a_view(an_agent(0, 3)), NOON, running=True)
 
     assert history.slots[0].failures == 0
 
@@ -304,7 +305,7 @@ def test_a_stop_first_asks_for_a_checkpoint() -> None:
     assert (decision.verdict.phase, decision.verdict.reason) == ("Holding", "Stopping")
 
 
-def test_a_stop_lets_the_agents_go_when_the_checkpoint_is_in_force() -> None:
+def test_a_stop_shuts_down_the_agents_once_the_checkpoint_is_committed() -> None:
     view = a_view(an_agent(0), current=a_generation(1, (0, 0)), holding=True)
 
     first = decide(a_job(1), a_pod(0), view=view, stopping=True)
@@ -315,7 +316,7 @@ def test_a_stop_lets_the_agents_go_when_the_checkpoint_is_in_force() -> None:
     assert then.actions[0].reason == "suspended"
 
 
-def test_a_stop_while_nobody_trains_suspends_at_once_and_replaces_nobody() -> None:
+def test_a_stop_without_training_suspends_at_once_and_replaces_no_worker() -> None:
     decision = decide(a_job(2), a_pod(0, 0, "Failed"), stopping=True)
 
     assert (decision.verdict.phase, decision.actions) == ("Suspended", ())
@@ -358,5 +359,5 @@ def test_the_phase_says_what_the_job_does() -> None:
     assert phase(a_view(*agents), state="recovering", recovering="Hang") == ("Recovering", "Hang")
     assert decide(
         a_job(2, minimum=2), *pods, view=a_view(an_agent(0)), state="recovering", recovering="Hang"
-    ).verdict == (Verdict("Recovering", "Hang", "1 of the at least 2 workers that it needs are there"))
+    ).verdict == (LifecycleVerdict("Recovering", "Hang", "waiting for workers: 1 of at least 2 are connected"))
     assert phase(a_view(*agents, current=current), state="holding") == ("Holding", "Resizing")

@@ -8,16 +8,13 @@ import pytest
 
 from pretrain_api.status.job import NodeFailure, Suspect
 from pretrain_operator.cluster import Placement, Pod
-from pretrain_operator.decide.observe import Worker
-from pretrain_operator.decide.suspects import (
+from pretrain_operator.decide.placement import crashes, next_release, placement, silent_nodes
+from pretrain_operator.decide.workers import ObservedWorker
+from pretrain_operator.projections.suspects import (
     MAX_FAILURES,
     MAX_SUSPECTS,
     Suspects,
-    crashes,
     judged,
-    next_release,
-    placement,
-    silent_nodes,
     with_failure,
     with_quarantine,
     with_silence,
@@ -40,13 +37,13 @@ def avoided(suspects: Suspects, **rule: Any) -> set[str]:
     return {suspect.node for suspect in judged(suspects, rules, NOON) if suspect.avoided}
 
 
-def workers(*pods: Pod, heard: tuple[int, ...] = ()) -> tuple[Worker, ...]:
+def workers(*pods: Pod, heard: tuple[int, ...] = ()) -> tuple[ObservedWorker, ...]:
     """Workers whose agents were all there once; those of the slots `heard` still speak."""
     agents = [an_agent(pod.slot, heard=NOON if pod.slot in heard else NOON - 60) for pod in pods]
     return observed(a_job(), *pods, view=a_view(*agents)).workers
 
 
-def where(suspects: Suspects, *there: Worker) -> Placement:
+def where(suspects: Suspects, *there: ObservedWorker) -> Placement:
     return placement(suspects, there, 30.0, NOON)
 
 

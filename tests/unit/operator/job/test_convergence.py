@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from pretrain_api.messages.reports import Finished
-from pretrain_operator.job.service import JobService, Witness
+from pretrain_operator.job.ports import JobListener
+from pretrain_operator.job.service import JobService
 from support.operator.world import Crash, FakeChannel, FakeCluster, World, a_job
 
 ROUNDS = 200
@@ -16,7 +17,7 @@ ROUNDS = 200
 
 @dataclass(frozen=True)
 class Fixpoint:
-    """All of a job that stays when nothing happens any more."""
+    """The state of a job at rest."""
 
     pods: tuple[tuple[tuple[int, int], bool], ...]
     phase: str
@@ -26,7 +27,7 @@ class Fixpoint:
 
 
 async def settle(world: World) -> None:
-    """Run operators, a new one after each crash, until neither they nor the world have anything to do."""
+    """Run operators, a new one after each crash, until operator and world are at rest."""
     while True:
         try:
             await _serve(world)
@@ -37,15 +38,15 @@ async def settle(world: World) -> None:
 
 async def _serve(world: World) -> None:
     channel = FakeChannel(world)
-    service = JobService(FakeCluster(world), channel, Witness(step=world.records.append), world.clock)
+    service = JobService(FakeCluster(world), channel, JobListener(step=world.records.append), world.clock)
     for _ in range(ROUNDS):
-        round_ = await service.look()
-        if service.owes(round_):
-            await service.act(round_)
+        reconciliation = await service.decide()
+        if service.is_due(reconciliation):
+            await service.act(reconciliation)
         elif not channel.go_on():
-            if round_.decision.requeue_after is None:
+            if reconciliation.decision.requeue_after is None:
                 return
-            world.now += round_.decision.requeue_after
+            world.now += reconciliation.decision.requeue_after
     raise AssertionError("the job does not come to rest")
 
 

@@ -1,4 +1,4 @@
-"""The loop of the service: quick where it matters, sparing where it does not, undeterred by errors."""
+"""The loop of the service: urgent changes at once, others rate-limited, errors retried."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ import pytest
 from pretrain_api.messages.reports import Finished
 from pretrain_api.status.job import JobStatus
 from pretrain_operator.cluster import Placement
-from pretrain_operator.coordinator.types import Announced, Ended
-from pretrain_operator.job.service import JobService, Witness
+from pretrain_operator.facts.fact import GenerationAnnounced, GenerationEnded
+from pretrain_operator.job.ports import JobListener
+from pretrain_operator.job.service import JobService
 from support.operator.world import FakeChannel, FakeCluster, World, a_generation, a_job, a_pod, a_restore, a_step
 
 
 class Stage:
-    """A service in its surroundings; three workers train unless told otherwise."""
+    """A service with its fakes; three workers train by default."""
 
     def __init__(self, world: World | None = None) -> None:
         self.world = world or World(a_job(3))
         self.cluster = FakeCluster(self.world)
         self.channel = FakeChannel(self.world)
-        self.service = JobService(self.cluster, self.channel, Witness(step=self.world.records.append), self.world.clock)
+        self.service = JobService(
+            self.cluster, self.channel, JobListener(step=self.world.records.append), self.world.clock
+        )
 
     async def settle(self) -> None:
         for _ in range(100):
-            round_ = await self.service.look()
-            if self.service.owes(round_):
-                await self.service.act(round_)
+            reconciliation = await self.service.decide()
+            if self.service.is_due(reconciliation):
+                await self.service.act(reconciliation)
             elif not self.channel.go_on():
                 return
         raise AssertionError("it does not come to rest")
@@ -115,9 +118,9 @@ async def test_progress_is_written_at_most_twice_a_second() -> None:
     for step in range(2, 102):
         stage.world.now += 0.02
         stage.channel.say(a_step(step))
-        round_ = await stage.service.look()
-        if stage.service.owes(round_):
-            await stage.service.act(round_)
+        reconciliation = await stage.service.decide()
+        if stage.service.is_due(reconciliation):
+            await stage.service.act(reconciliation)
 
     assert 3 <= len(stage.world.statuses) - before <= 4
     assert len(stage.world.records) == 101
@@ -127,16 +130,16 @@ async def test_an_incident_is_written_at_once() -> None:
     stage = Stage()
     await stage.settle()
     now = stage.world.now
-    stage.channel.facts((Ended(now, 1, "Hang", 1, now),))
+    stage.channel.facts((GenerationEnded(now, 1, "Hang", 1, now),))
 
-    round_ = await stage.service.look()
-    await stage.service.act(round_)
+    reconciliation = await stage.service.decide()
+    await stage.service.act(reconciliation)
 
     assert stage.world.status.incidents[0].cause == "Hang"
     assert stage.reasons[-1] == "Hang"
 
 
-async def test_people_are_told_of_phases_after_they_were_written() -> None:
+async def test_events_report_phases_after_they_are_written() -> None:
     stage = Stage()
 
     await stage.settle()
@@ -148,12 +151,12 @@ async def test_people_are_told_of_phases_after_they_were_written() -> None:
 async def test_facts_told_before_the_first_look_are_kept() -> None:
     stage = Stage(World(a_job(1)))
     generation = a_generation(1, (0, 0))
-    stage.channel.facts((Announced(stage.world.now, generation),))
+    stage.channel.facts((GenerationAnnounced(stage.world.now, generation),))
     stage.world.number = 1
     stage.channel.say(a_restore(0))
     stage.channel.say(a_step(1))
 
-    await stage.service.look()
+    await stage.service.decide()
 
     assert [record.step for record in stage.world.records] == [1]
 
@@ -164,7 +167,7 @@ async def test_the_coordinator_is_told_only_what_changed() -> None:
     before = len(stage.channel.wants)
 
     for _ in range(3):
-        await stage.service.look()
+        await stage.service.decide()
 
     assert len(stage.channel.wants) == before
 
@@ -191,8 +194,8 @@ async def test_an_action_that_fails_does_not_keep_the_status_from_being_written(
         await create(slot, attempt, placement)
 
     stage.cluster.create_pod = refuse
-    done = await stage.service.act(await stage.service.look())
-    await stage.service.act(await stage.service.look())
+    done = await stage.service.act(await stage.service.decide())
+    await stage.service.act(await stage.service.decide())
 
     assert not done
     assert stage.world.alive() == {(0, 0), (2, 0)}
@@ -204,15 +207,15 @@ async def test_a_pod_that_the_cluster_does_not_show_yet_is_not_taken_for_a_faile
     stage = Stage(World(a_job(1)))
     snapshot = stage.cluster.snapshot
 
-    round_ = await stage.service.look()
+    reconciliation = await stage.service.decide()
 
     async def slow() -> Any:
         before = await snapshot()
-        await stage.service.act(round_)
+        await stage.service.act(reconciliation)
         return before
 
     stage.cluster.snapshot = slow
-    await stage.service.look()
+    await stage.service.decide()
     stage.cluster.snapshot = snapshot
     await stage.settle()
 
@@ -236,11 +239,11 @@ async def test_workers_that_die_before_they_join_end_the_job_within_its_budget()
     world = World(a_job(1, recovery={"budget": {"restarts": 2}}))
     stage = Stage(world)
     for _ in range(100):
-        round_ = await stage.service.look()
-        await stage.service.act(round_)
+        reconciliation = await stage.service.decide()
+        await stage.service.act(reconciliation)
         for identity, pod in world.pods.items():
             world.pods[identity] = replace(pod, phase="Failed", message="no such image")
-        world.now += round_.decision.requeue_after or 0.0
+        world.now += reconciliation.decision.requeue_after or 0.0
         if world.status.phase == "Failed":
             break
 
@@ -258,14 +261,14 @@ async def test_the_status_shows_workers_with_their_ranks_processes() -> None:
     view = stage.channel.view
     stage.channel.view = lambda: replace(view(), pids={0: 100, 1: 101})
 
-    round_ = await stage.service.look()
+    reconciliation = await stage.service.decide()
 
-    workers = {worker.slot: worker for worker in round_.status.workers}
+    workers = {worker.slot: worker for worker in reconciliation.status.workers}
     assert (workers[0].state, workers[0].pids) == ("Training", {0: 100})
     assert (workers[1].state, workers[1].pids) == ("Training", {1: 101})
     assert (workers[5].state, workers[6].state) == ("Lost", "Ended")
-    assert round_.status.replicas == 2
-    assert round_.status.total_steps == 100
+    assert reconciliation.status.replicas == 2
+    assert reconciliation.status.total_steps == 100
 
 
 async def test_conditions_keep_the_time_of_their_last_transition() -> None:
@@ -275,11 +278,11 @@ async def test_conditions_keep_the_time_of_their_last_transition() -> None:
 
     stage.world.now += 60
     stage.world.kill(1)
-    round_ = await stage.service.look()
+    reconciliation = await stage.service.decide()
     stage.channel.go_on()
-    round_ = await stage.service.look()
+    reconciliation = await stage.service.decide()
 
-    after = {item.type: item for item in round_.status.conditions}
+    after = {item.type: item for item in reconciliation.status.conditions}
     assert after["Degraded"].status == "True"
     assert after["Degraded"].last_transition_time > before["Degraded"]
     await stage.settle()

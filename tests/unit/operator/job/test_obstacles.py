@@ -1,4 +1,4 @@
-"""The service where the cluster says no, where silence is its own, and where the job's time is over."""
+"""The service under refusals of the cluster, interruptions of its own, and an expired TTL."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from dataclasses import replace
 import pytest
 
 from pretrain_api.messages.reports import Blocked, Finished
-from pretrain_operator.cluster import Placement, Refused
+from pretrain_operator.cluster import Placement, PodRefused
 from pretrain_operator.decide.conditions import condition_of
-from pretrain_operator.job.service import JobService, Witness
+from pretrain_operator.job.ports import JobListener
+from pretrain_operator.job.service import JobService
 from support.operator.world import NOON, FakeChannel, FakeCluster, World, a_job, a_stuck_pod
 
 
 class QuotaCluster(FakeCluster):
-    """So many pods and not one more."""
+    """A cluster with a quota of pods."""
 
     def __init__(self, world: World, quota: int) -> None:
         super().__init__(world)
@@ -28,7 +29,7 @@ class QuotaCluster(FakeCluster):
         self.asked += 1
         self.placements.append(placement)
         if len(self.world.alive()) >= self.quota:
-            raise Refused("QuotaExceeded", f"worker {slot} cannot be created: exceeded quota; raise it")
+            raise PodRefused("QuotaExceeded", f"worker {slot} cannot be created: exceeded quota; raise it")
         await super().create_pod(slot, attempt, placement)
 
 
@@ -39,24 +40,24 @@ class Stage:
         self.anew()
 
     def anew(self) -> None:
-        """Another operator takes over."""
+        """Replace the operator by a new one."""
         self.channel = FakeChannel(self.world)
-        self.service = JobService(self.cluster, self.channel, Witness(), self.world.clock)
+        self.service = JobService(self.cluster, self.channel, JobListener(), self.world.clock)
 
     async def round(self) -> float | None:
-        """One look and what follows from it; returns when the next is due by time alone."""
-        round_ = await self.service.look()
-        if self.service.owes(round_):
-            assert await self.service.act(round_), "nothing is to be tried again by itself"
-        return round_.decision.requeue_after
+        """Reconcile once; returns the requeue time."""
+        reconciliation = await self.service.decide()
+        if self.service.is_due(reconciliation):
+            assert await self.service.act(reconciliation), "nothing is to be tried again by itself"
+        return reconciliation.decision.requeue_after
 
     async def settle(self) -> float | None:
         for _ in range(100):
-            round_ = await self.service.look()
-            if self.service.owes(round_):
-                await self.service.act(round_)
+            reconciliation = await self.service.decide()
+            if self.service.is_due(reconciliation):
+                await self.service.act(reconciliation)
             elif not self.channel.go_on():
-                return round_.decision.requeue_after
+                return reconciliation.decision.requeue_after
         raise AssertionError("it does not come to rest")
 
     @property
@@ -91,7 +92,7 @@ async def test_a_refused_pod_is_shown_and_told_once_while_the_rest_trains_on() -
     assert stage.world.status.bookkeeping.restarts == ()
 
 
-async def test_a_refused_pod_is_asked_for_again_later_and_later_and_comes_when_that_is_mended() -> None:
+async def test_a_refused_pod_is_retried_with_backoff_and_created_when_the_cause_is_fixed() -> None:
     stage = Stage(World(a_job(2, minimum=2)), quota=1)
     waits: list[float | None] = []
     for _ in range(6):
@@ -110,7 +111,7 @@ async def test_a_refused_pod_is_asked_for_again_later_and_later_and_comes_when_t
     assert stage.world.status.bookkeeping.refused is None
 
 
-async def test_a_refusal_that_nobody_needs_any_more_makes_nobody_wait_later() -> None:
+async def test_a_refusal_of_a_pod_that_is_no_longer_needed_delays_no_later_pod() -> None:
     stage = Stage(World(a_job(2, minimum=1)), quota=1)
     for _ in range(5):
         stage.world.now += await stage.settle() or 0.0
@@ -162,7 +163,7 @@ async def test_a_job_that_waits_for_what_somebody_must_mend_costs_no_writes() ->
     assert stage.world.writes == before
 
 
-async def test_a_bad_image_is_mended_by_a_change_of_the_spec() -> None:
+async def test_a_bad_image_is_fixed_by_a_change_of_the_spec() -> None:
     stage = Stage(World(a_job(1, generation=1)))
     await stage.round()
     stage.world.pods[0, 0] = a_stuck_pod(0, "ImagePullBackOff", "no such image")
@@ -227,7 +228,9 @@ async def test_an_operator_that_was_stopped_for_a_minute_does_not_blame_the_only
             await looked_at.wait()
         await asyncio.sleep(0)
 
-    monkeypatch.setattr("pretrain_operator.job.service.Wake.wait", lambda wake, timeout: stopped(timeout))
+    monkeypatch.setattr(
+        "pretrain_operator.job.service.ReconcileTrigger.wait", lambda trigger, timeout: stopped(timeout)
+    )
     serving = asyncio.create_task(stage.service.run())
     await four_looks.wait()
     assert stage.world.created == [(0, 0)]

@@ -1,4 +1,4 @@
-"""When rounds begin."""
+"""Scheduling of reconciles."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import asyncio
 
 import pytest
 
-from pretrain_operator.job.wakeup import ROUND_SECONDS, Hands, Retries, Wake
+from pretrain_operator.job.wakeup import ROUND_SECONDS, ActionRunner, ReconcileTrigger, cluster_retries
 
 
 async def test_many_causes_are_one_awakening() -> None:
-    wake = Wake()
+    trigger = ReconcileTrigger()
     for _ in range(10):
-        wake.soon()
-        wake.now()
+        trigger.soon()
+        trigger.now()
 
-    await wake.wait(20)
-    again = asyncio.create_task(wake.wait(None))
+    await trigger.wait(20)
+    again = asyncio.create_task(trigger.wait(None))
     await asyncio.sleep(0)
 
     assert not again.done()
@@ -24,48 +24,48 @@ async def test_many_causes_are_one_awakening() -> None:
 
 
 async def test_what_agents_say_starts_rounds_seldom_and_what_matters_at_once() -> None:
-    wake, loop = Wake(), asyncio.get_running_loop()
-    wake.soon()
-    await wake.wait(20)
+    trigger, loop = ReconcileTrigger(), asyncio.get_running_loop()
+    trigger.soon()
+    await trigger.wait(20)
     began = loop.time()
 
-    wake.now()
-    await wake.wait(20)
+    trigger.now()
+    await trigger.wait(20)
     urgent = loop.time()
-    wake.soon()
-    await wake.wait(20)
+    trigger.soon()
+    await trigger.wait(20)
 
     assert urgent - began < loop.time() - urgent
     assert loop.time() - urgent >= ROUND_SECONDS * 0.9
 
 
 async def test_what_can_wait_starts_no_round_before_its_time_and_delays_none() -> None:
-    wake, loop = Wake(), asyncio.get_running_loop()
+    trigger, loop = ReconcileTrigger(), asyncio.get_running_loop()
     began = loop.time()
-    wake.within(0.5)
-    wake.within(1000.0)
-    await wake.wait(20)
+    trigger.within(0.5)
+    trigger.within(1000.0)
+    await trigger.wait(20)
     waited = loop.time() - began
-    wake.within(1000.0)
-    wake.soon()
+    trigger.within(1000.0)
+    trigger.soon()
 
     async with asyncio.timeout(20):
-        await wake.wait(None)
+        await trigger.wait(None)
     assert waited >= 0.5 * 0.9
 
 
 async def test_a_cause_during_a_round_starts_the_next_one() -> None:
-    wake = Wake()
-    wake.now()
-    await wake.wait(20)
-    wake.now()
+    trigger = ReconcileTrigger()
+    trigger.now()
+    await trigger.wait(20)
+    trigger.now()
 
     async with asyncio.timeout(20):
-        await wake.wait(None)
+        await trigger.wait(None)
 
 
 def test_delays_grow_with_errors_in_a_row() -> None:
-    retries = Retries()
+    retries = cluster_retries()
     assert [retries.delay() for _ in range(3)] == [0.1, 0.2, 0.4]
     assert [retries.delay() for _ in range(30)][-1] == 10.0
 
@@ -81,14 +81,14 @@ async def test_hands_do_one_thing_at_a_time_and_rest_after_a_failure() -> None:
         await release.wait()
         return False
 
-    hands = Hands(done.set)
-    assert hands.rest() == 0.0
-    hands.start(work())
-    assert hands.rest() == float("inf")
+    runner = ActionRunner(done.set)
+    assert runner.backoff() == 0.0
+    runner.start(work())
+    assert runner.backoff() == float("inf")
     release.set()
     await asyncio.wait_for(done.wait(), 20)
 
-    assert 0.0 < hands.rest() <= 0.1 + 1e-6, "seconds since 1970 are exact to a microsecond or so"
+    assert 0.0 < runner.backoff() <= 0.1 + 1e-6, "seconds since 1970 are exact to a microsecond or so"
 
 
 async def test_a_bug_in_the_work_is_raised() -> None:
@@ -97,9 +97,9 @@ async def test_a_bug_in_the_work_is_raised() -> None:
     async def work() -> bool:
         raise ZeroDivisionError
 
-    hands = Hands(done.set)
-    hands.start(work())
+    runner = ActionRunner(done.set)
+    runner.start(work())
     await asyncio.wait_for(done.wait(), 20)
 
     with pytest.raises(ZeroDivisionError):
-        hands.rest()
+        runner.backoff()

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain_operator.coordinator.authentication import Caller, Refusal
+from pretrain_operator.coordinator.authentication import AuthenticationFailure, Caller
 from pretrain_operator.kubernetes.client.api import ApiError
 from pretrain_operator.kubernetes.server.signing_keys import PAUSE_SECONDS, STALE_SECONDS
 from pretrain_operator.kubernetes.server.tokens import LEEWAY_SECONDS, OVERTIME_SECONDS
@@ -217,8 +217,8 @@ async def test_the_answers_do_not_tell_what_was_wrong() -> None:
         for name, uid in strange
     }
 
-    assert answers == {Refusal(401, "a valid token is required")}
-    assert others == {Refusal(403, "the token does not belong to a live worker of this job")}
+    assert answers == {AuthenticationFailure(401, "a valid token is required")}
+    assert others == {AuthenticationFailure(403, "the token does not belong to a live worker of this job")}
     assert len(gate.reasons) == len(bad) + len(strange)
 
 

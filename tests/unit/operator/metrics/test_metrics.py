@@ -15,15 +15,25 @@ from prometheus_client.parser import text_string_to_metric_families
 from pretrain_agent.network import metrics_server as exposition
 from pretrain_agent.network.metrics_server import WorkerMetrics
 from pretrain_api.messages.reports import Diverged, MemoryUse, Progress, Restored, Saved, SaveFailed
-from pretrain_api.status.job import Bookkeeping, CheckpointSummary, Goodput, Incident, JobStatus, WorkerStatus
+from pretrain_api.status.job import (
+    Bookkeeping,
+    CheckpointSummary,
+    GenerationSummary,
+    Goodput,
+    Incident,
+    JobStatus,
+    WorkerStatus,
+)
 from pretrain_api.status.metrics import Family
 from pretrain_api.status.records import StepRecord
-from pretrain_operator.job.service import JobService, Witness
+from pretrain_operator.facts.fact import Fact
+from pretrain_operator.job.ports import JobListener
+from pretrain_operator.job.service import JobService
 from pretrain_operator.metrics import families
 from pretrain_operator.metrics.goodput import GoodputCounters
 from pretrain_operator.metrics.recovery import phase_seconds
 from pretrain_operator.metrics.registry import OperatorMetrics
-from pretrain_operator.projections.ledger import Ledger
+from support.operator.ledger import Book
 from support.operator.world import (
     NOON,
     FakeChannel,
@@ -98,10 +108,17 @@ def shown(metrics: OperatorMetrics) -> Shown:
 
 
 @pytest.fixture
-def witness(metrics: OperatorMetrics) -> Witness:
-    witness = metrics.job("ml", "gpt2")
-    witness.began(JobStatus())
-    return witness
+def listener(metrics: OperatorMetrics) -> JobListener:
+    listener = metrics.job("ml", "gpt2")
+    listener.began(JobStatus())
+    return listener
+
+
+def count(listener: JobListener, *facts: Fact, status: JobStatus | None = None) -> None:
+    """Pass on what a ledger that continues from the status measures of the facts."""
+    book = Book(status)
+    book.tell(*facts)
+    listener.measured(tuple(book.measurements))
 
 
 def an_incident(**fields: Any) -> Incident:
@@ -126,14 +143,14 @@ def spent(state: Any = "training", until: float = NOON, **seconds: float) -> dic
 # --- what a job is ---------------------------------------------------------------------------------------------------
 
 
-def test_a_job_is_in_one_phase(witness: Witness, shown: Shown) -> None:
-    witness.looked(JobStatus(phase="Recovering"), 0.1)
+def test_a_job_is_in_one_phase(listener: JobListener, shown: Shown) -> None:
+    listener.reconciled(JobStatus(phase="Recovering"), 0.1)
 
     phases = {phase: shown("pretrain_job_phase", phase=phase) for phase in families.PHASES}
     assert phases == {phase: float(phase == "Recovering") for phase in families.PHASES}
 
 
-def test_progress_and_workers_are_those_of_the_status(witness: Witness, shown: Shown) -> None:
+def test_progress_and_workers_are_those_of_the_status(listener: JobListener, shown: Shown) -> None:
     workers = tuple(WorkerStatus(slot=n, attempt=0, state="Training" if n else "Lost") for n in range(3))
     status = JobStatus(
         phase="Training", step=5, total_steps=9, tokens=50, loss=2.5, tokens_per_second=10.0, generation=3,
@@ -141,8 +158,8 @@ def test_progress_and_workers_are_those_of_the_status(witness: Witness, shown: S
         evaluation_metrics={"endings/right": 0.75},
         checkpoints=CheckpointSummary(latest_step=4, latest_time=NOON - 60),
     )  # fmt: skip
-    witness.step(A_STEP)
-    witness.looked(status, 0.1)
+    listener.step(A_STEP)
+    listener.reconciled(status, 0.1)
 
     assert shown("pretrain_job_step") == 5
     assert shown("pretrain_job_target_step") == 9
@@ -163,35 +180,37 @@ def test_progress_and_workers_are_those_of_the_status(witness: Witness, shown: S
     assert shown("pretrain_job_learning_rate") == 1e-3
 
 
-def test_what_is_not_known_has_no_series(witness: Witness, shown: Shown) -> None:
-    witness.looked(JobStatus(phase="Pending"), 0.1)
+def test_what_is_not_known_has_no_series(listener: JobListener, shown: Shown) -> None:
+    listener.reconciled(JobStatus(phase="Pending"), 0.1)
 
     for unknown in ("loss", "parameters", "gradient_norm", "goodput_ratio", "last_checkpoint_timestamp_seconds"):
         assert shown(f"pretrain_job_{unknown}") is None
 
 
-def test_a_job_that_does_not_train_has_no_speed(witness: Witness, shown: Shown) -> None:
-    witness.looked(JobStatus(phase="Recovering", tokens_per_second=10.0), 0.1)
+def test_a_job_that_does_not_train_has_no_speed(listener: JobListener, shown: Shown) -> None:
+    listener.reconciled(JobStatus(phase="Recovering", tokens_per_second=10.0), 0.1)
 
     assert shown("pretrain_job_tokens_per_second") == 0
 
 
-def test_the_series_of_a_job_go_when_it_is_deleted(metrics: OperatorMetrics, witness: Witness, shown: Shown) -> None:
-    metrics.job("ml", "other").looked(JobStatus(generation=1), 0.1)
-    witness.looked(JobStatus(generation=1), 0.1)
+def test_the_series_of_a_job_go_when_it_is_deleted(
+    metrics: OperatorMetrics, listener: JobListener, shown: Shown
+) -> None:
+    metrics.job("ml", "other").reconciled(JobStatus(generation=1), 0.1)
+    listener.reconciled(JobStatus(generation=1), 0.1)
 
     metrics.forget("ml", "gpt2")
-    witness.looked(JobStatus(generation=2), 0.1)  # A service that ends says its last words.
+    listener.reconciled(JobStatus(generation=2), 0.1)  # A service that ends says its last words.
 
     jobs = {dict(labels).get("name") for name, labels in shown.series() if name.startswith("pretrain_job_")}
     assert jobs == {"other"}
 
 
-def test_a_job_of_the_same_name_begins_anew(metrics: OperatorMetrics, witness: Witness, shown: Shown) -> None:
-    witness.step(A_STEP)
+def test_a_job_of_the_same_name_begins_anew(metrics: OperatorMetrics, listener: JobListener, shown: Shown) -> None:
+    listener.step(A_STEP)
     metrics.forget("ml", "gpt2")
 
-    metrics.job("ml", "gpt2").looked(JobStatus(), 0.1)
+    metrics.job("ml", "gpt2").reconciled(JobStatus(), 0.1)
 
     assert shown("pretrain_job_steps_total") == 0
 
@@ -199,18 +218,18 @@ def test_a_job_of_the_same_name_begins_anew(metrics: OperatorMetrics, witness: W
 # --- what is counted -------------------------------------------------------------------------------------------------
 
 
-def test_restarts_are_counted_by_cause_and_those_on_purpose_are_none(witness: Witness, shown: Shown) -> None:
-    witness.facts((an_end(1, 1), an_end(2, 2, "Hang"), an_end(3, 3, "Hang"), an_end(4, 4, "Resized")))
+def test_restarts_are_counted_by_cause_and_those_on_purpose_are_none(listener: JobListener, shown: Shown) -> None:
+    count(listener, an_end(1, 1), an_end(2, 2, "Hang"), an_end(3, 3, "Hang"), an_end(4, 4, "Resized"))
 
     restarts = {cause: shown("pretrain_job_restarts_total", cause=cause) for cause in families.RESTART_CAUSES}
     assert restarts == {cause: {"WorkerLost": 1.0, "Hang": 2.0}.get(cause, 0.0) for cause in families.RESTART_CAUSES}
     assert shown("pretrain_job_restarts_total", cause="Resized") is None
 
 
-def test_checkpoints_are_counted_once_however_often_they_are_reported(witness: Witness, shown: Shown) -> None:
-    witness.looked(JobStatus(generation=1), 0.1)
-    witness.facts((said(1, 1, a_save(10)), said(2, 1, a_save(10))))
-    witness.facts((said(3, 1, a_save(20)), said(3, 1, SaveFailed(step=30, message="full"))))
+def test_checkpoints_are_counted_once_however_often_they_are_reported(listener: JobListener, shown: Shown) -> None:
+    listener.reconciled(JobStatus(generation=1), 0.1)
+    saves = said(1, 1, a_save(10)), said(2, 1, a_save(10)), said(3, 1, a_save(20))
+    count(listener, *saves, said(3, 1, SaveFailed(step=30, message="full")))
 
     assert shown("pretrain_job_checkpoint_seconds_count") == 2
     assert shown("pretrain_job_checkpoint_seconds_sum") == 2.0
@@ -220,53 +239,57 @@ def test_checkpoints_are_counted_once_however_often_they_are_reported(witness: W
     assert shown("pretrain_job_checkpoint_failures_total") == 1
 
 
-def test_a_checkpoint_that_the_operator_before_knew_is_not_counted_again(witness: Witness, shown: Shown) -> None:
-    witness.began(JobStatus(generation=1, latest_checkpoint=a_save(10).checkpoint))
+def test_a_checkpoint_that_the_operator_before_knew_is_not_counted_again(listener: JobListener, shown: Shown) -> None:
+    status = JobStatus(generation=1, latest_checkpoint=a_save(10).checkpoint)
+    listener.began(status)
 
-    witness.facts((said(1, 1, a_save(10)),))
+    count(listener, said(1, 1, a_save(10)), status=status)
 
     assert shown("pretrain_job_checkpoint_seconds_count") == 0
 
 
-def test_losses_that_diverge_are_counted_by_what_they_are(witness: Witness, shown: Shown) -> None:
+def test_losses_that_diverge_are_counted_by_what_they_are(listener: JobListener, shown: Shown) -> None:
     not_finite = Diverged(step=7, since=7, cause="LossNotFinite", action="Drop")
     spike = Diverged(step=9, since=8, cause="LossSpike", action="Rollback")
 
-    witness.facts((said(1, 1, not_finite), said(2, 1, not_finite), said(3, 1, spike)))
+    again = not_finite.model_copy(update={"step": 8})
+    count(listener, said(1, 1, not_finite), said(2, 1, again), said(3, 1, spike))
 
     assert shown("pretrain_job_nonfinite_losses_total") == 2
     assert shown("pretrain_job_loss_spikes_total") == 1
 
 
-def test_a_rollback_is_counted_once_for_all_ranks_and_operators(witness: Witness, shown: Shown) -> None:
-    witness.began(JobStatus(generation=2))
+def test_a_rollback_is_counted_once_for_all_ranks_and_operators(listener: JobListener, shown: Shown) -> None:
+    status = JobStatus(
+        generation=2,
+        generations=(GenerationSummary(number=2, workers=1, started_at_step=3, reason="RolledBack", formed_as=1),),
+    )
+    listener.began(status)
     second, third = (a_rolled_back(number) for number in (2, 3))
 
-    witness.facts((said(1, 1, second), said(2, 1, third), said(2, 1, third)))
+    count(listener, said(1, 1, second), said(2, 1, third), said(2, 1, third), status=status)
 
     assert shown("pretrain_job_rollbacks_total") == 1
 
 
 def test_the_time_of_the_last_checkpoint_outlives_the_operator_and_a_restore() -> None:
-    rules = a_job().spec.recovery
-    ledger = Ledger(JobStatus(), lambda _: None)
-    ledger.record(announced(0, a_generation(1, (0, 0))), rules)
-    ledger.record(said(1, 1, a_save(10)), rules)
+    book = Book()
+    book.tell(announced(0, a_generation(1, (0, 0))), said(1, 1, a_save(10)))
 
-    later = Ledger(ledger.status(), lambda _: None)
-    later.record(announced(50, a_generation(2, (0, 0))), rules)
-    later.record(said(60, 2, a_restore(10)), rules)
-    assert later.status().checkpoints.latest_time == NOON + 1
+    later = book.again()
+    later.tell(announced(50, a_generation(2, (0, 0))), said(60, 2, a_restore(10)))
+    assert later.status.checkpoints.latest_time == NOON + 1
 
-    later.record(said(61, 2, a_restore(5)), rules)  # Another one, of which nobody knows how old it is.
-    assert later.status().checkpoints.latest_time is None
+    # The time of another checkpoint is unknown.
+    later.tell(announced(61, a_generation(3, (0, 0))), said(61, 3, a_restore(5)))
+    assert later.status.checkpoints.latest_time is None
 
 
 # --- recoveries ------------------------------------------------------------------------------------------------------
 
 
-def test_the_phases_of_a_recovery_are_differences(witness: Witness, shown: Shown) -> None:
-    witness.looked(JobStatus(generation=2, incidents=(an_incident(steps_lost=3),)), 0.1)
+def test_the_phases_of_a_recovery_are_differences(listener: JobListener, shown: Shown) -> None:
+    listener.reconciled(JobStatus(generation=2, incidents=(an_incident(steps_lost=3),)), 0.1)
 
     seconds = {phase: shown("pretrain_job_recovery_seconds_sum", phase=phase) for phase in families.RECOVERY_PHASES}
     assert seconds == {"detect": 0.25, "reform": 0.25, "restart": 1.0, "restore": 2.0, "first_step": 0.5}
@@ -288,34 +311,34 @@ def test_the_phases_add_up_to_the_interruption(points: list[float | None], resum
     assert all(value >= 0 for value in seconds.values())
 
 
-def test_an_incident_counts_when_it_is_overcome_and_only_then(witness: Witness, shown: Shown) -> None:
+def test_an_incident_counts_when_it_is_overcome_and_only_then(listener: JobListener, shown: Shown) -> None:
     open_ = an_incident(resumed_seconds=None)
-    witness.looked(JobStatus(generation=2, incidents=(open_,)), 0.1)
+    listener.reconciled(JobStatus(generation=2, incidents=(open_,)), 0.1)
     assert shown("pretrain_job_interruption_seconds_count") == 0
 
     for _ in range(3):
-        witness.looked(JobStatus(generation=2, incidents=(an_incident(),)), 0.1)
+        listener.reconciled(JobStatus(generation=2, incidents=(an_incident(),)), 0.1)
     assert shown("pretrain_job_interruption_seconds_count") == 1
 
 
 def test_incidents_of_the_operator_before_do_not_count_again(metrics: OperatorMetrics, shown: Shown) -> None:
     old, open_ = an_incident(), an_incident(time=NOON + 9, resumed_seconds=None)
-    witness = metrics.job("ml", "gpt2")
-    witness.began(JobStatus(generation=2, incidents=(old, open_)))
+    listener = metrics.job("ml", "gpt2")
+    listener.began(JobStatus(generation=2, incidents=(old, open_)))
 
-    witness.looked(JobStatus(generation=2, incidents=(old, an_incident(time=NOON + 9))), 0.1)
+    listener.reconciled(JobStatus(generation=2, incidents=(old, an_incident(time=NOON + 9))), 0.1)
 
     assert shown("pretrain_job_interruption_seconds_count") == 1
 
 
 def test_a_service_that_starts_again_in_the_same_process_counts_nothing_twice(
-    metrics: OperatorMetrics, witness: Witness, shown: Shown
+    metrics: OperatorMetrics, listener: JobListener, shown: Shown
 ) -> None:
-    witness.looked(JobStatus(generation=2, incidents=(an_incident(),)), 0.1)
+    listener.reconciled(JobStatus(generation=2, incidents=(an_incident(),)), 0.1)
 
     again = metrics.job("ml", "gpt2")
     again.began(JobStatus(generation=2, incidents=(an_incident(resumed_seconds=None),)))  # Its end was not written.
-    again.looked(JobStatus(generation=2, incidents=(an_incident(),)), 0.1)
+    again.reconciled(JobStatus(generation=2, incidents=(an_incident(),)), 0.1)
 
     assert shown("pretrain_job_interruption_seconds_count") == 1
 
@@ -324,11 +347,11 @@ def test_a_service_that_starts_again_in_the_same_process_counts_nothing_twice(
 
 
 def test_goodput_counts_from_zero_in_each_operator(metrics: OperatorMetrics, shown: Shown) -> None:
-    witness = metrics.job("ml", "gpt2")
-    witness.began(JobStatus(**spent(training=1000.0)))
+    listener = metrics.job("ml", "gpt2")
+    listener.began(JobStatus(**spent(training=1000.0)))
     assert shown("pretrain_job_goodput_seconds_total", state="training") == 0
 
-    witness.looked(JobStatus(phase="Training", **spent(training=1012.5, saving=1.0)), 0.1)
+    listener.reconciled(JobStatus(phase="Training", **spent(training=1012.5, saving=1.0)), 0.1)
 
     assert shown("pretrain_job_goodput_seconds_total", state="training") == 12.5
     assert shown("pretrain_job_goodput_seconds_total", state="saving") == 1
@@ -336,8 +359,8 @@ def test_goodput_counts_from_zero_in_each_operator(metrics: OperatorMetrics, sho
     assert shown("pretrain_job_goodput_ratio") == 0.5
 
 
-def test_a_recovery_that_does_not_end_shows_as_it_goes_on(clock: Clock, witness: Witness, shown: Shown) -> None:
-    witness.looked(JobStatus(phase="Recovering", **spent("recovering", training=5.0)), 0.1)
+def test_a_recovery_that_does_not_end_shows_as_it_goes_on(clock: Clock, listener: JobListener, shown: Shown) -> None:
+    listener.reconciled(JobStatus(phase="Recovering", **spent("recovering", training=5.0)), 0.1)
 
     clock.now += 30
 
@@ -353,8 +376,8 @@ def test_the_time_in_which_no_operator_ran_is_not_guessed(clock: Clock, metrics:
     assert shown("pretrain_job_goodput_seconds_total", state="recovering") == 2
 
 
-def test_a_job_that_is_done_spends_no_more_time(clock: Clock, witness: Witness, shown: Shown) -> None:
-    witness.looked(JobStatus(phase="Failed", **spent("recovering", recovering=1.0)), 0.1)
+def test_a_job_that_is_done_spends_no_more_time(clock: Clock, listener: JobListener, shown: Shown) -> None:
+    listener.reconciled(JobStatus(phase="Failed", **spent("recovering", recovering=1.0)), 0.1)
 
     clock.now += 3600
 
@@ -374,7 +397,7 @@ def test_counters_of_goodput_never_fall(data: st.DataObject) -> None:
         if data.draw(st.booleans()):
             counters.began(status, now)
         else:
-            counters.looked(status)
+            counters.reconciled(status)
         shown = counters.seconds(now)
         assert all(shown[state] >= value for state, value in before.items())
         before = shown
@@ -398,14 +421,14 @@ async def test_a_service_tells_its_witness_what_it_goes_on_from(metrics: Operato
     assert Shown(later)("pretrain_job_step") == world.step
 
 
-async def _serve(world: World, witness: Witness) -> None:
+async def _serve(world: World, listener: JobListener) -> None:
     """A service's life until nothing is left to do."""
     channel = FakeChannel(world)
-    service = JobService(FakeCluster(world), channel, witness, world.clock)
+    service = JobService(FakeCluster(world), channel, listener, world.clock)
     for _ in range(100):
         world.now += 1
-        round_ = await service.look()
-        if service.owes(round_):
+        round_ = await service.decide()
+        if service.is_due(round_):
             await service.act(round_)
         elif not channel.go_on():
             return
@@ -416,7 +439,7 @@ async def _serve(world: World, witness: Witness) -> None:
 
 
 def test_the_operator_tells_of_itself(metrics: OperatorMetrics, shown: Shown) -> None:
-    metrics.job("ml", "gpt2").looked(JobStatus(), 0.03)
+    metrics.job("ml", "gpt2").reconciled(JobStatus(), 0.03)
     metrics.api_call("patch", "200")
     metrics.agent_refused("TokenExpired")
     metrics.leading(True)
@@ -505,9 +528,9 @@ def test_what_is_shown_is_what_is_listed(metrics: OperatorMetrics, shown: Shown)
         checkpoints=CheckpointSummary(latest_step=1, latest_time=1.0), tokens_per_second=1.0, mfu=0.4,
         tokens_per_second_per_device=0.5, **spent(training=1.0),
     )  # fmt: skip
-    witness = metrics.job("ml", "gpt2")
-    witness.step(A_STEP)
-    witness.looked(busy, 0.1)
+    listener = metrics.job("ml", "gpt2")
+    listener.step(A_STEP)
+    listener.reconciled(busy, 0.1)
     metrics.api_call("get", "200")
     metrics.agent_refused("NoToken")
 
@@ -523,7 +546,7 @@ def test_what_is_shown_is_what_is_listed(metrics: OperatorMetrics, shown: Shown)
     assert labels == listed
 
 
-def test_the_series_of_one_job_are_few(metrics: OperatorMetrics, witness: Witness, shown: Shown) -> None:
-    witness.looked(JobStatus(generation=1), 0.1)
+def test_the_series_of_one_job_are_few(metrics: OperatorMetrics, listener: JobListener, shown: Shown) -> None:
+    listener.reconciled(JobStatus(generation=1), 0.1)
 
     assert sum(name.startswith("pretrain_job_") for name, _ in shown.series()) < 150

@@ -7,7 +7,7 @@ from typing import Any
 from pretrain_api.checkpoint.lineage import StepRange, manifest_key
 from pretrain_api.messages.reports import Diverged, Failed
 from pretrain_api.status.job import GenerationSummary, Incident
-from pretrain_operator.coordinator.types import Fact
+from pretrain_operator.facts.fact import Fact
 from support.operator.ledger import Book
 from support.operator.world import (
     NOON,
@@ -88,7 +88,7 @@ def test_after_a_rollback_steps_are_those_of_a_higher_generation_and_what_was_sk
     assert status.generations[-1] == GenerationSummary(
         number=2, workers=2, started_at_step=3, reason="RolledBack", formed_as=1
     )
-    assert book.ledger.state == "redoing"
+    assert book.view.state == "redoing"
 
 
 def test_an_operator_that_starts_anew_goes_on_counting() -> None:
@@ -96,7 +96,7 @@ def test_an_operator_that_starts_anew_goes_on_counting() -> None:
     status = first.tell(*trained(), *rolled_back())
 
     book = Book(status)
-    book.ledger.adopt(ONE)
+    book.adopt(ONE)
     after = book.tell(said(12, 1, a_step(5)), said(13, 1, a_step(6)), said(13, 1, a_rolled_back(2), slot=1))
 
     assert book.places == [(2, 6)]
@@ -135,7 +135,7 @@ def test_dropped_updates_in_a_row_are_one_incident_and_their_steps_count() -> No
     ]
     assert book.events.count("LossNotFinite") == 1
     assert book.places[-1] == (1, 12)
-    assert book.ledger.recovering == ""
+    assert book.view.recovering == ""
 
 
 def test_a_warning_is_an_incident_that_stops_nothing() -> None:
@@ -143,12 +143,12 @@ def test_a_warning_is_an_incident_that_stops_nothing() -> None:
     status = book.tell(*trained(), said(9, 1, a_divergence(9, "Warn")), said(9, 1, a_step(9)))
 
     assert [(item.cause, item.action) for item in status.incidents] == [("LossSpike", "Warned")]
-    assert (status.step, book.ledger.recovering) == (9, "")
+    assert (status.step, book.view.recovering) == (9, "")
 
 
 def test_a_divergence_that_ends_the_job_is_an_incident_that_failed() -> None:
     book = Book()
     book.tell(*trained(), said(9, 1, a_divergence()), said(9, 1, Failed(rank=0, reason="Diverged", retryable=False)))
-    book.ledger.close(NOON + 10, failed=True)
+    book.close(NOON + 10, failed=True)
 
-    assert [(item.cause, item.action) for item in book.ledger.status().incidents] == [("LossSpike", "Failed")]
+    assert [(item.cause, item.action) for item in book.status.incidents] == [("LossSpike", "Failed")]

@@ -7,13 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain_api.messages.reports import Evaluated, Finished, Held, Resumed, Sampled
-from pretrain_api.status.job import JobStatus
-from pretrain_operator.coordinator.types import Fact, Reported
-from pretrain_operator.projections.ledger import Ledger
+from pretrain_operator.facts.fact import Fact, Reported
+from support.operator.ledger import Book
 from support.operator.world import (
     NOON,
     a_generation,
-    a_job,
     a_restore,
     a_save,
     a_start,
@@ -27,20 +25,15 @@ ONE = a_generation(1, (0, 0), (1, 0))
 TWO = a_generation(2, (0, 0), (1, 0))
 
 
-def a_ledger(*facts: Fact) -> Ledger:
-    ledger = Ledger(JobStatus(), lambda _: None)
+def a_ledger(*facts: Fact) -> Book:
+    ledger = Book()
     ledger.look(NOON, pods_run=True, suspended=False)
-    tell(ledger, *facts)
+    ledger.tell(*facts)
     return ledger
 
 
-def tell(ledger: Ledger, *facts: Fact) -> None:
-    for fact in facts:
-        ledger.record(fact, a_job().spec.recovery)
-
-
-def seconds(ledger: Ledger) -> dict[str, object]:
-    goodput = ledger.status().goodput
+def seconds(ledger: Book) -> dict[str, object]:
+    goodput = ledger.status.goodput
     assert goodput is not None
     return {state: pytest.approx(value) for state, value in goodput.seconds.items()}
 
@@ -50,10 +43,10 @@ def started() -> tuple[Fact, ...]:
 
 
 def test_a_job_is_queued_until_a_pod_runs_then_starts_then_restores_then_trains() -> None:
-    ledger = Ledger(JobStatus(), lambda _: None)
+    ledger = Book()
     ledger.look(NOON, pods_run=False, suspended=False)
     ledger.look(NOON + 1, pods_run=True, suspended=False)
-    tell(ledger, *started(), said(6, 1, a_step(1)))
+    ledger.tell(*started(), said(6, 1, a_step(1)))
 
     assert seconds(ledger) == {"queued": 1, "starting": 2, "restoring": 1, "training": 2}
 
@@ -105,7 +98,7 @@ def test_a_resize_holds_from_the_checkpoint_to_the_next_first_step() -> None:
 def test_a_hold_after_which_nothing_came_is_over() -> None:
     hold = Held(command_id="c", step=1, checkpoint="c")
     ledger = a_ledger(*started(), said(5, 1, a_step(1)), said(6, 1, hold))
-    tell(ledger, said(8, 1, Resumed(command_id="c", step=1)), said(9, 1, a_step(2)))
+    ledger.tell(said(8, 1, Resumed(command_id="c", step=1)), said(9, 1, a_step(2)))
 
     assert seconds(ledger) == {"starting": 3, "restoring": 1, "training": 2, "saving": 1, "holding": 2}
 
@@ -120,12 +113,12 @@ def test_the_time_between_two_runs_counts_as_suspended() -> None:
 
 
 def test_the_ratio_is_training_over_all_but_queued_and_suspended() -> None:
-    ledger = Ledger(JobStatus(), lambda _: None)
+    ledger = Book()
     ledger.look(NOON - 100, pods_run=False, suspended=False)
     ledger.look(NOON, pods_run=True, suspended=False)
-    tell(ledger, *started(), said(16, 1, a_step(1)))
+    ledger.tell(*started(), said(16, 1, a_step(1)))
 
-    goodput = ledger.status().goodput
+    goodput = ledger.status.goodput
 
     assert goodput is not None
     assert goodput.ratio == 0.75
@@ -133,19 +126,19 @@ def test_the_ratio_is_training_over_all_but_queued_and_suspended() -> None:
 
 def test_looking_at_an_idle_job_changes_nothing() -> None:
     ledger = a_ledger(*started(), said(5, 1, a_step(1)))
-    before = ledger.status()
+    before = ledger.status
 
     ledger.look(NOON + 1000, pods_run=True, suspended=False)
 
-    assert ledger.status() == before
+    assert ledger.status == before
 
 
 def test_an_outage_of_the_operator_counts_as_what_the_reports_say_afterwards() -> None:
     before = a_ledger(*started(), said(5, 1, a_step(1)))
-    after = Ledger(JobStatus.from_json(before.status().to_json()), lambda _: None)
+    after = before.again()
 
     after.look(NOON + 60, pods_run=True, suspended=False)
-    tell(after, *[said(4 + step, 1, a_step(step)) for step in range(2, 61)])
+    after.tell(*[said(4 + step, 1, a_step(step)) for step in range(2, 61)])
 
     assert seconds(after) == {"starting": 3, "restoring": 1, "training": 60}
 
@@ -181,14 +174,14 @@ def test_the_states_sum_to_the_elapsed_time_whatever_happens(
     ledger = a_ledger()
     for index, fact in enumerate(facts):
         if index == restart:
-            ledger = Ledger(JobStatus.from_json(ledger.status().to_json()), lambda _: None)
-        tell(ledger, fact)
+            ledger = ledger.again()
+        ledger.tell(fact)
         if isinstance(fact, Reported) and suspended:
             ledger.look(fact.time, pods_run=True, suspended=suspended.pop())
     end = NOON + 200
     ledger.close(end, failed=True)
 
-    goodput = ledger.status().goodput
+    goodput = ledger.status.goodput
 
     assert goodput is not None
     assert sum(goodput.seconds.values()) == pytest.approx(end - NOON)

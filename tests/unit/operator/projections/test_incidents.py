@@ -10,12 +10,11 @@ from pretrain_api.checkpoint.lineage import manifest_key
 from pretrain_api.messages.reports import CheckpointRejected
 from pretrain_api.status.job import Incident, JobStatus
 from pretrain_operator.cluster import InjectedFault
-from pretrain_operator.coordinator.types import Fact
-from pretrain_operator.projections.ledger import Ledger
+from pretrain_operator.facts.fact import Fact
+from support.operator.ledger import Book
 from support.operator.world import (
     NOON,
     a_generation,
-    a_job,
     a_restore,
     a_save,
     a_start,
@@ -29,10 +28,9 @@ THREE = a_generation(1, (0, 0), (1, 0), (2, 0))
 TWO = a_generation(2, (0, 0), (2, 0), reason="WorkerLost")
 
 
-def told(*facts: Fact, ledger: Ledger | None = None) -> Ledger:
-    ledger = ledger or Ledger(JobStatus(), lambda _: None)
-    for fact in facts:
-        ledger.record(fact, a_job().spec.recovery)
+def told(*facts: Fact, ledger: Book | None = None) -> Book:
+    ledger = ledger or Book()
+    ledger.tell(*facts)
     return ledger
 
 
@@ -54,8 +52,8 @@ def recovered(number: int = 2, start: float = 5.0) -> Iterable[Fact]:
     yield said(start + 1.0, number, a_step(4, seconds=0.375))
 
 
-def incidents(ledger: Ledger) -> tuple[Incident, ...]:
-    return ledger.status().incidents
+def incidents(ledger: Book) -> tuple[Incident, ...]:
+    return ledger.status.incidents
 
 
 def test_an_incident_tells_each_part_of_the_recovery_in_seconds_since_the_fault() -> None:
@@ -93,7 +91,7 @@ def test_a_fault_is_used_once_also_by_an_operator_that_starts_anew() -> None:
     faults = (InjectedFault(NOON + 5.0, 1, "kill:worker=1,step=5"),)
     ledger = told(*trained(5), an_end(5.125, 1, step=5, slot=1), *recovered())
     ledger.look(NOON + 6, pods_run=True, suspended=False, faults=faults)
-    again = told(an_end(7.0, 2, step=5, slot=1), ledger=Ledger(ledger.status(), lambda _: None))
+    again = told(an_end(7.0, 2, step=5, slot=1), ledger=ledger.again())
 
     again.look(NOON + 8, pods_run=True, suspended=False, faults=faults)
 
@@ -205,18 +203,18 @@ def test_a_corrupt_checkpoint_is_an_incident_that_names_it() -> None:
 
 def test_an_incident_goes_on_in_an_operator_that_starts_anew() -> None:
     ledger = told(*trained(5), an_end(5.0, 1, step=5, slot=1))
-    status = JobStatus.from_json(ledger.status().to_json())
+    status = JobStatus.from_json(ledger.status.to_json())
 
-    (incident,) = incidents(told(*recovered(), ledger=Ledger(status, lambda _: None)))
+    (incident,) = incidents(told(*recovered(), ledger=Book(status)))
 
     assert (incident.resumed_seconds, incident.steps_lost) == (1.0, 2)
 
 
 def test_reading_incidents_back_changes_nothing() -> None:
     ledger = told(*trained(5), an_end(5.1234567, 1, step=5, fault_time=NOON + 5.0987654321), *recovered())
-    status = JobStatus.from_json(ledger.status().to_json())
+    status = JobStatus.from_json(ledger.status.to_json())
 
-    assert Ledger(status, lambda _: None).status() == status
+    assert Book(status).status == status
 
 
 def test_what_the_job_ended_over_is_a_failure() -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pretrain_api.messages.reports import Blocked, Failed, ReportBody, Unblocked
-from pretrain_api.status.job import JobStatus, NodeFailure, Obstacle, Suspect
+from pretrain_api.status.job import NodeFailure, Obstacle
 from pretrain_operator.cluster import Event
-from pretrain_operator.coordinator.types import Fact
-from pretrain_operator.projections.ledger import Ledger
+from support.operator.ledger import Book
 from support.operator.world import (
     NOON,
     a_generation,
-    a_job,
     a_restore,
     a_save,
     a_start,
@@ -26,39 +22,11 @@ TWO = a_generation(1, (0, 0), (1, 0))
 NO_STORAGE = Blocked(reason="StorageUnavailable", message="nobody answers at http://s3; start it")
 
 
-class Book:
-    """A ledger of a job that trains, and the events that it told."""
-
-    def __init__(self, status: JobStatus | None = None, **recovery: Any) -> None:
-        self.recovery = a_job(recovery=recovery).spec.recovery
-        self.ledger = Ledger(status or JobStatus(), lambda _: None)
-        self.events: list[Event] = []
-
-    def tell(self, *facts: Fact) -> Book:
-        for fact in facts:
-            self.events += self.ledger.record(fact, self.recovery)
-        return self
-
-    def trains(self, steps: int = 2) -> Book:
-        self.tell(announced(0, TWO), said(0, 1, a_restore(0)))
-        return self.tell(*[said(step, 1, a_step(step)) for step in range(1, steps + 1)])
-
-    def again(self) -> Book:
-        """The next operator, from the status."""
-        book = Book(JobStatus.from_json(self.ledger.status().to_json()))
-        book.recovery = self.recovery
-        return book
-
-    @property
-    def suspects(self) -> dict[str, Suspect]:
-        return {suspect.node: suspect for suspect in self.ledger.suspects}
-
-
 # --- nodes ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_worker_that_fell_silent_counts_against_its_node() -> None:
-    book = Book().trains().tell(an_end(3, 1, "WorkerSilent", slot=1, node="node-1"))
+    book = Book().trains().after(an_end(3, 1, "WorkerSilent", slot=1, node="node-1"))
 
     suspect = book.suspects["node-1"]
 
@@ -68,8 +36,10 @@ def test_a_worker_that_fell_silent_counts_against_its_node() -> None:
 
 def test_ranks_that_something_killed_count_against_their_node_and_those_that_failed_do_not() -> None:
     killed, failed = Book().trains(), Book().trains()
-    killed.tell(said(3, 1, Failed(rank=1, exit_code=-9, reason="Killed"), 1), an_end(3, 1, "RankFailed", node="node-1"))
-    failed.tell(said(3, 1, Failed(rank=1, exit_code=1, reason="Error"), 1), an_end(3, 1, "RankFailed", node="node-1"))
+    killed.after(
+        said(3, 1, Failed(rank=1, exit_code=-9, reason="Killed"), 1), an_end(3, 1, "RankFailed", node="node-1")
+    )
+    failed.after(said(3, 1, Failed(rank=1, exit_code=1, reason="Error"), 1), an_end(3, 1, "RankFailed", node="node-1"))
 
     assert [failure.cause for failure in killed.suspects["node-1"].failures] == ["Killed"]
     assert failed.suspects == {}
@@ -78,8 +48,8 @@ def test_ranks_that_something_killed_count_against_their_node_and_those_that_fai
 def test_a_rule_that_says_quarantine_makes_the_node_a_suspect_at_once() -> None:
     book = Book(rules=[{"onLog": "Xid 79", "action": "Quarantine"}]).trains()
 
-    book.tell(said(3, 1, Failed(rank=1, reason="Error", message="NVRM: Xid 79"), 1))
-    book.ledger.nodes((), (), NOON + 3, book.recovery)
+    book.after(said(3, 1, Failed(rank=1, reason="Error", message="NVRM: Xid 79"), 1))
+    book.nodes(now=NOON + 3)
 
     assert book.suspects["node-1"].quarantined_at == NOON + 3
     assert book.suspects["node-1"].avoided
@@ -88,18 +58,18 @@ def test_a_rule_that_says_quarantine_makes_the_node_a_suspect_at_once() -> None:
 
 def test_the_same_crashed_pod_seen_again_and_by_a_new_operator_counts_once() -> None:
     book, crash = Book(), ("node-1", NodeFailure(time=NOON, cause="OOMKilled"))
-    for ledger in (book.ledger, book.ledger):
-        ledger.nodes([crash], (), NOON, book.recovery)
+    for _ in range(2):
+        book.nodes(crash)
     anew = book.again()
 
-    anew.ledger.nodes([crash], (), NOON + 5, book.recovery)
+    anew.nodes(crash, now=NOON + 5)
 
     assert len(anew.suspects["node-1"].failures) == 1
     assert not anew.suspects["node-1"].avoided
 
 
 def test_suspects_survive_a_restart_of_the_operator() -> None:
-    book = Book().trains().tell(an_end(3, 1, "WorkerSilent", slot=1, node="node-1"))
+    book = Book().trains().after(an_end(3, 1, "WorkerSilent", slot=1, node="node-1"))
 
     assert book.again().suspects == book.suspects
 
@@ -108,39 +78,39 @@ def test_suspects_survive_a_restart_of_the_operator() -> None:
 
 
 def test_what_ranks_wait_for_is_known_until_they_go_on() -> None:
-    book = Book().tell(announced(0, TWO), said(1, 1, NO_STORAGE))
-    assert book.ledger.ranks_wait == Obstacle(reason="StorageUnavailable", message=NO_STORAGE.message)
+    book = Book().after(announced(0, TWO), said(1, 1, NO_STORAGE))
+    assert book.view.ranks_wait == Obstacle(reason="StorageUnavailable", message=NO_STORAGE.message)
 
-    book.tell(said(2, 1, Unblocked()))
+    book.after(said(2, 1, Unblocked()))
 
-    assert book.ledger.ranks_wait is None
+    assert book.view.ranks_wait is None
 
 
 def test_a_step_or_another_generation_shows_that_they_wait_no_more() -> None:
     for fact in (said(5, 1, a_step(3)), an_end(5, 1, "Hang"), announced(5, a_generation(2, (0, 0)))):
-        assert Book().trains().tell(said(3, 1, NO_STORAGE), fact).ledger.ranks_wait is None
+        assert Book().trains().after(said(3, 1, NO_STORAGE), fact).view.ranks_wait is None
 
 
 def test_a_new_operator_knows_that_ranks_wait_but_not_those_of_a_generation_that_it_finds_replaced() -> None:
-    book = Book().trains().tell(said(3, 1, NO_STORAGE))
+    book = Book().trains().after(said(3, 1, NO_STORAGE))
     same, other = book.again(), book.again()
 
-    same.ledger.adopt(TWO)
-    other.ledger.adopt(a_generation(2, (0, 0)))
+    same.adopt(TWO)
+    other.adopt(a_generation(2, (0, 0)))
 
-    assert same.ledger.ranks_wait == book.ledger.ranks_wait
-    assert other.ledger.ranks_wait is None
+    assert same.view.ranks_wait == book.view.ranks_wait
+    assert other.view.ranks_wait is None
 
 
 def test_waiting_between_two_steps_is_no_training_and_costs_nothing() -> None:
-    book = Book().trains().tell(said(3, 1, NO_STORAGE), said(63, 1, Unblocked()), said(64, 1, a_step(3, seconds=62)))
+    book = Book().trains().after(said(3, 1, NO_STORAGE), said(63, 1, Unblocked()), said(64, 1, a_step(3, seconds=62)))
 
-    goodput = book.ledger.status().goodput
+    goodput = book.status.goodput
 
     assert goodput is not None
     assert goodput.seconds["recovering"] == 60.0
     assert goodput.seconds["training"] == 4.0
-    assert (book.ledger.state, book.ledger.spent.restarts, book.ledger.status().incidents) == ("training", (), ())
+    assert (book.view.state, book.view.spent.restarts, book.status.incidents) == ("training", (), ())
 
 
 # --- saves ------------------------------------------------------------------------------------------------------------
@@ -152,7 +122,7 @@ def saves(*seconds: float) -> tuple[ReportBody, ...]:
 
 def test_the_grace_comes_from_the_slowest_of_the_last_saves() -> None:
     def grace(*seconds: float) -> float:
-        return Book().trains().tell(*[said(9, 1, save) for save in saves(*seconds)]).again().ledger.grace_seconds
+        return Book().trains().after(*[said(9, 1, save) for save in saves(*seconds)]).again().view.grace_seconds
 
     assert grace() == 30.0
     assert grace(1.0) == 30.0
@@ -166,9 +136,9 @@ def test_the_grace_comes_from_the_slowest_of_the_last_saves() -> None:
 
 def test_a_recovery_is_told_in_three_lines() -> None:
     book = Book().trains(4)
-    book.events.clear()
+    book.told.clear()
 
-    book.tell(
+    book.after(
         an_end(4.5, 1, step=4, slot=1, node="node-1", message="its connection broke", fault_time=NOON + 4.25),
         announced(4.75, a_generation(2, (0, 0), reason="WorkerLost")),
         said(5, 2, a_start(0)),
@@ -177,12 +147,12 @@ def test_a_recovery_is_told_in_three_lines() -> None:
         said(6.75, 2, a_step(4)),
     )
 
-    assert book.events == [
+    assert book.told == [
         Event("Warning", "WorkerLost", "generation 1 ended at step 4 (worker 1) on node-1: its connection broke"),
         Event("Normal", "GenerationFormed", "generation 2 with 1 worker: WorkerLost"),
         Event(
             "Normal",
             "Recovered",
-            "step 3 is done by 1 worker, 1.5 s after the fault (WorkerLost), with 2 steps to do again",
+            "step 3 completed by 1 worker, 1.5 s after the fault (WorkerLost), 2 steps to redo",
         ),
     ]

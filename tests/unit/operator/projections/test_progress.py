@@ -6,7 +6,7 @@ from pretrain_api.checkpoint.lineage import manifest_key
 from pretrain_api.messages.reports import Evaluated, Finished, Held, Sampled, SaveFailed
 from pretrain_api.status.job import GenerationSummary, JobStatus
 from pretrain_api.status.records import EvaluationRecord, SampleRecord
-from pretrain_operator.projections.ledger import SAMPLE_LENGTH
+from pretrain_operator.projections.evaluations import SAMPLE_LENGTH
 from support.operator.ledger import Book
 from support.operator.world import a_generation, a_restore, a_save, a_step, an_end, announced, said
 
@@ -39,7 +39,7 @@ def test_a_step_told_after_its_generations_end_is_recorded_and_overcomes_nothing
     status = book.tell(an_end(2, 1, step=1), said(2, 1, a_step(2)), announced(3, TWO), said(3, 1, a_step(3)))
 
     assert [record.step for record in book.records] == [1, 2, 3]
-    assert (status.step, book.ledger.state, status.incidents[-1].resumed_seconds) == (3, "recovering", None)
+    assert (status.step, book.view.state, status.incidents[-1].resumed_seconds) == (3, "recovering", None)
     assert "Recovered" not in book.events
 
 
@@ -82,7 +82,7 @@ def test_a_new_operator_goes_on_with_the_generation_that_runs() -> None:
     status = first.tell(announced(0, ONE), said(0, 1, a_restore(0)), said(1, 1, a_step(1)))
     second = Book(JobStatus.from_json(status.to_json()))
 
-    second.ledger.adopt(ONE)
+    second.adopt(ONE)
     second.tell(said(1, 1, a_step(1)), said(2, 1, a_step(2)))
 
     assert [(record.step, record.workers) for record in second.records] == [(2, 2)]

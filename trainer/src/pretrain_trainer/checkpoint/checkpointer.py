@@ -1,10 +1,9 @@
-"""The checkpoints of one generation: what it goes on from, and its own saves."""
+"""Checkpoints of one generation: its claim, its restore, its saves and its snapshots in memory."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from enum import IntEnum
 from functools import partial
 from typing import Self
 
@@ -18,38 +17,33 @@ from pretrain_api.messages.reports import Saved, SaveFailed
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_api.spec.training import Parallelism
 from pretrain_store.errors import StoreError
-from pretrain_store.open import links_of, look, open_store, probe
+from pretrain_store.open import check_reachable, link_folder, open_store, probe
 from pretrain_store.port import ObjectStore
-from pretrain_trainer.checkpoint.collective import Together
+from pretrain_trainer.checkpoint.dcp.restore_group import RestoreGroup
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
-from pretrain_trainer.checkpoint.dcp.target import Target
-from pretrain_trainer.checkpoint.history.claim import Applicant, Entry, Refusal, enter, refusal
-from pretrain_trainer.checkpoint.history.commit import Committer
-from pretrain_trainer.checkpoint.history.join import enter_remembering, own_state_before
-from pretrain_trainer.checkpoint.history.rollback import Returning
-from pretrain_trainer.checkpoint.memory.load import recall_state
-from pretrain_trainer.checkpoint.memory.plan import Recall, Worker
-from pretrain_trainer.checkpoint.memory.snapshots import NoRoom, Part, Snapshots, prune
+from pretrain_trainer.checkpoint.dcp.target import RestoreTarget
+from pretrain_trainer.checkpoint.history.claim import GenerationClaim, LineageEntry, claim_generation
+from pretrain_trainer.checkpoint.history.join import claim_with_memory, own_snapshot_before
+from pretrain_trainer.checkpoint.history.rollback import RollbackClaim
+from pretrain_trainer.checkpoint.memory.load import restore_from_memory
+from pretrain_trainer.checkpoint.memory.plan import MemorySnapshot, WorkerMemory
+from pretrain_trainer.checkpoint.memory.snapshots import (
+    InsufficientMemory,
+    SnapshotWriter,
+    StatePart,
+    remove_snapshots_except,
+)
 from pretrain_trainer.checkpoint.restore import restore
-from pretrain_trainer.checkpoint.saver import Saver
-from pretrain_trainer.core.collectives import Agreement
-from pretrain_trainer.core.errors import CheckpointRejectedError, SupersededError
+from pretrain_trainer.checkpoint.saver import AsyncSaver
+from pretrain_trainer.core.collectives import Collectives
+from pretrain_trainer.core.errors import CheckpointRejectedError
 from pretrain_trainer.core.mesh import Mesh
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks
-from pretrain_trainer.stability.guard import Wish
+from pretrain_trainer.core.store_errors import SharedError, shared_error
+from pretrain_trainer.stability.guard import RollbackRequest
 
 _log = logging.getLogger(__name__)
-_STOPPED = "a later generation of another job goes on with this history: this one must stop"
-
-
-class _Verdict(IntEnum):
-    """What becomes of a wish to save. Rank 0 decides: the threads of the others may be a moment behind."""
-
-    BEGIN = 0
-    JOIN = 1
-    SKIP = 2
-    STOP = 3
 
 
 class Checkpointer:
@@ -60,27 +54,26 @@ class Checkpointer:
         config: TrainerConfig,
         ranks: Ranks,
         environ: Mapping[str, str],
-        applicant: Applicant,
+        claim: GenerationClaim,
         store: ObjectStore,
-        entry: Entry,
+        entry: LineageEntry,
     ) -> None:
         self._config = config
         self._ranks = ranks
         self._environ = environ
-        self._applicant = applicant
+        self._claim = claim
         self._store = store
         self._entry = entry
-        self._agreement = Agreement(None)
-        self._group = None if _replicated(config.training.parallelism) else _background_group()
-        self._saver: Saver | None = None
-        self._worker = Worker.of(ranks, environ)
+        self._collectives = Collectives(None)
+        group = None if _replicated(config.training.parallelism) else _background_group()
+        self._saver = AsyncSaver(store, entry.record, config.checkpoint.retain, ranks, group, environ)
+        self._memory = WorkerMemory.of(ranks, environ)
         self._snapshots = self._make_snapshots()
-        self._skips: list[SaveFailed] = []
         self.recalled = False
-        """Whether `restore` loaded a state in memory."""
-        self._returning: Returning | None = None
+        """True if `restore` loaded a snapshot in memory."""
+        self._rollback: RollbackClaim | None = None
         self.seconds: dict[str, float] = {}
-        """Time that `restore` spent, by stage."""
+        """Seconds of `restore`, by stage."""
 
     @classmethod
     def open(
@@ -91,235 +84,176 @@ class Checkpointer:
         ranks: Ranks,
         environ: Mapping[str, str],
     ) -> Self:
-        """Enter the history of the prefix with a lineage record, which rank 0 puts. Collective.
+        """Claim the generation with a lineage record, which rank 0 puts. Collective.
 
         `generation` None: an unattended run, which takes the next free number. Raises on all ranks alike InvalidInput,
-        NumberTakenError, SupersededError, NoUsableCheckpointError, CheckpointRejectedError or an Obstacle, after which
-        it may be called again.
+        NumberTakenError, SupersededError, NoUsableCheckpointError, CheckpointRejectedError or an ObstacleError, after
+        which it may be called again.
         """
-        applicant = Applicant.of(config, identity, generation, ranks.world_size)
+        claim = GenerationClaim.of(config, identity, generation, ranks.world_size)
         store: ObjectStore | None = None
-        said: Entry | Refusal | None = None
+        own: LineageEntry | SharedError | None = None
         try:
             store = open_store(config.checkpoint.storage, environ)
         except StoreError as error:
-            said = refusal(error)
-        looking = partial(look, config.checkpoint.storage, environ)
+            own = shared_error(error)
+        look = partial(check_reachable, config.checkpoint.storage, environ)
         mine = store if ranks.first else None
         if generation is not None and config.checkpoint.memory is not None:
-            said = enter_remembering(mine, applicant, looking, Worker.of(ranks, environ)) or said
+            own = claim_with_memory(mine, claim, look, WorkerMemory.of(ranks, environ)) or own
         elif mine is not None:
-            said = enter(mine, applicant, looking)
-        agreed = Agreement(None).first_says(said)
-        for answer in (agreed, said):
-            if isinstance(answer, Refusal):
-                raise answer.error()
-        assert store is not None  # or this rank would have raised
-        assert isinstance(agreed, Entry)  # the first rank always says something
-        return cls(config, ranks, environ, applicant, store, agreed)
+            own = claim_generation(mine, claim, look)
+        agreed = Collectives(None).broadcast_object(own)
+        for result in (agreed, own):
+            if isinstance(result, SharedError):
+                raise result.error()
+        assert store is not None  # else this rank has raised
+        assert isinstance(agreed, LineageEntry)  # rank 0 always has a result
+        return cls(config, ranks, environ, claim, store, agreed)
 
     @property
     def parent(self) -> Manifest | None:
-        """What this generation goes on from; None on a fresh start."""
+        """The checkpoint that this generation resumes from; None on a fresh start."""
         return self._entry.parent
 
     @property
     def rollbacks(self) -> tuple[Rollback, ...]:
-        """Those of this job so far, oldest first; a history that it took over may have others."""
+        """The rollbacks of this job so far, oldest first, without those of a job whose history it took over."""
         record = self._entry.record
         return tuple(rollback for rollback in record.rollbacks if rollback.job_uid == record.job_uid)
 
-    def go_back(self, wish: Wish) -> None:
-        """Enter the history anew, under the next number, from a state before a divergence. Collective.
+    def go_back(self, wish: RollbackRequest) -> None:
+        """Claim the next number of the lineage, from a state before a divergence. Collective.
 
-        Saves under way are waited for, lest one come into force later. Raises on all ranks alike NumberTakenError and
-        SupersededError when somebody else goes on, or an Obstacle, after which it may be called again.
+        Waits for saves in flight, so that none commits later. Raises on all ranks alike NumberTakenError and
+        SupersededError when another generation continues, or an ObstacleError, after which it may be called again.
         """
         self.settle_memory()
         self.wait()
-        said: Entry | Refusal | None = None
-        recall = own_state_before(wish.verdict.since, self._entry.record, self._worker)
+        result: LineageEntry | SharedError | None = None
+        snapshot = own_snapshot_before(wish.verdict.since, self._entry.record, self._memory)
         if self._ranks.first:
-            self._returning = self._returning or Returning(self._store, self._entry.record, wish, recall)
-            said = self._returning.enter()
-        said = self._agreement.first_says(said)
-        if isinstance(said, Refusal):
-            raise said.error()
-        assert said is not None  # the first rank always says something
-        self._returning, self._entry, self.recalled = None, said, False
-        if self._saver is not None:
-            self._saver.go_on_as(said.record.generation, self._committer())
+            self._rollback = self._rollback or RollbackClaim(self._store, self._entry.record, wish, snapshot)
+            result = self._rollback.enter()
+        self._enter(result)
+        self._rollback, self.recalled = None, False
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> Progress:
-        """Load the later state in memory if there is one, else the parent; what is loaded was verified. Collective.
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> TrainingProgress:
+        """Load the later snapshot in memory if there is one, else the parent; both are verified. Collective.
 
-        Raises CheckpointRejectedError on all ranks when it is damaged; an unattended run goes on from an earlier one.
-        Raises an Obstacle on all ranks when any of them cannot fetch it now: then it may be called again.
+        Raises CheckpointRejectedError on all ranks when the parent is corrupt; an unattended run resumes from an
+        earlier one. Raises an ObstacleError on all ranks when any of them cannot fetch it now: then it may be called
+        again.
         """
-        target = Target(model, optimizer, self._config.training.optimizer.kind)
-        recall = self._entry.recall
-        if recall is not None and self._remembered(recall, target):
-            return self._entry.start_from(recall)
+        target = RestoreTarget(model, optimizer, self._config.training.optimizer.kind)
+        snapshot = self._entry.snapshot
+        if snapshot is not None and self._restored_from_memory(snapshot, target):
+            return self._entry.start_from(snapshot)
         while self.parent is not None:
-            together = Together(self._ranks, manifest_key(self.parent.generation, self.parent.step))
-            sharded, near = self._group is not None, links_of(self._config.checkpoint.storage)
+            group = RestoreGroup(self._ranks, manifest_key(self.parent.generation, self.parent.step))
+            near = link_folder(self._config.checkpoint.storage)
             try:
-                self.seconds = restore(together, self._store, self.parent, target, sharded, self._environ, near)
+                self.seconds = restore(
+                    group, self._store, self.parent, target, self._saver.sharded, self._environ, near
+                )
             except CheckpointRejectedError as rejected:
-                if self._applicant.number is not None:
+                if self._claim.number is not None:
                     raise
-                self._pass_over(rejected.key)
+                self._skip(rejected.key)
             else:
                 break
         return self._entry.start()
 
-    def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
-        """Start to save; returns the seconds that this blocked. Collective where state is sharded.
+    def save(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
+        """Start a save; return the seconds of the stall. See AsyncSaver.save."""
+        return self._saver.save(progress, lambda: tensors_of(model, optimizer))
 
-        A save of the same step is joined. While one of another step is under way, the new one is reported as failed.
-        Raises SupersededError when another job took over.
-        """
-        if not self._takes_part:
-            return 0.0
-        saver = self._saver = self._saver or self._make_saver()
-        match self._verdict(saver, progress.step):
-            case _Verdict.BEGIN:
-                return saver.begin(progress, tensors_of(model, optimizer))
-            case _Verdict.SKIP:
-                if self._ranks.first:
-                    saver.skip(progress.step, f"the save of step {saver.running} was still under way")
-            case _Verdict.STOP:
-                raise SupersededError(saver.superseded or _STOPPED)
-            case _Verdict.JOIN:
-                pass
-        return 0.0
-
-    def remember(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> float:
-        """Keep this state in memory; returns the seconds that this blocked. Where that fails training goes on."""
+    def remember(self, progress: TrainingProgress, model: nn.Module, optimizer: Optimizer) -> float:
+        """Take a snapshot in memory; return the seconds of the stall. A failure ends snapshots, not training."""
         if self._snapshots is not None and self._snapshots.record != self._entry.record:
-            self._snapshots = self._make_snapshots()  # it goes on under another number
+            self._snapshots = self._make_snapshots()  # the generation has a new number
         if self._snapshots is None:
             return 0.0
         try:
             return self._snapshots.take(progress, tensors_of(model, optimizer))
-        except (NoRoom, OSError, RuntimeError, ValueError) as error:
+        except (InsufficientMemory, OSError, RuntimeError, ValueError) as error:
             self._snapshots = None
             message = f"states are not kept in memory any more: {error}"
             _log.warning("rank %d: %s", self._ranks.rank, message)
-            self._skips.append(SaveFailed(step=progress.step, message=message))
+            self._saver.report_failure(progress.step, message)
             return 0.0
 
     def settle_memory(self) -> None:
-        """Wait until the last state in memory is sealed."""
+        """Wait until the last snapshot in memory is sealed."""
         if self._snapshots is not None:
             self._snapshots.settle()
 
     def poll(self) -> tuple[Saved | SaveFailed, ...]:
-        """What was saved or failed since the last call, on rank 0; nothing elsewhere. Raises SupersededError."""
-        if not self._ranks.first:
-            return ()
-        skips, self._skips = tuple(self._skips), []
-        if self._saver is None:
-            return skips
-        outcomes = (*skips, *self._saver.outcomes())
-        if not outcomes and self._saver.superseded:
-            raise SupersededError(self._saver.superseded)
-        return outcomes
+        """Return the saves and failures since the last call, on rank 0; nothing elsewhere. Raises SupersededError."""
+        return self._saver.poll()
 
     def wait(self) -> str | None:
-        """Wait until no save is under way; the manifest's key of the last one, None if it failed. Collective.
+        """Wait for the save in flight; return the manifest's key of the last save, None if it failed. Collective.
 
         Raises SupersededError, on all ranks alike.
         """
-        if self._saver is not None:
-            self._saver.join()
-        key, stop = self._agreement.first_says(self._state())
-        if stop is not None:
-            raise SupersededError(stop)
-        return key
+        return self._saver.wait()
 
     def look(self) -> None:
-        """Raise an Obstacle, on all ranks alike, when nothing can be saved now. Collective."""
-        said: Refusal | None = None
+        """Raise an ObstacleError, on all ranks alike, when nothing can be saved now. Collective."""
+        own: SharedError | None = None
         if self._ranks.first:
             try:
                 probe(self._store)
             except StoreError as error:
-                said = refusal(error)
-        said = self._agreement.first_says(said)
-        if said is not None:
-            raise said.error()
+                own = shared_error(error)
+        agreed = self._collectives.broadcast_object(own)
+        if agreed is not None:
+            raise agreed.error()
 
     def close(self) -> None:
-        """Let go of the staging memory. A save still under way comes to nothing: `wait` for it first."""
-        if self._saver is not None:
-            self._saver.close()
+        """Free the staging memory. A save in flight fails: `wait` for it first."""
+        self._saver.close()
 
-    @property
-    def _takes_part(self) -> bool:
-        """Whether this rank saves anything: replicated state is saved by the first alone."""
-        return self._ranks.first or self._group is not None
-
-    def _remembered(self, recall: Recall, target: Target) -> bool:
-        """Load the state in memory. False: it turned out not to fit, on all ranks; nothing was loaded."""
-        together = Together(self._ranks, f"in memory of step {recall.state.step}")
+    def _restored_from_memory(self, snapshot: MemorySnapshot, target: RestoreTarget) -> bool:
+        """Load the snapshot. False, on all ranks: it does not match the model, and nothing was loaded."""
+        group = RestoreGroup(self._ranks, f"in memory of step {snapshot.state.step}")
         try:
-            self.seconds = recall_state(together, recall, self._worker, target, self._environ)
+            self.seconds = restore_from_memory(group, snapshot, self._memory, target, self._environ)
         except CheckpointRejectedError as error:
-            if self.parent is None:  # there is nothing that would be loaded over what may have been loaded
+            if self.parent is None:  # no checkpoint would overwrite a partial load
                 raise
             _log.warning("%s", error)
             return False
         self.recalled = True
         return True
 
-    def _pass_over(self, rejected: str) -> None:
-        """Enter the history anew, from the newest checkpoint that was not found damaged."""
-        self._applicant = self._applicant.without(rejected)
-        said = self._agreement.first_says(enter(self._store, self._applicant) if self._ranks.first else None)
-        if isinstance(said, Refusal):
-            raise said.error()
-        assert said is not None
-        self._entry = said
+    def _skip(self, rejected: str) -> None:
+        """Claim the next number, from the newest checkpoint that is not known to be corrupt."""
+        self._claim = self._claim.without(rejected)
+        self._enter(claim_generation(self._store, self._claim) if self._ranks.first else None)
 
-    def _make_snapshots(self) -> Snapshots | None:
-        """Each part of the state is kept by one process of each worker that has it."""
-        folder, rank = self._worker.folder, self._ranks.rank
-        if self._config.checkpoint.memory is None or self._applicant.number is None or folder is None:
+    def _enter(self, own: LineageEntry | SharedError | None) -> None:
+        """Adopt rank 0's new place in the lineage, or raise its error. Collective."""
+        entry = self._collectives.broadcast_object(own)
+        if isinstance(entry, SharedError):
+            raise entry.error()
+        assert entry is not None  # rank 0 always has a result
+        self._entry = entry
+        self._saver.resume_as(entry.record)
+
+    def _make_snapshots(self) -> SnapshotWriter | None:
+        """Make the writer of this process's part, unless an earlier process of the worker has the same part."""
+        folder, rank = self._memory.folder, self._ranks.rank
+        if self._config.checkpoint.memory is None or self._claim.number is None or folder is None:
             return None
-        if self._worker.speaks:
-            prune(folder, self._entry.record.resumed)
+        if self._memory.reports:
+            remove_snapshots_except(folder, self._entry.record.resumed)
         mesh = Mesh.of(self._config.training.parallelism, self._ranks.world_size, self._ranks.worker_size)
         part = mesh.part(rank)
-        if any(mesh.part(other) == part for other in range(self._worker.first, rank)):
+        if any(mesh.part(other) == part for other in range(self._memory.first, rank)):
             return None
-        return Snapshots(folder, self._worker.local_rank, self._entry.record, Part(part, mesh.parts))
-
-    def _make_saver(self) -> Saver:
-        return Saver(self._store, self._entry.record.generation, self._committer(), self._group, self._environ)
-
-    def _committer(self) -> Committer | None:
-        return Committer(self._store, self._entry.record, self._config.checkpoint.retain) if self._ranks.first else None
-
-    def _verdict(self, saver: Saver, step: int) -> _Verdict:
-        own = _Verdict.BEGIN
-        if saver.superseded:
-            own = _Verdict.STOP
-        elif saver.running is not None:
-            own = _Verdict.JOIN if saver.running == step else _Verdict.SKIP
-        elif saver.ended is not None and saver.ended.step == step and saver.ended.manifest is not None:
-            own = _Verdict.JOIN
-        if self._group is None:
-            return own
-        return _Verdict(self._agreement.highest(own if self._ranks.first else _Verdict.BEGIN))
-
-    def _state(self) -> tuple[str | None, str | None]:
-        """The key of the last manifest put, and why to stop: as rank 0 knows it."""
-        if self._saver is None:
-            return None, None
-        ended = self._saver.ended
-        key = manifest_key(ended.manifest.generation, ended.manifest.step) if ended and ended.manifest else None
-        return key, self._saver.superseded
+        return SnapshotWriter(folder, self._memory.local_rank, self._entry.record, StatePart(part, mesh.parts))
 
 
 def _replicated(parallelism: Parallelism) -> bool:

@@ -1,7 +1,7 @@
-"""One process's saves: copied at once, then finished by a thread.
+"""Asynchronous saves of one process: copied at a step boundary, uploaded and committed by a thread.
 
-With plain data parallelism rank 0 saves alone, without any collective. Where state is sharded the threads of all ranks
-agree over a process group of their own: collectives on the one that trains would mix with the step loop's.
+With plain data parallelism rank 0 saves alone, without any collective. If the state is sharded, the threads of all
+ranks agree over a process group of their own: on the training group, their collectives would mix with the step loop's.
 """
 
 from __future__ import annotations
@@ -11,29 +11,43 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import partial
 
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from pretrain_api.checkpoint.lineage import Manifest, StoredObject, manifest_key
+from pretrain_api.checkpoint.lineage import LineageRecord, Manifest, StoredObject, manifest_key
 from pretrain_api.messages.reports import Saved, SaveFailed
+from pretrain_api.spec.job import Retain
 from pretrain_sdk.scratch import Scratch
 from pretrain_store.port import ObjectStore
-from pretrain_trainer.checkpoint.dcp.layout import Layout, Signature, lay_out, staged
-from pretrain_trainer.checkpoint.history.commit import Committer, upload
-from pretrain_trainer.core.collectives import Agreement
-from pretrain_trainer.core.progress import Progress
-from pretrain_trainer.core.stage_timer import Stages
+from pretrain_trainer.checkpoint.dcp.layout import Layout, LayoutSignature, copy_to_host, write_layout
+from pretrain_trainer.checkpoint.history.commit import Retention, commit_save, upload
+from pretrain_trainer.core.collectives import Collectives
+from pretrain_trainer.core.errors import SupersededError
+from pretrain_trainer.core.progress import TrainingProgress
+from pretrain_trainer.core.ranks import Ranks
+from pretrain_trainer.core.stage_timer import StageTimer
 
-_ANYTHING = (Exception, CheckpointException)
-"""A save that fails is reported and never fatal, whatever the reason. DCP's own error is no Exception."""
+_ANY_ERROR = (Exception, CheckpointException)
+"""A failed save is reported and never fatal, whatever the reason. DCP's own error is no Exception."""
+_SUPERSEDED = "a later generation of another job continues this history: this one must stop"
+
+
+class _SaveDecision(IntEnum):
+    """Decision on a requested save. Rank 0 decides: the other ranks' threads may be a moment behind."""
+
+    BEGIN = 0
+    JOIN = 1
+    SKIP = 2
+    STOP = 3
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How the save of a step ended: its manifest in force, or what went wrong."""
+class SaveResult:
+    """Result of the save of a step: its committed manifest, or the failure."""
 
     step: int
     manifest: Manifest | None
@@ -41,8 +55,8 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What one rank contributes to a checkpoint: its objects, or what went wrong."""
+class _RankUpload:
+    """One rank's contribution to a checkpoint: its objects, or the failure."""
 
     objects: tuple[StoredObject, ...] = ()
     failure: str = ""
@@ -50,160 +64,216 @@ class _Part:
 
 
 @dataclass
-class _Running:
+class _InFlightSave:
     """A save under way. Its thread is a daemon: a store that hangs must not keep a process from ending."""
 
-    progress: Progress
+    progress: TrainingProgress
     began: float
     stall: float
-    stages: Stages
+    stages: StageTimer
     thread: threading.Thread = field(init=False)
 
 
-class Saver:
-    """Saves the tensors of this process.
+class AsyncSaver:
+    """The one holder of this process's saves: the one in flight, its result, and the reports of all.
 
-    `committer` is rank 0's alone. Without a group all state is here, and no other process saves any.
+    `group`: the processes that each save their shards; without one, rank 0 has all state and saves alone.
     """
 
     def __init__(
         self,
         store: ObjectStore,
-        generation: int,
-        committer: Committer | None,
+        record: LineageRecord,
+        retain: Retain,
+        ranks: Ranks,
         group: dist.ProcessGroup | None,
         environ: Mapping[str, str],
     ) -> None:
         self._store = store
-        self._generation = generation
-        self._committer = committer
+        self._retain = retain
+        self._ranks = ranks
         self._group = group
         self._environ = environ
+        self._training_group = Collectives(None)
         self._scratch: Scratch | None = None
         self._layout: Layout | None = None
-        self._running: _Running | None = None
+        self._in_flight: _InFlightSave | None = None
         self._outcomes: deque[Saved | SaveFailed] = deque()
-        self.ended: Ended | None = None
-        """The last save that ended."""
+        self._record = record
+        self._retention = Retention(store, record, retain)
+        self._result: SaveResult | None = None
+
+    def resume_as(self, record: LineageRecord) -> None:
+        """Save for the generation of this record from now on. No save may be in flight."""
+        self._record = record
+        self._retention = Retention(self._store, record, self._retain)
+        self._result = None
 
     @property
-    def running(self) -> int | None:
-        """The step of the save under way."""
-        running = self._running
-        return running.progress.step if running is not None and running.thread.is_alive() else None
+    def sharded(self) -> bool:
+        """True if every rank saves a part of the state."""
+        return self._group is not None
 
     @property
-    def superseded(self) -> str | None:
-        """Why this generation must stop, once it is known."""
-        return self._committer.superseded if self._committer is not None else None
+    def step_in_flight(self) -> int | None:
+        """The step of the save in flight."""
+        save = self._in_flight
+        return save.progress.step if save is not None and save.thread.is_alive() else None
 
-    def begin(self, progress: Progress, tensors: Mapping[str, Tensor]) -> float:
-        """Copy the tensors and start the rest; returns the seconds that it took. No save may be under way elsewhere."""
-        self.join()
-        began, stages = time.perf_counter(), Stages()
-        layout = self._layout
-        if layout is not None and layout.signature == Signature.of(tensors):
-            layout.fill(tensors)
-            make = partial(_same, layout)
-        else:
-            make = self._laying_out(tensors, staged(tensors))
-        stages.done("copy")
-        running = _Running(progress, began, stages.seconds["copy"], stages)
-        running.thread = threading.Thread(target=self._finish, args=(running, make), name="checkpoint", daemon=True)
-        self._running = running
-        running.thread.start()
-        return running.stall
+    def save(self, progress: TrainingProgress, tensors: Callable[[], Mapping[str, Tensor]]) -> float:
+        """Start a save; return the seconds of the stall. Collective if the state is sharded.
 
-    def go_on_as(self, generation: int, committer: Committer | None) -> None:
-        """Save for another generation from now on. No save may be under way."""
-        self._generation, self._committer, self.ended = generation, committer, None
+        A save of the same step is joined. While one of another step is in flight, the new one is reported as failed.
+        Raises SupersededError when a later generation continues the history.
+        """
+        if not self._ranks.first and not self.sharded:
+            return 0.0
+        match self._decide(progress.step):
+            case _SaveDecision.BEGIN:
+                return self._begin(progress, tensors())
+            case _SaveDecision.SKIP:
+                if self._ranks.first:
+                    message = f"the save of step {self.step_in_flight} was still under way"
+                    self.report_failure(progress.step, message)
+            case _SaveDecision.STOP:
+                raise SupersededError(self._retention.superseded or _SUPERSEDED)
+            case _SaveDecision.JOIN:
+                pass
+        return 0.0
 
-    def skip(self, step: int, why: str) -> None:
-        """Report a save that was not begun."""
-        self._outcomes.append(SaveFailed(step=step, message=why))
+    def report_failure(self, step: int, message: str) -> None:
+        """Report a save that failed or was not begun."""
+        self._outcomes.append(SaveFailed(step=step, message=message))
 
-    def outcomes(self) -> tuple[Saved | SaveFailed, ...]:
-        """What was saved or failed since the last call."""
-        return tuple(self._outcomes.popleft() for _ in range(len(self._outcomes)))
+    def poll(self) -> tuple[Saved | SaveFailed, ...]:
+        """Return the saves and failures since the last call, on rank 0; nothing elsewhere. Raises SupersededError."""
+        if not self._ranks.first:
+            return ()
+        outcomes = tuple(self._outcomes.popleft() for _ in range(len(self._outcomes)))
+        if not outcomes and self._retention.superseded:
+            raise SupersededError(self._retention.superseded)
+        return outcomes
 
-    def join(self) -> None:
-        """Wait until no save is under way."""
-        if self._running is not None:
-            self._running.thread.join()
+    def wait(self) -> str | None:
+        """Wait for the save in flight; return the manifest's key of the last save, None if it failed. Collective.
+
+        Raises SupersededError, on all ranks alike.
+        """
+        self._join()
+        manifest = self._result.manifest if self._result is not None else None
+        key = manifest_key(manifest.generation, manifest.step) if manifest is not None else None
+        key, superseded = self._training_group.broadcast_object((key, self._retention.superseded))
+        if superseded is not None:
+            raise SupersededError(superseded)
+        return key
 
     def close(self) -> None:
-        """Remove the staging memory. A save that is still under way comes to nothing."""
+        """Free the staging memory. A save in flight fails: `wait` for it first."""
         if self._scratch is not None:
             self._scratch.close()
 
-    def _laying_out(self, tensors: Mapping[str, Tensor], copies: dict[str, Tensor]) -> Callable[[], Layout]:
+    def _decide(self, step: int) -> _SaveDecision:
+        own, in_flight, result = _SaveDecision.BEGIN, self.step_in_flight, self._result
+        if self._retention.superseded:
+            own = _SaveDecision.STOP
+        elif in_flight is not None:
+            own = _SaveDecision.JOIN if in_flight == step else _SaveDecision.SKIP
+        elif result is not None and result.step == step and result.manifest is not None:
+            own = _SaveDecision.JOIN
+        if not self.sharded:
+            return own
+        return _SaveDecision(self._training_group.all_reduce_max(own if self._ranks.first else _SaveDecision.BEGIN))
+
+    def _begin(self, progress: TrainingProgress, tensors: Mapping[str, Tensor]) -> float:
+        """Copy the tensors and start the thread; return the seconds of the copy."""
+        self._join()
+        began, stages = time.perf_counter(), StageTimer()
+        layout = self._layout
+        if layout is not None and layout.signature == LayoutSignature.of(tensors):
+            layout.fill(tensors)
+            make = partial(_same, layout)
+        else:
+            make = self._first_layout(tensors, copy_to_host(tensors))
+        stages.done("copy")
+        save = _InFlightSave(progress, began, stages.seconds["copy"], stages)
+        save.thread = threading.Thread(target=self._finish, args=(save, make), name="checkpoint", daemon=True)
+        self._in_flight = save
+        save.thread.start()
+        return save.stall
+
+    def _join(self) -> None:
+        if self._in_flight is not None:
+            self._in_flight.thread.join()
+
+    def _first_layout(self, tensors: Mapping[str, Tensor], copies: dict[str, Tensor]) -> Callable[[], Layout]:
         def make() -> Layout:
             self.close()
             self._scratch = Scratch.with_room(sum(item.nbytes for item in copies.values()), self._environ)
-            return lay_out(self._scratch.path, tensors, copies, self._group)
+            return write_layout(self._scratch.path, tensors, copies, self._group)
 
         return make
 
-    def _finish(self, running: _Running, make: Callable[[], Layout]) -> None:
-        step = running.progress.step
+    def _finish(self, save: _InFlightSave, make: Callable[[], Layout]) -> None:
+        step = save.progress.step
         try:
-            ended = self._commit(running, make)
-        except _ANYTHING as error:
-            ended = Ended(step, None, _said(error))
-        self.ended = ended
-        if self._committer is None:
+            result = self._upload_and_commit(save, make)
+        except _ANY_ERROR as error:
+            result = SaveResult(step, None, _message(error))
+        self._result = result
+        if not self._ranks.first:
             return
-        if ended.manifest is None:
-            self.skip(step, ended.failure)
+        if result.manifest is None:
+            self.report_failure(step, result.failure)
             return
         self._outcomes.append(
             Saved(
                 step=step,
-                checkpoint=manifest_key(self._generation, step),
-                bytes=ended.manifest.bytes,
-                stall_seconds=running.stall,
-                seconds=time.perf_counter() - running.began,
-                stages=running.stages.seconds,
+                checkpoint=manifest_key(self._record.generation, step),
+                bytes=result.manifest.bytes,
+                stall_seconds=save.stall,
+                seconds=time.perf_counter() - save.began,
+                stages=save.stages.seconds,
             )
         )
-        self._committer.tidy()
+        self._retention.apply()
 
-    def _commit(self, running: _Running, make: Callable[[], Layout]) -> Ended:
-        """Upload this rank's part; when all ranks have, rank 0 commits. All ranks come to the same end."""
-        progress, stages = running.progress, running.stages
+    def _upload_and_commit(self, save: _InFlightSave, make: Callable[[], Layout]) -> SaveResult:
+        """Upload this rank's part; once all ranks have, rank 0 commits. All ranks get the same result."""
+        progress, stages = save.progress, save.stages
         layout, part = self._upload(progress.step, make)
         stages.done("upload")
-        agreement = Agreement(self._group) if self._group is not None else None
-        parts = agreement.all_say(part) if agreement else [part]
+        savers = Collectives(self._group) if self._group is not None else None
+        parts = savers.all_gather_object(part) if savers else [part]
         stages.done("agree")
         failures = [f"rank {rank}: {part.failure}" for rank, part in enumerate(parts) if part.failure]
-        self._layout = layout if all(part.laid_out for part in parts) else None  # it is made by all together
+        self._layout = layout if all(part.laid_out for part in parts) else None  # all ranks make it together
         if failures:
-            return Ended(progress.step, None, "; ".join(failures))
-        ended = self._commit_first(progress, tuple(item for part in parts for item in part.objects))
+            return SaveResult(progress.step, None, "; ".join(failures))
+        result = self._commit(progress, tuple(item for part in parts for item in part.objects))
         stages.done("commit")
-        return agreement.first_says(ended) if agreement else ended
+        return savers.broadcast_object(result) if savers else result
 
-    def _commit_first(self, progress: Progress, objects: tuple[StoredObject, ...]) -> Ended:
-        if self._committer is None:
-            return Ended(progress.step, None)
+    def _commit(self, progress: TrainingProgress, objects: tuple[StoredObject, ...]) -> SaveResult:
+        """Put the manifest, on rank 0."""
+        if not self._ranks.first:
+            return SaveResult(progress.step, None)
         try:
-            return Ended(progress.step, self._committer.commit(progress, objects))
-        except _ANYTHING as error:
-            return Ended(progress.step, None, _said(error))
+            return SaveResult(progress.step, commit_save(self._store, self._record, progress, objects))
+        except _ANY_ERROR as error:
+            return SaveResult(progress.step, None, _message(error))
 
-    def _upload(self, step: int, make: Callable[[], Layout]) -> tuple[Layout | None, _Part]:
+    def _upload(self, step: int, make: Callable[[], Layout]) -> tuple[Layout | None, _RankUpload]:
         layout = None
         try:
             layout = make()
-            return layout, _Part(upload(self._store, layout, self._generation, step))
-        except _ANYTHING as error:
-            return layout, _Part(failure=_said(error), laid_out=layout is not None)
+            return layout, _RankUpload(upload(self._store, layout, self._record.generation, step))
+        except _ANY_ERROR as error:
+            return layout, _RankUpload(failure=_message(error), laid_out=layout is not None)
 
 
 def _same(layout: Layout) -> Layout:
     return layout
 
 
-def _said(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return str(error) or type(error).__name__

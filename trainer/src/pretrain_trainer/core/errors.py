@@ -1,22 +1,22 @@
-"""The trainer's errors: each says what the caller, the operator or the user should do.
+"""The trainer's errors, by the action that they ask for.
 
 ```
 TrainerError
-├── InvalidInput             the user mends the job or its data; a restart cannot help
-├── CollectiveFailed         a peer went away: a new generation goes on
-├── CheckpointRejectedError  the newest checkpoint is corrupt: a new generation names an older one
-├── NumberTakenError         the lineage has this generation's number: a higher one is needed
+├── InvalidInput             the user fixes the job or its data; a restart cannot help
+├── CollectiveFailed         a peer is gone: a new generation resumes
+├── CheckpointRejectedError  the latest checkpoint is corrupt: a new generation resumes from an older one
+├── NumberTakenError         the lineage already has this generation's number: take a higher one
 ├── SupersededError          another job took over the prefix: stop
-├── NoUsableCheckpointError  checkpoints exist and none can be used: stop
-├── Diverged                 the loss diverged more often than the job allows: stop
-├── FinalSaveFailed          the last checkpoint could not be written: try again
-└── Obstacle                 somebody mends it outside: the ranks wait (see `waiting`) and go on by themselves
-    ├── StorageUnavailable   the store, or the cache's folder, does not do what it should
-    ├── BucketMissing        there is no such bucket
-    ├── AccessDenied         credentials are refused, or do not allow what is needed
-    ├── DataMissing          an object of a source is not there
-    ├── DataCorrupt          an object of a source is not what it should be
-    └── DataDelayed          nothing is wrong but the time it takes
+├── NoUsableCheckpointError  checkpoints exist and none is usable: stop
+├── DivergedError            the loss diverged more often than the job allows: stop
+├── FinalSaveFailed          the last checkpoint could not be written: retry
+└── ObstacleError            fixed outside the job: the ranks wait (see `waits`) and resume by themselves
+    ├── StorageUnavailable   the store, or the folder of the cache, does not work
+    ├── BucketMissingError   the bucket does not exist
+    ├── AccessDeniedError    the credentials are refused, or lack a permission
+    ├── DataMissing          an object of a source does not exist
+    ├── DataCorrupt          an object of a source differs from its description
+    └── DataDelayed          fetching takes long; nothing is wrong
 ```
 """
 
@@ -26,37 +26,37 @@ from pretrain_api.messages.trainer_config import ExitCode
 
 
 class TrainerError(Exception):
-    """An end of the training program that the operator knows by its exit code and reason."""
+    """A failure of the training program that the operator recognises by exit code and reason."""
 
     exit_code: ExitCode = ExitCode.FAILED
     retryable: bool = True
 
     @property
     def reason(self) -> str:
-        """CamelCase, for conditions."""
+        """The CamelCase reason of conditions: the name of the class without `Error`."""
         return type(self).__name__.removesuffix("Error")
 
 
 class InvalidInput(TrainerError):
-    """The job or its data cannot be used: one sentence that names the field and the remedy."""
+    """The job or its data is invalid. The message is one sentence that names the field and the remedy."""
 
     exit_code = ExitCode.INVALID
     retryable = False
 
 
 class CollectiveFailed(TrainerError):
-    """A collective operation did not complete because a peer or the network went away."""
+    """A collective operation failed because a peer or the network is gone."""
 
     exit_code = ExitCode.COLLECTIVE
 
     @property
     def reason(self) -> str:
-        """The reason by which the coordinator knows it."""
+        """The reason that the coordinator recognises."""
         return "CollectiveError"
 
 
 class CheckpointRejectedError(TrainerError):
-    """The checkpoint of manifest `key` is corrupt. Raised on all ranks together, before anything was loaded."""
+    """The checkpoint of manifest `key` is corrupt. Raised on all ranks, before anything is loaded."""
 
     exit_code = ExitCode.CHECKPOINT_REJECTED
 
@@ -67,7 +67,7 @@ class CheckpointRejectedError(TrainerError):
 
 
 class NumberTakenError(TrainerError):
-    """The generation's number is in the lineage already; `highest` is the highest number found there."""
+    """The lineage already has this generation's number; `highest` is the highest number in it."""
 
     exit_code = ExitCode.NUMBER_TAKEN
 
@@ -77,56 +77,56 @@ class NumberTakenError(TrainerError):
 
 
 class SupersededError(TrainerError):
-    """Another job took over the prefix: this one stops."""
+    """Another job took over the prefix; this one stops."""
 
     exit_code = ExitCode.SUPERSEDED
     retryable = False
 
 
 class NoUsableCheckpointError(TrainerError):
-    """Checkpoints exist and none can be used: stop, for fear of starting from nothing."""
+    """Checkpoints exist and none is usable. The job stops instead of starting from step 0."""
 
     exit_code = ExitCode.NO_USABLE_CHECKPOINT
     retryable = False
 
 
-class Diverged(TrainerError):
-    """The loss diverged, and all that the job allows to be done about it was done. Raised on all ranks together."""
+class DivergedError(TrainerError):
+    """The loss diverged and the job's allowance of remedies is used up. Raised on all ranks."""
 
     exit_code = ExitCode.DIVERGED
     retryable = False
 
 
 class FinalSaveFailed(TrainerError):
-    """The checkpoint of the last step could not be written, although tried more than once."""
+    """The checkpoint of the last step could not be written in several attempts."""
 
 
-class Obstacle(TrainerError):
-    """Something outside keeps this rank from going on: one sentence that says what, and the remedy.
+class ObstacleError(TrainerError):
+    """A condition outside the job that blocks this rank. The message is one sentence with the remedy.
 
-    Its reason is the name of its class. Where nobody waits for it to be mended, the process ends and is started again.
+    The reason is the name of the class without `Error`. A caller that does not wait lets the process fail and restart.
     """
 
 
-class StorageUnavailable(Obstacle):
+class StorageUnavailable(ObstacleError):
     """The storage does not answer, or cannot serve now."""
 
 
-class BucketMissing(Obstacle):
-    """There is no such bucket."""
+class BucketMissingError(ObstacleError):
+    """The bucket does not exist."""
 
 
-class AccessDenied(Obstacle):
-    """The credentials are missing, refused, or do not allow what is needed."""
+class AccessDeniedError(ObstacleError):
+    """The credentials are missing, refused, or lack a permission."""
 
 
-class DataMissing(Obstacle):
-    """An object of a source is not there."""
+class DataMissing(ObstacleError):
+    """An object of a source does not exist."""
 
 
-class DataCorrupt(Obstacle):
-    """An object of a source is not what its description says, or is no description."""
+class DataCorrupt(ObstacleError):
+    """An object of a source differs from its description, or the description is invalid."""
 
 
-class DataDelayed(Obstacle):
-    """Data is on its way and takes long: said so that nobody takes the silence for a hang."""
+class DataDelayed(ObstacleError):
+    """Data is being fetched and takes long. Reported so that the silence is not taken for a hang."""

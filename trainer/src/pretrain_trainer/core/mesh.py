@@ -1,7 +1,8 @@
-"""Where each rank stands: in which replica of the model, and there in which pipeline stage, on which tensor rank.
+"""Layout of the ranks: replicas of the model, and within a replica pipeline stages and tensor ranks.
 
-Pure arithmetic of the world size and the configuration. The ranks of a replica follow each other, so that any number of
-whole replicas is a world; within one the tensor ranks of a stage do, since they talk most and should be on one host:
+Pure arithmetic of the world size and the configuration. The ranks of a replica are consecutive, so that any number of
+whole replicas is a world. Within a replica the tensor ranks of a stage are consecutive, since they communicate most and
+should share a host:
 
     rank = (replica * pipeline + stage) * tensor + part
 """
@@ -17,36 +18,37 @@ from pretrain_trainer.core.errors import InvalidInput
 
 
 @dataclass(frozen=True)
-class Place:
-    """A rank's place in the mesh. Replicas share out the data; ranks of one replica see the same of it."""
+class MeshPosition:
+    """A rank's position in the mesh. Replicas divide the data; all ranks of one replica see the same data."""
 
     replica: int
     replicas: int
     stage: int = 0
     stages: int = 1
     part: int = 0
-    """Of the matrices."""
+    """Index of the tensor rank."""
     parts: int = 1
+    """Number of tensor ranks."""
 
     @property
     def begins(self) -> bool:
-        """Whether it is of the stage that reads tokens."""
+        """True in the first pipeline stage, which reads tokens."""
         return self.stage == 0
 
     @property
     def ends(self) -> bool:
-        """Whether it is of the stage that makes logits and knows the loss."""
+        """True in the last pipeline stage, which computes logits and the loss."""
         return self.stage == self.stages - 1
 
     @property
     def counts(self) -> bool:
-        """Whether the replica's loss is this rank's to add: one of its ranks does."""
+        """True on the one rank of a replica that adds the replica's loss to sums over all ranks."""
         return self.ends and self.part == 0
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """The shape of the world: `replicas` of the model, in sets of `shards` that share one copy of the state."""
+    """Shape of the world: `replicas` of the model; each group of `shards` replicas shares one copy of the state."""
 
     replicas: int
     shards: int = 1
@@ -55,13 +57,13 @@ class Mesh:
 
     @classmethod
     def of(cls, parallelism: Parallelism, world_size: int, worker_size: int) -> Self:
-        """The mesh of so many processes, `worker_size` a worker. Raises InvalidInput with sizes that would fit."""
+        """Lay out `world_size` processes, `worker_size` per worker. Raises InvalidInput that names sizes that fit."""
         replica = replica_processes(parallelism)
         asked = f"training.parallelism (tensor {parallelism.tensor} x pipeline {parallelism.pipeline})"
         if world_size % replica:
             raise InvalidInput(
-                f"{asked} takes {replica} processes for each replica of the model, of which {world_size} are no "
-                f"multiple: run {nearest(world_size, replica)}"
+                f"{asked} takes {replica} processes for each replica of the model, and {world_size} processes are no "
+                f"multiple of that: run {nearest(world_size, replica)}"
             )
         replicas = world_size // replica
         shards = {"none": 1, "full": replicas, "hybrid": max(1, worker_size // replica)}[parallelism.shard]
@@ -75,21 +77,21 @@ class Mesh:
 
     @property
     def plain(self) -> bool:
-        """Whether a replica is one process."""
+        """True where a replica is one process."""
         return self.pipeline == 1 and self.tensor == 1
 
     @property
     def parts(self) -> int:
-        """In how many parts the state lies on the ranks."""
+        """Number of distinct parts of the state."""
         return self.shards * self.pipeline * self.tensor
 
     def part(self, rank: int) -> int:
-        """Which of the parts this rank has; others may have the same."""
+        """Return the index of the part that this rank holds; other ranks may hold the same."""
         place = self.place(rank)
         return (place.replica % self.shards * self.pipeline + place.stage) * self.tensor + place.part
 
-    def place(self, rank: int) -> Place:
-        """Where this rank stands."""
+    def place(self, rank: int) -> MeshPosition:
+        """Return the position of a rank."""
         rest, part = divmod(rank, self.tensor)
         replica, stage = divmod(rest, self.pipeline)
-        return Place(replica, self.replicas, stage, self.pipeline, part, self.tensor)
+        return MeshPosition(replica, self.replicas, stage, self.pipeline, part, self.tensor)

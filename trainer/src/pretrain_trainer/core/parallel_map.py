@@ -1,4 +1,4 @@
-"""Doing the same with several files at once: digests, copies and input release the interpreter."""
+"""Parallel map over files in threads: digests, copies and I/O release the interpreter lock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 def each(act: Callable[[Item], Result], items: Collection[Item], at_once: int) -> list[Result]:
-    """What `act` returns for each item, in order; raises what it raises. One at a time takes no thread."""
+    """Return the results of `act`, in the order of the items; re-raise its errors. One at a time starts no thread."""
     if min(at_once, len(items)) <= 1:
         return [act(item) for item in items]
     with ThreadPoolExecutor(max_workers=at_once) as threads:

@@ -1,4 +1,4 @@
-"""How far training has come: all of its state that is not a tensor."""
+"""Progress of training: all of its state that is not a tensor."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from pretrain_api.messages.reports import StepDone
 
 
 @dataclass(frozen=True)
-class Progress:
-    """`step` completed steps on `tokens` tokens. `skipped` are ranges of data that are passed over, `slowed` ranges of
-    steps with a lower learning rate, `dropped` those of steps whose update was not made. `lately` has the last steps'
-    reports, which all ranks know: the worker that has to tell them can be lost before it has."""
+class TrainingProgress:
+    """State after `step` steps on `tokens` tokens."""
 
     step: int = 0
     tokens: int = 0
     skipped: tuple[StepRange, ...] = ()
+    """Skipped ranges of data."""
     slowed: tuple[SlowedRange, ...] = ()
+    """Ranges of steps with a lower learning rate."""
     dropped: tuple[StepRange, ...] = ()
+    """Ranges of steps whose update was dropped."""
     watch: LossMemory = field(default_factory=LossMemory)
     lately: tuple[StepDone, ...] = ()
+    """Reports of the last steps, on all ranks: the worker that sends them may be lost before it has."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
-        """That of a checkpoint."""
+        """Return the progress that a checkpoint records."""
         return cls(manifest.step, manifest.tokens, manifest.skipped, manifest.slowed, manifest.dropped, manifest.watch)

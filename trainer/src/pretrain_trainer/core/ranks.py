@@ -1,8 +1,8 @@
-"""Who this process is among the others, and the process group that joins them."""
+"""Rank, world size and device of this process, and the process group that it joins."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,46 +10,42 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from pretrain_trainer.core.mesh import Mesh, Place
+from pretrain_trainer.core.environment import Environment
+from pretrain_trainer.core.mesh import Mesh, MeshPosition
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place: `rank` of `world_size`, computing on `device`; its worker has `worker_size` of them."""
+    """Rank `rank` of `world_size`, which computes on `device`, in a worker of `worker_size` processes."""
 
     rank: int
     world_size: int
     device: torch.device
     worker_size: int = 1
     mesh: Mesh | None = None
-    """How the ranks are laid out; None: each is a replica of the model."""
+    """Layout of the ranks; None: each rank is a replica of the model."""
 
     @property
-    def place(self) -> Place:
-        """Which part of the model this rank has, and which share of the data."""
+    def place(self) -> MeshPosition:
+        """Position of this rank: its part of the model and its share of the data."""
         return (self.mesh or Mesh(self.world_size)).place(self.rank)
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that speaks for all."""
+        """True on rank 0, which reports for all ranks."""
         return self.rank == 0
 
 
-_ALONE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
-"""Torchrun's variables, and what a process is that it did not start."""
-
-
 @contextmanager
-def process_group(environ: Mapping[str, str]) -> Iterator[Ranks]:
-    """Join the process group that the environment names, or one of a single process where it names none.
+def process_group(environment: Environment) -> Iterator[Ranks]:
+    """Join the process group of the environment, or create one of a single process.
 
-    Left without error the group is destroyed. After an error it is not: peers may be gone, and taking the group
-    down would wait for them.
+    On a normal exit the group is destroyed. After an error it is left: destroying it waits for peers, which may be
+    gone.
     """
-    rank, world_size, worker_size = (int(environ.get(name, number)) for name, number in _ALONE.items())
-    ranks = Ranks(rank, world_size, _device(environ), worker_size)
+    ranks = Ranks(environment.rank, environment.world_size, _device(environment), environment.local_world_size)
     backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
-    if "MASTER_ADDR" in environ:
+    if environment.rendezvous:
         dist.init_process_group(backend, init_method="env://")
     else:
         dist.init_process_group(backend, store=HashStore(), rank=ranks.rank, world_size=ranks.world_size)
@@ -57,9 +53,9 @@ def process_group(environ: Mapping[str, str]) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def _device(environ: Mapping[str, str]) -> torch.device:
+def _device(environment: Environment) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", environment.local_rank)
     torch.cuda.set_device(device)
     return device

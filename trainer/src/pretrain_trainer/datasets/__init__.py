@@ -1,1 +1,1 @@
-"""The tokens of every step: shards, their order, and fetching them ahead of need."""
+"""Data: shards, the order of their tokens, cache and prefetching."""

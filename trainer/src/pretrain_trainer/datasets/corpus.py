@@ -1,10 +1,10 @@
 """Tokenised sources: shards mapped into memory, read as windows of context + 1 tokens.
 
-Windows follow each other with stride `context`, so that the last token of one is the first of the next and every
-token but the first of a shard is a target once. A window never crosses from one shard to the next.
+Consecutive windows have stride `context`: the last token of one is the first of the next, and every token of a shard
+but the first is a target once. A window never crosses shards.
 
-Shards in folders stay mapped. Those in S3 (see `remote`) are mapped while a step reads from them, which it therefore
-does shard by shard.
+Shards in folders stay mapped. Shards in S3 (see `remote_sources`) are mapped while a step reads from them, shard by
+shard.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from pretrain_api.spec.model import ResolvedModel
 from pretrain_api.spec.training import Source, Training
 from pretrain_store.open import split_uri
 from pretrain_trainer.core.errors import InvalidInput
-from pretrain_trainer.datasets.order import MixSource, Order, Sequences
+from pretrain_trainer.datasets.order import DataOrder, MixSource, Sequences
 
 Tokens = NDArray[np.unsignedinteger]
 OpenShard = Callable[[], Tokens]
-"""Maps a shard; the mapping lasts as long as what is returned."""
+"""Maps a shard; the mapping lasts as long as the returned array."""
 
 
-class Place(Protocol):
-    """Where a source or a tokeniser lies."""
+class SourceLocation(Protocol):
+    """Location of a source or a tokeniser."""
 
     def read(self, name: str) -> bytes:
-        """A whole small file. Raises InvalidInput when it is not there, or an Obstacle where one may wait for it."""
+        """Read a small file. Raises InvalidInput if it does not exist, or an Obstacle where waiting may help."""
         ...
 
     def shard(self, shard: Shard, dtype: np.dtype[np.unsignedinteger]) -> OpenShard:
-        """A shard, opened or to be opened."""
+        """Return a shard, opened now or when it is called."""
         ...
 
     def undescribed(self, why: str) -> Exception:
-        """The error to raise when DATASET_FILE is no description."""
+        """Return the error to raise when DATASET_FILE is no valid description."""
         ...
 
 
-Locate = Callable[[str, str], Place]
-"""From a folder's URI, and the field that it stands in, to the place."""
+Locate = Callable[[str, str], SourceLocation]
+"""Maps a folder's URI, and the field of the job that names it, to the location."""
 
 
 class TokenSource:
-    """One source: its shards, seen as numbered windows. Shards without tokens are left out."""
+    """One source: its shards as numbered windows. Shards without tokens are left out."""
 
     def __init__(self, name: str, dataset: Dataset, shards: Sequence[OpenShard], context: int) -> None:
         self.name = name
@@ -74,7 +74,7 @@ class TokenSource:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def shards_of(self, windows: NDArray[np.int64]) -> NDArray[np.intp]:
-        """The shards that windows lie in."""
+        """Return the shard of each window."""
         return np.searchsorted(self._ends, windows, side="right")
 
     def read(self, shard: int, windows: NDArray[np.int64], rows: NDArray[np.intp], into: NDArray[np.int64]) -> None:
@@ -86,19 +86,19 @@ class TokenSource:
 
 
 class Reading:
-    """Some sequences on their way from sources into an array, shard by shard; it may stop and go on."""
+    """A read of sequences into one array, shard by shard; it can be interrupted and continued."""
 
     def __init__(self, sources: Sequence[TokenSource], sequences: Sequences, context: int) -> None:
         self.windows = np.empty((len(sequences.windows), context + 1), dtype=np.int64)
-        self._left = deque(_parts(sources, sequences))
+        self._left = deque(_shard_reads(sources, sequences))
 
     @property
     def shards(self) -> tuple[OpenShard, ...]:
-        """The shards that it still needs."""
+        """The shards still to be read."""
         return tuple(part.source.shards[part.shard] for part in self._left)
 
     def proceed(self, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Read on until all is there, or until `stop` says so between two shards; whether all is there."""
+        """Read until done, or until `stop` returns True between two shards; return True when done."""
         while self._left:
             part = self._left[0]
             part.source.read(part.shard, part.windows, part.rows, self.windows)
@@ -108,25 +108,25 @@ class Reading:
         return True
 
 
-class _Part(NamedTuple):
+class _ShardRead(NamedTuple):
     source: TokenSource
     shard: int
     windows: NDArray[np.int64]
     rows: NDArray[np.intp]
 
 
-def _parts(sources: Sequence[TokenSource], sequences: Sequences) -> Iterator[_Part]:
+def _shard_reads(sources: Sequence[TokenSource], sequences: Sequences) -> Iterator[_ShardRead]:
     for index, source in enumerate(sources):
         rows = np.flatnonzero(sequences.sources == index)
         windows = sequences.windows[rows]
         shards = source.shards_of(windows)
         for shard in np.unique(shards).tolist():
             here = shards == shard
-            yield _Part(source, shard, windows[here], rows[here])
+            yield _ShardRead(source, shard, windows[here], rows[here])
 
 
 def read_windows(source: TokenSource, windows: NDArray[np.int64], context: int) -> NDArray[np.int64]:
-    """Windows of one source, (len(windows), context + 1)."""
+    """Read windows of one source, (len(windows), context + 1)."""
     reading = Reading((source,), Sequences(np.zeros(len(windows), dtype=np.intp), windows), context)
     reading.proceed()
     return reading.windows
@@ -134,7 +134,7 @@ def read_windows(source: TokenSource, windows: NDArray[np.int64], context: int) 
 
 @dataclass(frozen=True)
 class Corpus:
-    """All data of a run, found to fit together."""
+    """All data of a run, checked for consistency."""
 
     sources: tuple[TokenSource, ...]
     held_out: tuple[TokenSource, ...]
@@ -159,44 +159,42 @@ class Batches:
             MixSource(source.name, source.weight, tokens.windows)
             for source, tokens in zip(training.data.sources, corpus.sources, strict=True)
         ]
-        self._order = Order(mix, training.batch.sequences, training.seed)
+        self._order = DataOrder(mix, training.batch.sequences, training.seed)
         self._sources = corpus.sources
         self._micro_batch = training.batch.micro_batch
         self._context = context
         self.filler = torch.zeros(self._micro_batch, context + 1, dtype=torch.int64)
-        """A micro-batch of no meaning, for passes of weight zero."""
+        """A dummy micro-batch for passes of weight zero."""
 
     def of_step(self, step: int, skipped: Sequence[StepRange], share: range) -> list[Tensor]:
-        """The micro-batches `share` of a step, each (micro_batch, context + 1) of int64."""
+        """Read the micro-batches `share` of a step, each (micro_batch, context + 1) of int64."""
         reading = self.reading(step, skipped, share)
         reading.proceed()
         return self.cut(reading)
 
     def reading(self, step: int, skipped: Sequence[StepRange], share: range) -> Reading:
-        """The micro-batches `share` of a step, to be read."""
+        """Return the read of the micro-batches `share` of a step; nothing is read yet."""
         part = range(share.start * self._micro_batch, share.stop * self._micro_batch)
         return Reading(self._sources, self._order.of_step(step, skipped, part), self._context)
 
     def cut(self, reading: Reading) -> list[Tensor]:
-        """What was read as micro-batches."""
+        """Cut a finished read into micro-batches."""
         return list(torch.from_numpy(reading.windows).split(self._micro_batch)) if len(reading.windows) else []
 
 
-def folder(uri: str, field: str) -> Place:
-    """A folder of this machine, or of a volume."""
+def folder(uri: str, field: str) -> SourceLocation:
+    """Locate a folder of this machine or of a volume. Raises InvalidInput for other URIs."""
     parsed = urlparse(uri)
     if parsed.scheme not in ("", "file"):
         raise InvalidInput(
             f"{field}: data is read from folders and from s3:// only, not from {parsed.scheme}://: copy it to one of "
-            "these, and name that"
+            "these and name the copy"
         )
     return _Folder(Path(unquote(parsed.path) if parsed.scheme else uri), field)
 
 
 def open_corpus(training: Training, shape: ResolvedModel, locate: Locate = folder) -> Corpus:
-    """Open all sources. Raises InvalidInput when something is missing or does not fit together, and what `locate` and
-    its places raise.
-    """
+    """Open all sources. Raises InvalidInput for missing or inconsistent data, and the errors of the locations."""
     context = shape.context
     sources = tuple(
         open_source(source, context, f"training.data.sources[{source.name}]", locate)
@@ -214,14 +212,14 @@ def open_corpus(training: Training, shape: ResolvedModel, locate: Locate = folde
 
 
 def open_source(source: Source, context: int, field: str, locate: Locate = folder) -> TokenSource:
-    """Open one source; `field` names it in errors."""
-    place = locate(source.uri, f"{field}.uri")
+    """Open one source; errors name it by `field`."""
+    location = locate(source.uri, f"{field}.uri")
     try:
-        dataset = Dataset.from_json(place.read(DATASET_FILE))
+        dataset = Dataset.from_json(location.read(DATASET_FILE))
     except ValidationError as error:
-        raise place.undescribed(error.errors()[0]["msg"]) from error
+        raise location.undescribed(error.errors()[0]["msg"]) from error
     dtype = np.dtype(dataset.dtype).newbyteorder("<")
-    shards = [place.shard(shard, dtype) for shard in dataset.shards if shard.tokens]
+    shards = [location.shard(shard, dtype) for shard in dataset.shards if shard.tokens]
     opened = TokenSource(source.name, dataset, shards, context)
     if opened.windows == 0:
         raise InvalidInput(
@@ -236,7 +234,7 @@ def _check_tokens(source: TokenSource, corpus: Corpus, shape: ResolvedModel) -> 
     if source.dataset.tokenizer_digest != corpus.tokenizer_digest:
         raise InvalidInput(
             f"source {source.name} was made with another tokeniser than training.data.tokenizer: "
-            "name the tokeniser that made it, or make the data anew"
+            "name the tokeniser that made it, or tokenise the data again"
         )
     if shape.vocabulary is not None and shape.vocabulary < vocabulary:
         raise InvalidInput(
@@ -246,19 +244,19 @@ def _check_tokens(source: TokenSource, corpus: Corpus, shape: ResolvedModel) -> 
     if vocabulary != corpus.vocabulary:
         raise InvalidInput(
             f"source {source.name} says that the vocabulary has {vocabulary} tokens, source "
-            f"{corpus.sources[0].name} says {corpus.vocabulary}: make the data anew"
+            f"{corpus.sources[0].name} says {corpus.vocabulary}: tokenise the data again"
         )
 
 
 class _Folder:
-    """A Place in the file system. Its shards are mapped at once and stay so."""
+    """A location in the file system. Its shards are mapped at once and stay mapped."""
 
     def __init__(self, path: Path, field: str) -> None:
         self._path = path
         self._field = field
 
     def read(self, name: str) -> bytes:
-        """See Place."""
+        """See SourceLocation."""
         path = self._path / name
         try:
             return path.read_bytes()
@@ -266,7 +264,7 @@ class _Folder:
             raise InvalidInput(f"{self._field}: {path} cannot be read ({error.strerror}): correct the path") from error
 
     def shard(self, shard: Shard, dtype: np.dtype[np.unsignedinteger]) -> OpenShard:
-        """See Place. Its size is checked."""
+        """See SourceLocation. The size is checked."""
         path, wanted = self._path / shard.name, shard.tokens * dtype.itemsize
         try:
             size = path.stat().st_size
@@ -275,12 +273,12 @@ class _Folder:
         if size != wanted:
             raise InvalidInput(
                 f"{self._field}: shard {path} has {size} bytes where {DATASET_FILE} says {wanted}: "
-                "it is truncated or was replaced; copy or make it anew"
+                "it is truncated or was replaced; copy or tokenise it again"
             )
         mapped = np.memmap(path, dtype=dtype, mode="r")
         return lambda: mapped
 
     def undescribed(self, why: str) -> Exception:
-        """See Place."""
+        """See SourceLocation."""
         where = self._path / DATASET_FILE
-        return InvalidInput(f"{self._field}: {where} is no dataset description ({why}): make the data anew")
+        return InvalidInput(f"{self._field}: {where} is no dataset description ({why}): tokenise the data again")

@@ -1,15 +1,15 @@
-"""Which sequences a step trains on: a pure function of the step, the seed and the mix, the same at any world size.
+"""Data order: the sequences of a step as a pure function of step, seed and mix, equal at any world size.
 
 Sequences are numbered by position 0, 1, 2, …; *data step* d holds the positions (d - 1) * G up to d * G - 1. Step s
-trains on the s-th data step that no skipped range names, so that ranges are in numbers of data steps: they are equal
-to step numbers until the first skip.
+trains on the s-th data step outside the skipped ranges, which are ranges of data steps: those are equal to step numbers
+until the first skip.
 
 Positions are grouped into mix blocks. In each block every source has a fixed number of places, by its weight, and a
-seeded permutation shuffles them; so position p is the k-th sequence of some source, where k follows by arithmetic.
-Sequence k of a source is in epoch k // windows, and a seeded permutation for each epoch says which window it is.
+seeded permutation shuffles them: position p is the k-th sequence of some source, where k follows by arithmetic.
+Sequence k of a source is in epoch k // windows, and a seeded permutation per epoch maps it to a window.
 
-The permutations are small Feistel networks, computed element by element in O(1) memory. They are our own because
-the streams of numpy's and torch's generators may change between versions, and with them the data order of a run.
+The permutations are small Feistel networks, computed element by element in O(1) memory. They are implemented here
+because the streams of numpy's and torch's generators may change between versions, and with them the order of a run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pretrain_api.checkpoint.lineage import StepRange, data_step
 from pretrain_trainer.core.errors import InvalidInput
 
 MIX_BLOCK = 4096
-"""Positions in a mix block: the resolution of weights is one in so many."""
+"""Positions in a mix block: the resolution of weights is 1 / MIX_BLOCK."""
 ROUNDS = 6
 _GOLDEN = 0x9E3779B97F4A7C15
 _WORD = (1 << 64) - 1
@@ -35,7 +35,7 @@ Words = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class MixSource:
-    """A source as the order sees it: its name, weight and number of windows."""
+    """Name, weight and number of windows of a source."""
 
     name: str
     weight: float
@@ -44,13 +44,13 @@ class MixSource:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences by number: `sources[i]` and `windows[i]` say which source's which window the i-th one is."""
+    """Sequences by number: the i-th one is window `windows[i]` of source `sources[i]`."""
 
     sources: NDArray[np.intp]
     windows: NDArray[np.int64]
 
 
-class Order:
+class DataOrder:
     """The data order of a run."""
 
     def __init__(self, sources: Sequence[MixSource], sequences_per_step: int, seed: int) -> None:
@@ -62,12 +62,12 @@ class Order:
         self._source_keys = [_text_key(f"source/{seed}/{source.name}") for source in sources]
 
     def of_step(self, step: int, skipped: Sequence[StepRange], part: range) -> Sequences:
-        """The sequences `part` (numbers within the step, 0 to G - 1) of this step."""
+        """Return the sequences `part` (numbers within the step, 0 to G - 1) of this step."""
         first = (data_step(step, skipped) - 1) * self._sequences_per_step
         return self.at(np.arange(first + part.start, first + part.stop, dtype=np.uint64))
 
     def at(self, positions: Words) -> Sequences:
-        """The sequences at these positions."""
+        """Return the sequences at these positions."""
         blocks, places = np.divmod(positions, np.uint64(MIX_BLOCK))
         shuffled = permute(places, MIX_BLOCK, _keys(self._mix_key, blocks)).astype(np.int64)
         sources = np.searchsorted(self._ends, shuffled, side="right")
@@ -84,9 +84,9 @@ class Order:
 
 
 def apportion(sources: Sequence[MixSource]) -> list[int]:
-    """Places of each source in a mix block, by weight, with the method of the largest remainder.
+    """Divide the places of a mix block among the sources by weight, with the method of the largest remainder.
 
-    Raises InvalidInput when a source gets none: it would never be trained on.
+    Raises InvalidInput when a source gets no place: it would never be trained on.
     """
     total = sum(source.weight for source in sources)
     shares = [source.weight / total * MIX_BLOCK for source in sources]
@@ -98,15 +98,15 @@ def apportion(sources: Sequence[MixSource]) -> list[int]:
         if count == 0:
             raise InvalidInput(
                 f"training.data.sources[{source.name}].weight ({source.weight}) is less than one in {2 * MIX_BLOCK} "
-                "of all weights, so nothing of it would be trained on: raise it or leave the source out"
+                "of all weights, so the source would never be trained on: raise it or leave the source out"
             )
     return counts
 
 
 def permute(values: Words, size: int, keys: Words) -> Words:
-    """Each value in 0..size-1 to another one: for every key a permutation of that range.
+    """Permute values of 0..size-1, each by the permutation of its key.
 
-    A Feistel network over the smallest power of two that holds the range, walked on until the result is in it.
+    A Feistel network over the smallest power of two that holds the range, applied until the result is in the range.
     """
     bits = (size - 1).bit_length()
     result = np.empty_like(values)
@@ -120,7 +120,7 @@ def permute(values: Words, size: int, keys: Words) -> Words:
 
 
 def _feistel(values: Words, bits: int, keys: Words) -> Words:
-    """A keyed bijection of 0..2**bits-1. The halves may differ by a bit; each round changes one by the other."""
+    """Apply a keyed bijection of 0..2**bits-1. The halves may differ by a bit; each round changes one by the other."""
     low_bits = np.uint64(bits // 2)
     low_mask, high_mask = np.uint64((1 << bits // 2) - 1), np.uint64((1 << bits - bits // 2) - 1)
     low, high = values & low_mask, values >> low_bits
@@ -134,14 +134,14 @@ def _feistel(values: Words, bits: int, keys: Words) -> Words:
 
 
 def _mixed(words: Words) -> Words:
-    """The finaliser of splitmix64 (Steele et al. 2014): every input bit changes about half of the output."""
+    """Apply the finaliser of splitmix64 (Steele et al. 2014): every input bit changes about half of the output."""
     words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return words ^ words >> np.uint64(31)
 
 
 def _keys(base: np.uint64, numbers: Words) -> Words:
-    """A key for each number (of a block or an epoch)."""
+    """Derive a key for each number (of a block or an epoch)."""
     return _mixed(base + numbers * np.uint64(_GOLDEN))
 
 

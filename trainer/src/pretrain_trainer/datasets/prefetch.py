@@ -1,4 +1,4 @@
-"""Batches whose shards come from S3: fetched ahead of need by a thread, waited for by all ranks together."""
+"""Batches of shards in S3: a thread prefetches them, and all ranks wait for them together."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from torch import Tensor
 
 from pretrain_api.checkpoint.lineage import StepRange
 from pretrain_trainer.core.errors import DataDelayed, TrainerError
-from pretrain_trainer.core.retry import Waiting
+from pretrain_trainer.core.waits import ObstacleRetry
 from pretrain_trainer.datasets.corpus import Batches, Reading
 from pretrain_trainer.datasets.remote_sources import CachedShard
 
 STEPS_AHEAD = 8
 ROUND_SECONDS = 20.0
-"""Reading that takes longer is said to be delayed, and goes on."""
+"""A read that takes longer is reported as delayed, and continues."""
 
 _log = logging.getLogger(__name__)
 
 
 class FetchedBatches:
-    """`Batches` of which some lie in S3. All ranks take every step's data together: none waits unseen for another."""
+    """`Batches` with shards in S3. All ranks read every step's data together: none waits unnoticed for another."""
 
     def __init__(
-        self, batches: Batches, waiting: Waiting, clock: Callable[[], float], steps_ahead: int = STEPS_AHEAD
+        self, batches: Batches, retry: ObstacleRetry, clock: Callable[[], float], steps_ahead: int = STEPS_AHEAD
     ) -> None:
         self._batches = batches
-        self._waiting = waiting
+        self._retry = retry
         self._clock = clock
-        self._ahead = _Ahead(batches, steps_ahead)
+        self._prefetcher = _Prefetcher(batches, steps_ahead)
         self.filler = batches.filler
 
     def of_step(self, step: int, skipped: Sequence[StepRange], share: range) -> list[Tensor]:
         """See Batches. Collective."""
         reading = self._batches.reading(step, skipped, share)
-        self._ahead.fetch_after(_Position(step, tuple(skipped), share))
-        self._waiting.together(lambda: self._read(reading, step))
+        self._prefetcher.fetch_after(_Position(step, tuple(skipped), share))
+        self._retry.retry_on_all_ranks(lambda: self._read(reading, step))
         return self._batches.cut(reading)
 
     def _read(self, reading: Reading, step: int) -> None:
         until = self._clock() + ROUND_SECONDS
         if not reading.proceed(lambda: self._clock() >= until):
             raise DataDelayed(
-                f"step {step} waits for shards that are still being fetched: nothing is wrong but the time that takes; "
-                "a cache that holds all sources, or a storage nearer by, makes it shorter"
+                f"step {step} waits for shards that are being fetched, without an error: a cache that holds all "
+                "sources, or a storage nearby, shortens the wait"
             )
 
 
@@ -57,9 +57,10 @@ class _Position:
     share: range
 
 
-class _Ahead:
-    """A thread that fetches what the next steps need, as far as there is room. What goes wrong is left to be met, and
-    said, by the step that needs it.
+class _Prefetcher:
+    """A thread that fetches the shards of the next steps, as far as there is room.
+
+    It ignores errors: the step that needs the shard meets and reports them.
     """
 
     def __init__(self, batches: Batches, steps: int) -> None:
@@ -71,7 +72,7 @@ class _Ahead:
         self._thread = threading.Thread(target=self._run, name="look-ahead", daemon=True)
 
     def fetch_after(self, position: _Position) -> None:
-        """This step is being read: fetch for those after it."""
+        """Fetch the shards of the steps after this one."""
         with self._changed:
             self._position = position
             self._changed.notify()
@@ -84,10 +85,10 @@ class _Ahead:
             try:
                 self._fetch(position)
             except TrainerError as error:
-                _log.debug("not fetched ahead: %s", error)
+                _log.debug("prefetch failed: %s", error)
 
     def _next(self) -> _Position:
-        """Wait for a position that was not dealt with."""
+        """Wait for a new position."""
         with self._changed:
             while self._position is None:
                 self._changed.wait()

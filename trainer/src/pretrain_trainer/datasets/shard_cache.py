@@ -1,17 +1,17 @@
-"""A bounded folder of shards fetched from S3, shared by all ranks of a host and by those that come after them.
+"""A bounded folder of shards fetched from S3, shared by all ranks of a host and by later processes.
 
 Files are named by their digest, so jobs with the same data share them:
 
 ```
-<sha256>.bin        a whole shard, put here by a rename after its digest was checked
-<sha256>.verified   which file (inode, size, times) was checked; its own mtime is when the shard was last used
-<sha256>.part       room taken for a download under way; the bytes arrive in <sha256>.part.<id>
-<sha256>.lock       held while a shard is fetched or checked: one download for all, whoever needs it
-lock                held while room is taken, for milliseconds
+<sha256>.bin        a whole shard, renamed to this after its digest was verified
+<sha256>.verified   identity (inode, size, times) of the verified file; its mtime is the time of last use
+<sha256>.part       space reserved for a running download; the bytes arrive in <sha256>.part.<id>
+<sha256>.lock       held while a shard is fetched or verified: one download for all processes
+lock                held while space is reserved, for milliseconds
 ```
 
-A reader maps the shard and drops the mapping when it has copied what it needs. So any shard may be deleted at any time:
-nobody holds one while it waits for room for another, and whoever maps a deleted one reads on.
+A reader maps the shard and drops the mapping when it has copied what it needs. Any shard may be evicted at any time: no
+process holds one while it waits for space for another, and a mapping of a deleted file stays valid.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain_store.digest import digest_of, digested
-from pretrain_store.errors import Missing, StoreError
+from pretrain_store.errors import ObjectNotFound, StoreError
 from pretrain_store.port import ObjectReader
 from pretrain_trainer.core.errors import DataCorrupt, DataMissing, InvalidInput, StorageUnavailable
-from pretrain_trainer.core.waits import of_field
+from pretrain_trainer.core.waits import field_error
 
-CONDEMNED_SECONDS = 300.0
-"""A shard that was found wrong and not replaced since is fetched again so seldom."""
+REJECTED_SECONDS = 300.0
+"""Interval between downloads of a corrupt object that was not replaced."""
 _DOWNLOADS = 2
-"""A digest that is wrong once may be the network's fault."""
+"""Downloads before a shard counts as corrupt: a single wrong digest may be a network error."""
 _ROOM_SECONDS = 0.1
 
 
@@ -45,7 +45,7 @@ _ROOM_SECONDS = 0.1
 class RemoteShard:
     """A shard in S3: the object `name` of `reader`, `size` bytes with this digest.
 
-    `folder` is where that is, for people, and `field` where the job says so.
+    `folder` is its location in messages, and `field` the field of the job that names it.
     """
 
     reader: Callable[[], ObjectReader]
@@ -58,34 +58,33 @@ class RemoteShard:
 
     @property
     def uri(self) -> str:
-        """Where it is, for people."""
+        """The location in messages."""
         return f"{self.folder}/{self.name}"
 
 
 class ShardCache:
-    """At most `capacity` bytes of shards in a folder. May be used by many threads and processes at once."""
+    """At most `capacity` bytes of shards in a folder. Safe for concurrent threads and processes."""
 
     def __init__(self, folder: Path, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._capacity = capacity
         self._clock = clock
-        self._condemned: dict[str, tuple[str, float]] = {}
-        """Version and end of the term of shards that were found wrong, by digest."""
+        self._rejected: dict[str, tuple[str, float]] = {}
+        """Version of corrupt objects and the time until which they are not fetched again, by digest."""
 
     def tokens(self, shard: RemoteShard) -> NDArray[np.unsignedinteger]:
-        """The shard's tokens, mapped and verified; fetched if need be. The mapping lasts as long as what is returned.
+        """Map a shard's tokens, verified, and fetched if necessary. The mapping lasts as long as the returned array.
 
-        Raises an Obstacle (DataMissing, DataCorrupt, StorageUnavailable, …), or InvalidInput when there is no use in
-        waiting.
+        Raises an Obstacle (DataMissing, DataCorrupt, StorageUnavailable, …), or InvalidInput where waiting is useless.
         """
         with self._present(shard, frozenset()) as file:
-            assert file is not None  # what is needed now makes room for itself
+            assert file is not None  # only fetch_ahead may find no space
             return np.memmap(file, dtype=shard.dtype, mode="r")
 
     def fetch_ahead(self, shard: RemoteShard, keep: frozenset[str]) -> bool:
-        """Have the shard here before it is needed, unless that takes room from the digests `keep`; whether it is here.
+        """Fetch a shard before it is needed, without evicting the digests `keep`; return True if it is in the cache.
 
-        Raises what `tokens` raises.
+        Raises the errors of `tokens`.
         """
         with self._present(shard, keep | {shard.sha256}) as file:
             return file is not None
@@ -97,7 +96,7 @@ class ShardCache:
         except OSError as error:
             raise StorageUnavailable(
                 f"{shard.field}: the cache {self._folder} cannot take {shard.uri} ({error.strerror or error}): "
-                "make room there, or let it be written; training goes on by itself"
+                "free space there, or make it writable; training resumes by itself"
             ) from error
         try:
             yield file
@@ -109,13 +108,13 @@ class ShardCache:
         if shard.size > self._capacity:
             raise InvalidInput(
                 f"{shard.field}: shard {shard.uri} has {shard.size} bytes, and the cache {self._folder} holds "
-                f"{self._capacity} in all: give the cache more room, or make the data anew with smaller shards"
+                f"{self._capacity} in all: enlarge the cache, or tokenise the data again with smaller shards"
             )
         self._folder.mkdir(parents=True, exist_ok=True)
         with _locked(self._path(shard.sha256, "lock")):
             if file := self._verified(shard) or self._checked(shard):
                 return file
-            self._refuse_condemned(shard)
+            self._refuse_rejected(shard)
             if not self._take_room(shard, keep):
                 return None
             try:
@@ -123,10 +122,10 @@ class ShardCache:
             finally:
                 self._path(shard.sha256, "part").unlink(missing_ok=True)
 
-    # --- what is here
+    # --- lookup
 
     def _verified(self, shard: RemoteShard) -> BinaryIO | None:
-        """The open file, if it is the very one that was checked, not touched since; it counts as used now."""
+        """Open the file if it was verified and has not changed since; mark it as used now."""
         marker = self._path(shard.sha256, "verified")
         try:
             file = self._path(shard.sha256, "bin").open("rb")
@@ -140,7 +139,7 @@ class ShardCache:
         return None
 
     def _checked(self, shard: RemoteShard) -> BinaryIO | None:
-        """The open file after its digest was checked; one that is not what it should be is removed."""
+        """Open the file and verify its digest; remove a corrupt one."""
         path = self._path(shard.sha256, "bin")
         try:
             file = path.open("rb", buffering=0)
@@ -164,7 +163,7 @@ class ShardCache:
                 shard.reader().fetch(shard.name, part)
             if digest_of(part).sha256 == shard.sha256:
                 return self._put_in_place(shard, part)
-        self._condemned[shard.sha256] = (version, self._clock() + CONDEMNED_SECONDS)
+        self._rejected[shard.sha256] = (version, self._clock() + REJECTED_SECONDS)
         raise _corrupt(shard)
 
     def _put_in_place(self, shard: RemoteShard, part: Path) -> BinaryIO:
@@ -174,19 +173,19 @@ class ShardCache:
         self._path(shard.sha256, "verified").write_text(_identity(file))
         return file
 
-    def _refuse_condemned(self, shard: RemoteShard) -> None:
-        """Do not fetch again and again what is wrong: see first whether it was replaced."""
-        version, until = self._condemned.get(shard.sha256, ("", 0.0))
+    def _refuse_rejected(self, shard: RemoteShard) -> None:
+        """Raise DataCorrupt for an object that was corrupt a short time ago, unless it was replaced."""
+        version, until = self._rejected.get(shard.sha256, ("", 0.0))
         if self._clock() >= until:
             return
         with _named(shard):
             if shard.reader().version(shard.name) == version:
                 raise _corrupt(shard)
 
-    # --- room
+    # --- space
 
     def _take_room(self, shard: RemoteShard, keep: frozenset[str]) -> bool:
-        """Make room and claim it. Only what is not ahead of need waits for other downloads to end."""
+        """Reserve space for a shard. With `keep`, a prefetch, return False instead of waiting for other downloads."""
         while True:
             with _locked(self._folder / "lock"):
                 if self._evict(shard, keep):
@@ -198,7 +197,7 @@ class ShardCache:
             time.sleep(_ROOM_SECONDS)
 
     def _evict(self, shard: RemoteShard, keep: frozenset[str]) -> bool:
-        """Delete what was used longest ago until the shard has room; nothing if that cannot be enough."""
+        """Evict the least recently used shards until there is space; none if that cannot suffice."""
         self._remove_abandoned(shard.sha256)
         sizes = {path: _size(path) for path in self._folder.iterdir() if path.suffix in (".bin", ".part")}
         excess = sum(sizes.values()) + shard.size - self._capacity
@@ -214,7 +213,7 @@ class ShardCache:
         return True
 
     def _remove_abandoned(self, own: str) -> None:
-        """Remove the downloads of processes that are gone: nobody holds their locks. And one's own earlier ones."""
+        """Remove downloads of dead processes, whose locks are free, and earlier ones of this shard."""
         for path in self._folder.glob("*.part*"):
             digest = path.name.partition(".")[0]
             with suppress(BlockingIOError):
@@ -246,27 +245,27 @@ def _locked(path: Path, how: int = fcntl.LOCK_EX) -> Generator[None]:
 
 @contextmanager
 def _named(shard: RemoteShard) -> Generator[None]:
-    """The store's errors as this program's, with the source's field."""
+    """Translate errors of the store, with the field of the source."""
     try:
         yield
-    except Missing as error:
+    except ObjectNotFound as error:
         raise DataMissing(
             f"{shard.field}: there is no {shard.uri}, which the source's description names: upload it; "
-            "training goes on by itself"
+            "training resumes by itself"
         ) from error
     except StoreError as error:
-        raise of_field(error, shard.field) from error
+        raise field_error(error, shard.field) from error
 
 
 def _corrupt(shard: RemoteShard) -> DataCorrupt:
     return DataCorrupt(
-        f"{shard.field}: {shard.uri} is not what the source's description says (another sha256): upload it again; "
-        "training goes on by itself"
+        f"{shard.field}: {shard.uri} differs from the source's description (another sha256): upload it again; "
+        "training resumes by itself"
     )
 
 
 def _identity(file: BinaryIO) -> str:
-    """What differs as soon as somebody writes to the file, or puts another one in its place."""
+    """Identify the file's content: differs after a write to the file or its replacement."""
     found = os.fstat(file.fileno())
     return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 

@@ -1,4 +1,4 @@
-"""The loss of the unigram model: what knowing only the frequencies of tokens gives. Training should beat it by far."""
+"""Loss of the unigram model, which knows token frequencies only: a baseline for training losses."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SAMPLE_TOKENS = 2_000_000
 
 
 def unigram_loss(sources: Sequence[TokenSource], weights: Sequence[float], vocabulary: int) -> float:
-    """Cross-entropy in nats of the weighted mix under its own token frequencies, which is their entropy.
+    """Return the entropy in nats of the token frequencies of the weighted mix.
 
-    Takes at most the first SAMPLE_TOKENS of each source.
+    Counts at most the first SAMPLE_TOKENS of each source.
     """
     mix = np.zeros(vocabulary)
     for source, weight in zip(sources, weights, strict=True):

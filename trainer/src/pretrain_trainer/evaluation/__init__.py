@@ -1,1 +1,1 @@
-"""What a model is worth on the way: losses on held-out sources, evaluations of users, texts that it writes."""
+"""Evaluation during training: losses on held-out sources, user-defined evaluations, sampled texts."""

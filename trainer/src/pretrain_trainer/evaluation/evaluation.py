@@ -1,70 +1,91 @@
-"""What is found out about the model between two steps: validation losses, the user's own evaluation, what it writes."""
+"""Periodic evaluation between two steps: validation losses, the user's own evaluation, and sampled texts.
+
+Neither changes the training state: the model is set back to training mode and random number generators are restored.
+"""
 
 from __future__ import annotations
 
 import time
 
-from pretrain_api.messages import reports
-from pretrain_trainer.core.progress import Progress
-from pretrain_trainer.evaluation.held_out import at_rest, evaluate
-from pretrain_trainer.evaluation.hook import Answer, Hook, call_hook
+from pretrain_api.messages.reports import Evaluated, Evaluating, Sampled
+from pretrain_api.spec.training import Evaluation, Sampling
+from pretrain_sdk.rank_link import AgentLink
+from pretrain_trainer.core.progress import TrainingProgress
+from pretrain_trainer.evaluation.held_out import HeldOut, at_rest, evaluate
+from pretrain_trainer.evaluation.hook import Hook, HookResult, call_hook
 from pretrain_trainer.evaluation.sampling import sample
-from pretrain_trainer.loop.setup import Run
+from pretrain_trainer.evaluation.trained_model import EvaluatedModel
 
 
-class Appraisal:
-    """Evaluates and samples, each at its interval and at the end. It leaves no trace in what is trained."""
+class Evaluator:
+    """Evaluates the model every `settings.every` steps and after the last one."""
 
-    def __init__(self, run: Run, hook: Hook | None) -> None:
-        self._run = run
+    def __init__(
+        self,
+        settings: Evaluation,
+        held_out: tuple[HeldOut, ...],
+        hook: Hook | None,
+        model: EvaluatedModel,
+        link: AgentLink,
+    ) -> None:
+        self._settings = settings
+        self._held_out = held_out
         self._hook = hook
-        self._evaluated = self._sampled = -1
-        """The steps after which that was done last."""
+        self._model = model
+        self._link = link
+        self._last_step = -1
 
-    def after(self, progress: Progress) -> None:
-        """Whatever is due after this step. Collective."""
-        evaluation, sampling = self._run.training.evaluation, self._run.training.sampling
-        if evaluation and progress.step % evaluation.every == 0:
-            self._evaluate(progress)
-        if sampling and sampling.every and progress.step % sampling.every == 0:
-            self._sample(progress)
+    def due(self, step: int, *, last: bool = False) -> bool:
+        """Decide whether to evaluate after this step; `last`: no step follows."""
+        return self._last_step != step if last else step % self._settings.every == 0
 
-    def at_end(self, progress: Progress) -> None:
-        """All of it after the last step, unless that was done. Collective."""
-        if self._run.training.evaluation and self._evaluated != progress.step:
-            self._evaluate(progress)
-        if self._run.training.sampling and self._sampled != progress.step:
-            self._sample(progress)
+    def evaluate(self, progress: TrainingProgress) -> Evaluated:
+        """Return the losses, and the metrics of the user's function on this rank. Collective."""
+        self._last_step = progress.step
+        began = _begin(progress, self._model, self._link)
+        with at_rest(self._model.model):
+            losses = evaluate(self._model.passes.loss, self._held_out, self._model.ranks, self._model.padded)
+        result = call_hook(self._hook, self._model, progress) if self._hook is not None else HookResult()
+        return Evaluated(
+            step=progress.step,
+            losses=losses,
+            metrics=result.metrics,
+            problem=result.problem,
+            seconds=time.perf_counter() - began,
+        )
 
-    def _evaluate(self, progress: Progress) -> None:
-        run, self._evaluated = self._run, progress.step
-        began = self._begin(progress)
-        with at_rest(run.model):
-            losses = evaluate(run.passes.loss, run.held_out, run.ranks, run.gradients.padded)
-        answer = call_hook(self._hook, run, progress) if self._hook is not None else Answer()
-        if run.ranks.first:
-            seconds = time.perf_counter() - began
-            run.link.report(
-                reports.Evaluated(
-                    step=progress.step, losses=losses, metrics=answer.metrics, problem=answer.problem, seconds=seconds
-                )
-            )
 
-    def _sample(self, progress: Progress) -> None:
-        """One replica writes; a sharded model needs all ranks for it, which write the same."""
-        run, sampling, self._sampled = self._run, self._run.training.sampling, progress.step
-        assert sampling is not None
-        if not (run.ranks.place.replica == 0 or run.gradients.padded):
+class Sampler:
+    """Samples texts every `settings.every` steps, if set, and after the last one; reports them from rank 0."""
+
+    def __init__(self, settings: Sampling, model: EvaluatedModel, seed: int, link: AgentLink) -> None:
+        self._settings = settings
+        self._model = model
+        self._seed = seed
+        self._link = link
+        self._last_step = -1
+
+    def due(self, step: int, *, last: bool = False) -> bool:
+        """Decide whether to sample after this step; `last`: no step follows."""
+        if last:
+            return self._last_step != step
+        return bool(self._settings.every) and step % (self._settings.every or 1) == 0
+
+    def sample(self, progress: TrainingProgress) -> None:
+        """Sample a text for each prompt on the first replica; on all ranks where the model is sharded. Collective."""
+        model, self._last_step = self._model, progress.step
+        if not (model.ranks.place.replica == 0 or model.padded):
             return
-        self._begin(progress)
-        for number, prompt in enumerate(sampling.beginnings):
-            with at_rest(run.model):
-                text = sample(run.passes, run.tokenizer, prompt, sampling, run.model.context, run.training.seed)
-            if run.ranks.first:
-                run.link.report(reports.Sampled(step=progress.step, number=number, prompt=prompt, text=text))
+        _begin(progress, model, self._link)
+        for number, prompt in enumerate(self._settings.beginnings):
+            with at_rest(model.model):
+                text = sample(model.passes, model.tokenizer, prompt, self._settings, model.model.context, self._seed)
+            if model.ranks.first:
+                self._link.report(Sampled(step=progress.step, number=number, prompt=prompt, text=text))
 
-    def _begin(self, progress: Progress) -> float:
-        """Say that no step comes for a while; the time of it."""
-        if self._run.ranks.first:
-            self._run.link.report(reports.Evaluating(step=progress.step))
-        return time.perf_counter()
+
+def _begin(progress: TrainingProgress, model: EvaluatedModel, link: AgentLink) -> float:
+    """Report that the next step is delayed; return the time."""
+    if model.ranks.first:
+        link.report(Evaluating(step=progress.step))
+    return time.perf_counter()

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from pretrain_trainer.core.errors import CollectiveFailed
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.datasets.corpus import TokenSource, read_windows
-from pretrain_trainer.parallelism.work_division import largest_share, share
+from pretrain_trainer.parallelism.forward_backward import largest_share, share
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The first windows of a source, cut into micro-batches (the last may be smaller)."""
+    """The first windows of a source as micro-batches; the last may be smaller."""
 
     name: str
     micro_batches: tuple[Tensor, ...]
@@ -33,7 +33,7 @@ class HeldOut:
 def read_held_out(
     sources: Sequence[TokenSource], sequences: int, micro_batch: int, context: int
 ) -> tuple[HeldOut, ...]:
-    """The first `sequences` windows of each source, or all where there are fewer."""
+    """Read the first `sequences` windows of each source, or all where there are fewer."""
     held_out = []
     for source in sources:
         windows = read_windows(source, np.arange(min(sequences, source.windows)), context)
@@ -43,7 +43,7 @@ def read_held_out(
 
 @contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
-    """The model does not train meanwhile: no dropout, no gradients."""
+    """Put the model into evaluation mode: no dropout, no gradients."""
     model.eval()
     try:
         with torch.no_grad():
@@ -55,10 +55,10 @@ def at_rest(model: nn.Module) -> Iterator[None]:
 def evaluate(
     loss: Callable[[Tensor], Tensor], held_out: Sequence[HeldOut], ranks: Ranks, padded: bool
 ) -> dict[str, float]:
-    """Mean loss in nats per token by source, of a model at rest. Collective.
+    """Return the mean loss in nats per token by source, of a model in evaluation mode. Collective.
 
-    Every micro-batch's loss has a place of its own in the reduced vector, which the other ranks leave zero, and the
-    places are added up in one order: so the number of replicas does not change a bit. With `padded` all ranks run the
+    Every micro-batch's loss has an element of its own in the reduced vector, zero on the other ranks, and the elements
+    are summed in a fixed order: the result is bit-equal at any number of replicas. With `padded` all ranks run the
     model equally often, as FSDP needs.
     """
     batches = [batch for source in held_out for batch in source.micro_batches]

@@ -1,4 +1,4 @@
-"""Texts that the model writes."""
+"""Sampling of texts from the model."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.parallelism.forward_backward import Passes
 
 START_TOKENS = ("<|endoftext|>", "</s>", "<s>")
-"""Tokens that mark the beginning of a text in common tokenisers; the first one found starts an empty prompt."""
+"""Start-of-text tokens of common tokenisers; the first one found replaces an empty prompt."""
 
 
 def parse_tokenizer(tokenizer: bytes) -> Tokenizer:
-    """The tokeniser. Raises InvalidInput when the bytes are none."""
+    """Parse tokenizer.json. Raises InvalidInput."""
     try:
         return Tokenizer.from_str(tokenizer.decode())
     except Exception as error:  # the library raises plain Exception
-        raise InvalidInput(f"training.data.tokenizer is no tokenizer.json ({error}): name one") from error
+        raise InvalidInput(f"training.data.tokenizer is no tokenizer.json ({error}): name a valid one") from error
 
 
 def sample(passes: Passes, tokenizer: Tokenizer, prompt: str, sampling: Sampling, context: int, seed: int) -> str:
-    """What a model at rest writes after the prompt: `sampling.tokens` tokens, the same for the same seed and weights,
-    on all ranks of a replica. Its random numbers are its own."""
+    """Sample `sampling.tokens` tokens after the prompt from a model in evaluation mode. Collective in a replica.
+
+    The text is a function of the seed and the weights, equal on all ranks of a replica. The generator is its own.
+    """
     generator = torch.Generator().manual_seed(seed)
     tokens = tokenizer.encode(prompt, add_special_tokens=False).ids or [_start(tokenizer)]
     prompt_length = len(tokens)

@@ -1,1 +1,1 @@
-"""Weights from and for elsewhere: other runs, and Hugging Face."""
+"""Import and export of weights: other runs' checkpoints, and Hugging Face's format."""

@@ -1,4 +1,4 @@
-"""A model as a folder that `AutoModelForCausalLM` and `AutoTokenizer` load: weights, configuration, tokeniser."""
+"""Model folder that `AutoModelForCausalLM` and `AutoTokenizer` load: weights, configuration, tokeniser."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from pretrain_trainer.hf.mapping import config, export_state
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_BYTES = 5_000_000_000
-"""Weights are split into files of at most so many bytes, as Hugging Face does; a larger tensor has one for itself."""
+"""Largest size of a weight file, as in Hugging Face's own; a larger tensor has a file of its own."""
 MOST_SUPPRESSED = 64
 _ENDS = ("<|endoftext|>", "</s>")
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What goes into the folder."""
+    """Content of the folder."""
 
     shape: ResolvedModel
     state: Mapping[str, Tensor]
-    """Under our names."""
+    """Tensors under our names."""
     tokenizer: bytes
     dtype: ExportDtype
     temperature: float | None
-    """Of sampling; None: the library's own."""
+    """Temperature of sampling; None: the library's default."""
 
     def write(self, folder: Path, file_bytes: int = FILE_BYTES) -> None:
-        """Write all files into `folder`, which is there and empty."""
+        """Write all files into `folder`, which exists and is empty."""
         rows = self.state["token_embedding.weight"].shape[0]
         tokenizer = Tokenizer.from_str(self.tokenizer.decode())
         marks = _marks(tokenizer)
@@ -57,7 +57,7 @@ class ModelFolder:
         generation: dict[str, Any] = {"do_sample": True}
         if self.temperature is not None:
             generation["temperature"] = self.temperature
-        if 0 < rows - vocabulary <= MOST_SUPPRESSED:  # rows that are there for the hardware and stand for no token
+        if 0 < rows - vocabulary <= MOST_SUPPRESSED:  # rows that pad the embedding and represent no token
             generation["suppress_tokens"] = list(range(vocabulary, rows))
         return generation
 
@@ -76,13 +76,13 @@ class ModelFolder:
 
 
 def digests(folder: Path) -> tuple[StoredObject, ...]:
-    """Size and sha256 of each file in a folder."""
+    """Return size and sha256 of each file in a folder."""
     found = ((path.name, digest_of(path)) for path in sorted(folder.iterdir()))
     return tuple(StoredObject(key=name, size=digest.size, sha256=digest.sha256) for name, digest in found)
 
 
 def _parts(sizes: Mapping[str, int], most: int) -> Iterator[list[str]]:
-    """Names in their order, in parts of at most so many bytes."""
+    """Divide names, in order, into parts of at most `most` bytes."""
     part: list[str] = []
     filled = 0
     for name, size in sizes.items():
@@ -95,7 +95,7 @@ def _parts(sizes: Mapping[str, int], most: int) -> Iterator[list[str]]:
 
 
 def _marks(tokenizer: Tokenizer) -> dict[str, str]:
-    """The tokens that begin and end a text, as far as the tokeniser has them."""
+    """Return the tokeniser's tokens for the begin and end of a text, as far as it has them."""
     known = {"bos_token": START_TOKENS, "eos_token": _ENDS}
     found = {
         name: next((token for token in tokens if tokenizer.token_to_id(token) is not None), None)

@@ -1,4 +1,4 @@
-"""The model as Hugging Face lays it out in `GPT2LMHeadModel` and `LlamaForCausalLM`: names, transposes, config."""
+"""Mapping to Hugging Face's `GPT2LMHeadModel` and `LlamaForCausalLM`: names, transposes, config."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Tensors = dict[str, Tensor]
 
 
 def config(shape: ResolvedModel, rows: int) -> dict[str, Any]:
-    """The content of `config.json`."""
+    """Return the content of `config.json`."""
     return _gpt2_config(shape, rows) if shape.family == "gpt2" else _llama_config(shape, rows)
 
 
 def export_state(state: Mapping[str, Tensor], shape: ResolvedModel) -> Tensors:
-    """Our state dict under their names, each tensor contiguous; a tied head is left out, as they do."""
+    """Map our state dict to their names, each tensor contiguous; a tied head is left out, as in theirs."""
     tensors: Tensors = {}
-    state = {name: _in_turn(tensor, shape) if _is_grouped(name) else tensor for name, tensor in state.items()}
+    state = {name: _ungrouped(tensor, shape) if _is_grouped(name) else tensor for name, tensor in state.items()}
     for ours, theirs, transposed in _names(shape):
         if ours in state:
             tensors[theirs] = state[ours].T.contiguous() if transposed else state[ours].contiguous()
-        else:  # a bias that this model does without and theirs always has
+        else:  # a bias that theirs always has and this model lacks
             weight = state[ours.removesuffix("bias") + "weight"]
             tensors[theirs] = torch.zeros(weight.shape[0], dtype=weight.dtype)
     if shape.family == "llama":
@@ -39,7 +39,7 @@ def export_state(state: Mapping[str, Tensor], shape: ResolvedModel) -> Tensors:
 
 
 def import_state(tensors: Mapping[str, Tensor], shape: ResolvedModel) -> Tensors:
-    """Their state dict under our names. Raises KeyError with the name of a tensor that is missing."""
+    """Map their state dict to our names. Raises KeyError with the name of a missing tensor."""
     state = {
         ours: tensors[theirs].T.contiguous() if transposed else tensors[theirs].contiguous()
         for ours, theirs, transposed in _names(shape)
@@ -56,22 +56,22 @@ def _is_grouped(name: str) -> bool:
     return ".attention.qkv." in name
 
 
-def _in_turn(fused: Tensor, shape: ResolvedModel) -> Tensor:
-    """Rows of `qkv` as they have them, all queries before all keys before all values; here each group has its own."""
+def _ungrouped(fused: Tensor, shape: ResolvedModel) -> Tensor:
+    """Reorder rows of `qkv` from ours, grouped by heads of keys, to theirs: all queries, all keys, all values."""
     groups = fused.unflatten(0, (shape.kv_heads, -1, shape.width // shape.heads))
     parts = groups.split([shape.heads // shape.kv_heads, 1, 1], dim=1)
     return torch.cat([part.flatten(0, 2) for part in parts])
 
 
-def _grouped(in_turn: Tensor, shape: ResolvedModel) -> Tensor:
-    """The inverse of `_in_turn`."""
+def _grouped(ungrouped: Tensor, shape: ResolvedModel) -> Tensor:
+    """Reorder rows of `qkv` from theirs to ours: the inverse of `_ungrouped`."""
     size = shape.width // shape.heads
-    parts = in_turn.split([shape.heads * size, shape.kv_heads * size, shape.kv_heads * size])
+    parts = ungrouped.split([shape.heads * size, shape.kv_heads * size, shape.kv_heads * size])
     return torch.cat([part.unflatten(0, (shape.kv_heads, -1, size)) for part in parts], dim=1).flatten(0, 2)
 
 
 def _names(shape: ResolvedModel) -> Iterator[tuple[str, str, bool]]:
-    """(our name, their name, transposed); not the input of a llama's attention, one matrix here and three there."""
+    """Yield (our name, their name, transposed), except a llama's `qkv`: one matrix here and three there."""
     yield from _gpt2_names(shape) if shape.family == "gpt2" else _llama_names(shape)
     if not shape.tied_head:
         yield "head.weight", "lm_head.weight", False

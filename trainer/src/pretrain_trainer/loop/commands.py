@@ -1,4 +1,4 @@
-"""Commands of the coordinator: all ranks agree on them at a step boundary, and hold there when told to."""
+"""Commands of the coordinator: all ranks agree on them at a step boundary, and hold there on request."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pretrain_api.messages.reports import Held, Resumed
 from pretrain_sdk.rank_link import AgentLink
 
 
-class Control:
-    """This rank's view of the commands. Each is carried out once, on all ranks at the same step boundary."""
+class StepCommands:
+    """The commands that this rank knows. Each is carried out once, on all ranks at the same step boundary."""
 
     def __init__(self, link: AgentLink, clock: Callable[[], float]) -> None:
         self._link = link
@@ -22,12 +22,12 @@ class Control:
         self._agreed: set[str] = set()
 
     def pending(self) -> bool:
-        """Whether this rank knows of a command that was not agreed on; to be carried in the step's reduction."""
+        """Return True if this rank knows a command that was not agreed on; to be sent with the step's reduction."""
         self._take(self._link.commands())
         return bool(self._pending)
 
     def agree(self, world_size: int) -> tuple[Command, ...]:
-        """All commands that any rank knows of, in one order. Collective; for boundaries where some rank has one."""
+        """Return the commands of all ranks in one order. Collective; called where the reduction announced one."""
         known: list[tuple[Command, ...] | None] = [None] * world_size
         dist.all_gather_object(known, tuple(self._pending.values()))
         commands = {command.id: command for part in known for command in part or ()}
@@ -36,10 +36,10 @@ class Control:
         return tuple(commands[name] for name in sorted(commands))
 
     def hold(self, commands: tuple[Command, ...], step: int, checkpoint: str) -> None:
-        """Say that the checkpoint of this step is in force, and wait for the longest time asked for.
+        """Report that the checkpoint of this step is committed, and wait for the longest time of the commands.
 
-        A change of generation ends the hold by killing this process. Commands that come meanwhile wait for the next
-        boundary.
+        A new generation ends the hold by killing this process. Commands that arrive meanwhile are carried out at the
+        next boundary.
         """
         for command in commands:
             self._link.report(Held(command_id=command.id, step=step, checkpoint=checkpoint))

@@ -1,4 +1,4 @@
-"""Putting a run together: everything that the training loop works with, made from the configuration."""
+"""Set-up of a run: opens the data, joins the lineage, builds the model and restores its state."""
 
 from __future__ import annotations
 
@@ -8,103 +8,95 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from tokenizers import Tokenizer
-from torch import Tensor, nn
 
 from pretrain_api.checkpoint.identity import job_identity
 from pretrain_api.checkpoint.lineage import JobIdentity, Origin, manifest_key
 from pretrain_api.messages.protocol import Generation
 from pretrain_api.messages.reports import Restored
 from pretrain_api.messages.trainer_config import TrainerConfig
-from pretrain_api.spec.model import resolve
-from pretrain_api.spec.replicas import up_to_unit
+from pretrain_api.spec.model import ResolvedModel, resolve
 from pretrain_api.spec.schedule import LearningRates
 from pretrain_api.spec.support import training_errors
 from pretrain_api.spec.training import Training
 from pretrain_sdk.rank_link import AgentLink
-from pretrain_trainer.core.collectives import Agreement
+from pretrain_trainer.core.collectives import Collectives
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.core.mesh import Mesh
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks
-from pretrain_trainer.core.retry import Waiting
-from pretrain_trainer.core.stage_timer import Stages
-from pretrain_trainer.datasets.corpus import Batches, Corpus
+from pretrain_trainer.core.stage_timer import StageTimer
+from pretrain_trainer.core.waits import ObstacleRetry
+from pretrain_trainer.datasets.corpus import Batches
 from pretrain_trainer.datasets.prefetch import FetchedBatches
-from pretrain_trainer.datasets.remote_sources import cache_folder
 from pretrain_trainer.evaluation.held_out import HeldOut
-from pretrain_trainer.hf.initial_weights import Beginning
+from pretrain_trainer.evaluation.trained_model import EvaluatedModel
+from pretrain_trainer.hf.initial_weights import InitialWeights
+from pretrain_trainer.loop.build import BuiltModel, build_gradients, build_model, build_passes
+from pretrain_trainer.loop.rollback import InPlaceRollback
 from pretrain_trainer.loop.run_data import OpenedData
-from pretrain_trainer.loop.save_policy import Checkpointer, Saves
-from pretrain_trainer.models.activation_checkpointing import recompute_activations
-from pretrain_trainer.models.compile import compile_blocks
-from pretrain_trainer.models.decoder import Decoder, skeleton
-from pretrain_trainer.models.document_mask import end_of_document
-from pretrain_trainer.models.loss import Objective
-from pretrain_trainer.models.optimizer import build_optimizer
+from pretrain_trainer.loop.save_policy import SavePolicy
+from pretrain_trainer.loop.step import OptimizerStep
+from pretrain_trainer.loop.step_saves import CheckpointerPort, StepSaves
 from pretrain_trainer.observability.mfu import Utilization
-from pretrain_trainer.parallelism.exact import ExactGradients, ExactShardedGradients
-from pretrain_trainer.parallelism.forward_backward import InTurn, Loss, Passes
-from pretrain_trainer.parallelism.gradients import FlatGradients, Gradients, ShardedGradients
-from pretrain_trainer.parallelism.mesh_gradients import MeshGradients
-from pretrain_trainer.parallelism.parallelize import PIPELINE, REPLICATE, Groups, initialise_part, lay_out
-from pretrain_trainer.parallelism.pipeline import Pipelined, Stage
-from pretrain_trainer.stability.guard import Guard
+from pretrain_trainer.observability.step_report import StepRecorder
+from pretrain_trainer.observability.step_timing import StepTimer, marks_on
+from pretrain_trainer.parallelism.parallelize import initialise_part
+from pretrain_trainer.stability.guard import DivergenceGuard
 
-OpenCheckpointer = Callable[[TrainerConfig, JobIdentity, Generation | None, Ranks, Mapping[str, str]], Checkpointer]
+OpenCheckpointer = Callable[[TrainerConfig, JobIdentity, Generation | None, Ranks, Mapping[str, str]], CheckpointerPort]
 
 
 @dataclass(frozen=True)
-class Run:
-    """All parts of a run, ready to go on from `start`."""
+class PreparedRun:
+    """The parts of a run, each with what it needs, ready to resume from `start`. Only `train` sees all of them."""
 
-    training: Training
     ranks: Ranks
-    link: AgentLink
-    steps: int
-    rates: LearningRates
-    step_tokens: int
-    batches: Batches | FetchedBatches
+    total_steps: int
+    start: TrainingProgress
+    step: OptimizerStep
+    guard: DivergenceGuard
+    rollback: InPlaceRollback
+    checkpointer: CheckpointerPort
+    saves: StepSaves
+    timer: StepTimer
+    recorder: StepRecorder
+    evaluated: EvaluatedModel
     held_out: tuple[HeldOut, ...]
-    tokenizer: Tokenizer
-    model: Decoder
-    passes: Passes
-    dropout: bool
-    nan_steps: frozenset[int]
-    optimizer: torch.optim.Optimizer
-    gradients: Gradients
-    checkpointer: Checkpointer
-    saves: Saves
-    utilization: Utilization
-    waiting: Waiting
-    start: Progress
-    guard: Guard
-    begin_anew: Callable[[], None]
-    """Gives model and optimizer the state that they had before the first step. Collective."""
+    retry: ObstacleRetry
 
 
 @dataclass(frozen=True)
-class _Claim:
-    """A place in the history of checkpoints, and what the first weights come from where they are not drawn."""
+class Setup:
+    """Inputs of all parts of the set-up."""
 
-    checkpointer: Checkpointer
-    beginning: Beginning | None
+    config: TrainerConfig
+    shape: ResolvedModel
+    link: AgentLink
+    ranks: Ranks
+    retry: ObstacleRetry
+    environment: Environment
+
+    @classmethod
+    def of(cls, config: TrainerConfig, link: AgentLink, ranks: Ranks, environment: Environment) -> Setup:
+        """Check the configuration and lay out the ranks. Raises InvalidInput."""
+        check_supported(config.training)
+        mesh = Mesh.of(config.training.parallelism, ranks.world_size, ranks.worker_size)
+        retry = ObstacleRetry(link, ranks.first, Collectives(None), time.sleep)
+        return cls(config, resolve(config.training.model), link, replace(ranks, mesh=mesh), retry, environment)
 
     @property
-    def anew(self) -> bool:
-        """Nothing is gone on from."""
-        return self.checkpointer.parent is None
+    def first_of_job(self) -> bool:
+        """True in a job's first generation, and in a run without generations."""
+        return self.link.generation is None or self.link.generation.may_take_over
 
 
 @dataclass(frozen=True)
-class _Built:
-    """The model laid over the ranks, and its optimizer."""
+class JoinedLineage:
+    """The opened checkpoints of this generation, and the source of initial weights, if not the seed."""
 
-    model: Decoder
-    groups: Groups
-    optimizer: torch.optim.Optimizer
-    parameters: int
-    """Of the whole model."""
+    checkpointer: CheckpointerPort
+    initial_weights: InitialWeights | None
 
 
 def prepare(
@@ -112,190 +104,126 @@ def prepare(
     link: AgentLink,
     ranks: Ranks,
     open_checkpointer: OpenCheckpointer,
-    environ: Mapping[str, str],
-) -> Run:
-    """Open the data, claim the generation, build the model, restore it, and say so. Collective."""
-    training = config.training
-    check_supported(training)
-    ranks = replace(ranks, mesh=Mesh.of(training.parallelism, ranks.world_size, ranks.worker_size))
+    environment: Environment,
+) -> PreparedRun:
+    """Open the data, join the lineage, build the model, restore it, and report `Restored`. Collective."""
+    setup, stages = Setup.of(config, link, ranks, environment), StageTimer()
     torch.set_num_threads(config.threads)
-    stages, waiting = Stages(), Waiting(link, ranks.first, Agreement(None), time.sleep)
-    first_of_job = link.generation is None or link.generation.may_take_over
-
-    data = OpenedData.of(config, waiting, environ)
+    data = OpenedData.of(config, setup.shape, setup.retry, environment)
     stages.done("data")
-    claim = _claim(config, data, link.generation, ranks, open_checkpointer, environ)
+    lineage = _join_lineage(setup, data, open_checkpointer)
     stages.done("open")
-    built = _build(config, data, ranks, environ, anew=claim.anew)
+    fresh = lineage.checkpointer.parent is None
+    built = build_model(config, setup.shape, data, setup.ranks, environment, initialise=fresh)
     stages.done("model")
-    start, origin = _restore(config, claim, built, waiting)
+    start, origin = _restore(setup, lineage, built)
     stages.done("restore")
-    held_out = data.held_out()
-    # Only a first generation computes the unigram loss: others are in a hurry.
-    unigram = data.unigram_loss(wanted=ranks.first and (start.step == 0 or first_of_job))
+    held_out = data.held_out(setup.shape.context)
+    # Only a first generation computes the unigram loss: later ones are part of a recovery.
+    unigram = data.unigram_loss(wanted=ranks.first and (start.step == 0 or setup.first_of_job))
     stages.done("held-out")
-
     if ranks.first:
-        link.report(_restored(start, claim.checkpointer, origin, built.parameters, unigram, stages.seconds))
-    return _put_together(config, link, ranks, data, claim, built, start, held_out, environ)
+        link.report(_restored(start, lineage.checkpointer, origin, built.parameters, unigram, stages.seconds))
+    return _assemble(setup, data, lineage, built, start, held_out)
 
 
-def _claim(
-    config: TrainerConfig,
-    data: OpenedData,
-    generation: Generation | None,
-    ranks: Ranks,
-    open_checkpointer: OpenCheckpointer,
-    environ: Mapping[str, str],
-) -> _Claim:
-    """Enter the history of the job's checkpoints, having made sure that there is something to begin from."""
-    training, corpus = config.training, data.corpus
+def _join_lineage(setup: Setup, data: OpenedData, open_checkpointer: OpenCheckpointer) -> JoinedLineage:
+    """Check the source of initial weights, then put this generation's lineage record. Collective."""
+    config, corpus, generation = setup.config, data.corpus, setup.link.generation
+    ranks, variables = setup.ranks, setup.environment.variables
     datasets = [source.dataset for source in corpus.sources]
-    identity = job_identity(training, resolve(training.model), datasets, corpus.tokenizer_digest)
-    beginning = Beginning.of(config, identity, corpus.tokenizer, ranks, environ)
-    if beginning is not None and (generation is None or generation.may_take_over):
-        data.waiting.until_clear(beginning.check)  # before anything is written
-    opened = data.waiting.until_clear(lambda: open_checkpointer(config, identity, generation, ranks, environ))
-    return _Claim(opened, beginning)
+    identity = job_identity(config.training, setup.shape, datasets, corpus.tokenizer_digest)
+    weights = InitialWeights.of(config, identity, corpus.tokenizer, ranks, variables)
+    if weights is not None and setup.first_of_job:
+        setup.retry.retry_until_clear(weights.check)  # before anything is written
+    opened = setup.retry.retry_until_clear(lambda: open_checkpointer(config, identity, generation, ranks, variables))
+    return JoinedLineage(opened, weights)
 
 
-def _build(config: TrainerConfig, data: OpenedData, ranks: Ranks, environ: Mapping[str, str], *, anew: bool) -> _Built:
-    """The model and its optimizer; its values are set where it starts `anew`, else a restore does that."""
-    training, shape = config.training, resolve(config.training.model)
-    assert ranks.mesh is not None  # set by `prepare`
-    groups = Groups.over(ranks.mesh, ranks, training.parallelism.shard != "none", shape.tied_head)
-    model = skeleton(shape, _rows(data.corpus, training))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    lay_out(model, groups, training.precision == "bf16", training.exact)
-    model.to_empty(device=ranks.device)
-    if anew:
-        initialise_part(model, training.seed)
-    recompute_activations(model, training.activation_checkpointing)
-    if training.compile:
-        compile_blocks(model, cache_folder(config.cache, environ), environ)
-    if training.data.mask_documents:
-        model.document_end = end_of_document(data.tokenizer)
-    return _Built(model, groups, build_optimizer(model, training.optimizer, training.exact), parameters)
-
-
-def _restore(config: TrainerConfig, claim: _Claim, built: _Built, waiting: Waiting) -> tuple[Progress, Origin | None]:
-    """(the progress to go on from, where else the first weights were taken from)."""
-    start = waiting.until_clear(lambda: claim.checkpointer.restore(built.model, built.optimizer))
-    if claim.beginning is None or not claim.anew or start.step:
+def _restore(setup: Setup, lineage: JoinedLineage, built: BuiltModel) -> tuple[TrainingProgress, Origin | None]:
+    """Load the latest state; return its progress, and the origin of initial weights where those were loaded."""
+    checkpointer, weights = lineage.checkpointer, lineage.initial_weights
+    start = setup.retry.retry_until_clear(lambda: checkpointer.restore(built.model, built.optimizer))
+    if weights is None or checkpointer.parent is not None or start.step:
         return start, None
-    load, shape = claim.beginning.load, resolve(config.training.model)
-    return start, waiting.until_clear(lambda: load(built.model, built.optimizer, shape))
+    return start, setup.retry.retry_until_clear(lambda: weights.load(built.model, built.optimizer, built.shape))
 
 
-def _begin_anew(config: TrainerConfig, claim: _Claim, built: _Built, waiting: Waiting) -> None:
-    """Give model and optimizer the state that they had before the first step. Collective."""
+def _reinitialise(setup: Setup, weights: InitialWeights | None, built: BuiltModel) -> None:
+    """Set model and optimizer to their state before the first step. Collective."""
     built.optimizer.state.clear()
-    initialise_part(built.model, config.training.seed)
-    if claim.beginning is not None:
-        load, shape = claim.beginning.load, resolve(config.training.model)
-        waiting.until_clear(lambda: load(built.model, built.optimizer, shape))
+    initialise_part(built.model, setup.config.training.seed)
+    if weights is not None:
+        setup.retry.retry_until_clear(lambda: weights.load(built.model, built.optimizer, built.shape))
 
 
-def _put_together(
-    config: TrainerConfig,
-    link: AgentLink,
-    ranks: Ranks,
+def _assemble(
+    setup: Setup,
     data: OpenedData,
-    claim: _Claim,
-    built: _Built,
-    start: Progress,
+    lineage: JoinedLineage,
+    built: BuiltModel,
+    start: TrainingProgress,
     held_out: tuple[HeldOut, ...],
-    environ: Mapping[str, str],
-) -> Run:
-    training, shape, waiting = config.training, resolve(config.training.model), data.waiting
-    model, optimizer, groups, checkpointer = built.model, built.optimizer, built.groups, claim.checkpointer
-    batches = Batches(data.corpus, training, shape.context)
-    rows = shape.embedding_rows(data.corpus.vocabulary)
-    interval, memory = config.checkpoint.interval, config.checkpoint.memory
-    return Run(
-        training=training,
+) -> PreparedRun:
+    training, ranks, link = setup.config.training, setup.ranks, setup.link
+    model, optimizer, checkpointer = built.model, built.optimizer, lineage.checkpointer
+    step = _optimizer_step(setup, data, built)
+    policy = SavePolicy(setup.config.checkpoint.interval, setup.config.checkpoint.memory)
+    saves = StepSaves(checkpointer, model, optimizer, policy, time.monotonic)
+    reinitialise = partial(_reinitialise, setup, lineage.initial_weights, built)
+    timer = StepTimer(step.step_tokens, marks_on(ranks.device))
+    utilization = Utilization.of(setup.shape, built.rows, training.precision, ranks, link.generation, setup.environment)
+    return PreparedRun(
         ranks=ranks,
-        link=link,
-        steps=training.total_steps,
-        rates=LearningRates.of(training),
-        step_tokens=training.batch.sequences * shape.context,
-        batches=FetchedBatches(batches, waiting, time.monotonic) if data.remote else batches,
-        held_out=held_out,
-        tokenizer=data.tokenizer,
-        model=model,
-        passes=_passes(model, _loss(ranks, training), groups, training, ranks),
-        dropout=shape.dropout > 0,
-        nan_steps=frozenset(config.nan_steps),
-        optimizer=optimizer,
-        gradients=_gradients(model, training, groups),
-        checkpointer=checkpointer,
-        saves=Saves(checkpointer, model, optimizer, interval, time.monotonic, memory),
-        utilization=Utilization.of(shape, rows, training.precision, ranks, link.generation, environ),
-        waiting=waiting,
+        total_steps=training.total_steps,
         start=start,
-        guard=Guard(config.divergence, training.total_steps, link, speaks=ranks.first),
-        begin_anew=partial(_begin_anew, config, claim, built, waiting),
+        step=step,
+        guard=DivergenceGuard(setup.config.divergence, training.total_steps, link, reports=ranks.first),
+        rollback=InPlaceRollback(checkpointer, saves, model, optimizer, reinitialise, setup.retry, link),
+        checkpointer=checkpointer,
+        saves=saves,
+        timer=timer,
+        recorder=StepRecorder(ranks, timer, utilization),
+        evaluated=EvaluatedModel(
+            model, step.passes, data.tokenizer, ranks, training.batch.micro_batch, step.gradients.padded
+        ),
+        held_out=held_out,
+        retry=setup.retry,
+    )
+
+
+def _optimizer_step(setup: Setup, data: OpenedData, built: BuiltModel) -> OptimizerStep:
+    training, shape = setup.config.training, setup.shape
+    batches = Batches(data.corpus, training, shape.context)
+    return OptimizerStep(
+        training=training,
+        step_tokens=training.batch.sequences * shape.context,
+        place=setup.ranks.place,
+        batches=FetchedBatches(batches, setup.retry, time.monotonic) if data.remote else batches,
+        passes=build_passes(built, training, setup.ranks),
+        gradients=build_gradients(built, training),
+        optimizer=built.optimizer,
+        rates=LearningRates.of(training),
+        dropout=shape.dropout > 0,
+        nan_steps=frozenset(setup.config.nan_steps),
     )
 
 
 def check_supported(training: Training) -> None:
-    """Raise InvalidInput for what the API has and this trainer has not."""
+    """Raise InvalidInput for settings of the API that this trainer does not support."""
     for finding in training_errors(training):
         raise InvalidInput(f"{finding.path.removeprefix('spec.')}: {finding.message}")
 
 
-def _rows(corpus: Corpus, training: Training) -> int:
-    """Rows of the embedding. Raises InvalidInput if tensor ranks cannot share them."""
-    rows, tensor = resolve(training.model).embedding_rows(corpus.vocabulary), training.parallelism.tensor
-    if rows % tensor:
-        raise InvalidInput(
-            f"training.parallelism.tensor ({tensor}) does not divide the embedding's rows ({rows}): "
-            f"set training.model.vocabulary to {up_to_unit(rows, tensor)}"
-        )
-    return rows
-
-
-def _gradients(model: Decoder, training: Training, groups: Groups) -> Gradients:
-    micro_batches = training.batch.sequences // training.batch.micro_batch
-    if training.exact and groups.sharded:
-        return ExactShardedGradients(model, micro_batches, groups.mesh.shards, groups.group(REPLICATE))
-    if not groups.mesh.plain or training.parallelism.shard == "hybrid":
-        return MeshGradients(model, groups)
-    if training.parallelism.shard == "full":
-        return ShardedGradients(model)
-    if training.exact:
-        return ExactGradients(model.parameters(), micro_batches)
-    return FlatGradients(model.parameters())
-
-
-def _passes(model: Decoder, loss: Loss, groups: Groups, training: Training, ranks: Ranks) -> Passes:
-    group = groups.group(PIPELINE)
-    if group is None:
-        return InTurn(model, loss, ranks.device, groups.mesh.tensor)
-    bf16 = training.precision == "bf16"
-    handed_on = torch.bfloat16 if bf16 and groups.sharded else torch.float32  # as FSDP2 keeps the residual stream
-    return Pipelined(model, loss, Stage(groups.place, group, ranks.device, handed_on, bf16))
-
-
-def _loss(ranks: Ranks, training: Training) -> Loss:
-    objective = Objective.of(training.loss)
-
-    def loss(model: nn.Module, windows: Tensor, hidden: Tensor | None = None, seed: int | None = None) -> Tensor:
-        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-            return objective(model, windows, hidden, seed)
-
-    return loss
-
-
 def _restored(
-    start: Progress,
-    checkpointer: Checkpointer,
+    start: TrainingProgress,
+    checkpointer: CheckpointerPort,
     origin: Origin | None,
     parameters: int,
     unigram: float | None,
     seconds: dict[str, float],
 ) -> Restored:
-    """The report of a run that stands."""
+    """Build the report of a run that is ready to train."""
     parent = checkpointer.parent
     return Restored(
         step=start.step,

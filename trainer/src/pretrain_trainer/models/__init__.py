@@ -1,1 +1,1 @@
-"""What is trained: the decoder, its parts, what it minimises and by what."""
+"""The decoder, its parts, its loss and its optimizer."""

@@ -1,4 +1,4 @@
-"""Activation checkpointing: what backward needs of a block is computed again instead of kept (Chen et al. 2016)."""
+"""Activation checkpointing: backward recomputes a block's activations instead of keeping them (Chen et al. 2016)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _KEPT: tuple[Any, ...] = (
     _ATEN._scaled_dot_product_efficient_attention.default,
     _ATEN._scaled_dot_product_cudnn_attention.default,
 )
-"""The expensive ones: results of matrix products and attention."""
+"""Operations whose results `selective` keeps, since they are expensive: matrix products and attention."""
 
 
 def recompute_activations(model: Decoder, how: Literal["none", "selective", "full"]) -> None:
-    """Keep of each block its input only (full), or also what was expensive (selective). The results have the same bits.
+    """Keep the input of each block only (full), or also expensive results (selective). Results have the same bits.
 
-    Names of parameters stay: blocks are not wrapped.
+    Blocks are not wrapped, so names of parameters stay.
     """
     for block in model.blocks:
         if isinstance(block, Block):

@@ -1,4 +1,4 @@
-"""torch.compile, block by block: all blocks have one graph, so that it is compiled once."""
+"""torch.compile, block by block: all blocks share one graph, which is compiled once."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def compile_blocks(model: Decoder, cache: Path, environ: Mapping[str, str], backend: str = "inductor") -> None:
-    """Compile each block at its first use. Names of parameters stay: blocks are not wrapped.
+    """Compile each block at its first use. Blocks are not wrapped, so names of parameters stay.
 
-    What is compiled is kept in `cache`, unless TORCHINDUCTOR_CACHE_DIR says otherwise, for processes that come later.
-    Raises InvalidInput without a C++ compiler.
+    Compiled code is cached in `cache`, or in TORCHINDUCTOR_CACHE_DIR if it is set, for later processes. Raises
+    InvalidInput without a C++ compiler.
     """
     if not environ.get("CXX") and not any(shutil.which(name) for name in COMPILERS):
         raise InvalidInput(
             "training.compile needs a C++ compiler, and the worker has none: "
             "add g++ to its image, or set training.compile to false"
         )
-    if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):  # that torch sets itself, when it is imported
-        os.environ[CACHE_VARIABLE] = str(cache / "inductor")  # torch reads it there and nowhere else
+    if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):  # torch's default, set when it is imported
+        os.environ[CACHE_VARIABLE] = str(cache / "inductor")  # torch reads the process's environment only
     for block in model.blocks:
         if isinstance(block, Block):
             block.compile(backend=backend)

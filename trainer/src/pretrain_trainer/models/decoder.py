@@ -25,30 +25,30 @@ INITIAL_DEVIATION = 0.02
 NORM_EPSILON = 1e-5
 
 Head = Callable[[Tensor, Tensor], Tensor]
-"""What is made of the last hidden state (batch, time, width) and the head's weights (rows, width)."""
+"""Function of the last hidden state (batch, time, width) and the head's weights (rows, width)."""
 
 
 class Attention(nn.Module):
     """Causal self-attention over (batch, time, width); `kv_heads` heads of keys and values serve `heads` of queries.
 
-    The rows of `qkv` are grouped by the heads of keys: the queries that one serves, then its key, then its value. So a
-    part of the rows with whole groups is an attention of fewer heads, which is what tensor parallelism cuts out.
+    The rows of `qkv` are grouped by the heads of keys: the queries that one serves, then its key, then its value. So
+    any whole groups of rows are an attention of fewer heads, which tensor parallelism cuts out.
     """
 
     def __init__(self, shape: ResolvedModel) -> None:
         super().__init__()
         self.served = shape.heads // shape.kv_heads
-        """Heads of queries for each of keys."""
+        """Heads of queries per head of keys."""
         self.size = shape.width // shape.heads
         self.dropout = shape.dropout
         self.portion = Portion()
-        """Of the heads."""
+        """Part of the heads on this rank."""
         self.qkv = nn.Linear(shape.width, (shape.heads + 2 * shape.kv_heads) * self.size, bias=shape.bias)
         self.proj = nn.Linear(shape.width, shape.width, bias=shape.bias)
 
     def forward(self, x: Tensor, rotary: Rotation | None, mask: Tensor | None = None) -> Tensor:
-        """(batch, time, width) to the same; a position sees itself and earlier ones, or what `mask` says."""
-        groups = self.qkv(x)  # of all the sequence, where `x` is a part of it
+        """Map (batch, time, width) to the same shape; a position sees itself and earlier ones, or those of `mask`."""
+        groups = self.qkv(x)  # of the whole sequence, even if `x` is a part of it
         groups = groups.unflatten(2, (-1, self.served + 2, self.size))
         query, key, value = groups.split([self.served, 1, 1], dim=3)
         query, key, value = (part.flatten(2, 3).transpose(1, 2) for part in (query, key, value))
@@ -82,10 +82,10 @@ class Block(nn.Module):
         self.down = nn.Linear(shape.hidden, shape.width, bias=shape.bias)
         self.dropout = Dropout(shape.dropout) if shape.dropout else nn.Identity()
         self.recompute: Callable[..., Tensor] | None = None
-        """Calls what it is given so that backward computes it again, instead of keeping all of it."""
+        """Calls a function so that backward recomputes its activations."""
 
     def forward(self, x: Tensor, rotary: Rotation | None, mask: Tensor | None = None) -> Tensor:
-        """(batch, time, width) to the same."""
+        """Map (batch, time, width) to the same shape."""
         if self.recompute is None or not torch.is_grad_enabled():
             return self._compute(x, rotary, mask)
         return self.recompute(self._compute, x, rotary, mask)
@@ -118,16 +118,15 @@ class Decoder(nn.Module):
         self.norm: nn.Module | None = _norm(shape) if shape.norm == "pre" else nn.Identity()
         self.head = None if shape.tied_head else nn.Linear(shape.width, rows, bias=False)
         self.document_end: int | None = None
-        """The token that attention does not look back over; None: it sees all before."""
+        """The token that attention does not look back over; None: no document mask."""
 
     def forward(
         self, tokens: Tensor, head: Head | None = None, hidden: Tensor | None = None, seed: int | None = None
     ) -> Tensor:
-        """Logits (batch, time, rows) of the next token, from tokens (batch, time) with time <= context; or what
-        `head` makes in their place.
+        """Return the logits (batch, time, rows) of the next token for tokens (batch, time), or the result of `head`.
 
-        A pipeline's stage goes on from `hidden`, what the stage before made of the tokens, and the last has the head.
-        Dropout follows from the seed alone, or without one from torch's random numbers.
+        time <= context. A pipeline stage starts from `hidden`, the output of the stage before; the last stage has the
+        head. Dropout depends on the seed alone, or without one on torch's random state.
         """
         sow(seed, 0)
         x = self._embed(tokens) if hidden is None else hidden
@@ -141,11 +140,11 @@ class Decoder(nn.Module):
         if self.norm is None:
             return x
         table = self.token_embedding if self.head is None else self.head
-        assert table is not None  # the stage that has the norm has it
+        assert table is not None  # the stage with the norm has the table
         return (head or logits_of)(self.norm(x), table.weight)
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        assert self.token_embedding is not None  # the stage that gets no hidden state has it
+        assert self.token_embedding is not None  # the first stage has it
         x = self.token_embedding(tokens)
         if self.position_embedding is not None:
             x = x + self.position_embedding(torch.arange(tokens.shape[1], device=tokens.device))
@@ -153,7 +152,7 @@ class Decoder(nn.Module):
 
 
 def logits_of(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Logits (…, rows) of a hidden state (…, width), whole where tensor ranks have parts of the rows."""
+    """Return the logits (…, rows) of a hidden state (…, width), gathered if tensor ranks have parts of the rows."""
     logits = functional.linear(hidden, weight)
     return logits.full_tensor() if isinstance(logits, DTensor) else logits
 
@@ -165,20 +164,20 @@ def _norm(shape: ResolvedModel) -> nn.Module:
 
 
 def build(shape: ResolvedModel, rows: int, device: torch.device) -> Decoder:
-    """A model on `device` whose values are not set: memory only, no time spent on values that a restore replaces."""
+    """Build a model on `device` with uninitialised values, which a restore replaces."""
     return skeleton(shape, rows).to_empty(device=device)
 
 
 def skeleton(shape: ResolvedModel, rows: int) -> Decoder:
-    """A model without memory, on the meta device: to be cut and laid over ranks before it gets any."""
+    """Build a model without memory, on the meta device, to be partitioned before it gets any."""
     with torch.device("meta"):
         return Decoder(shape, rows)
 
 
 def initial_values(model: Decoder, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole value) of every parameter of the whole model, whatever part of it is here; on the CPU, one by one.
+    """Yield (name, whole value) of every parameter of the whole model, on the CPU, one by one.
 
-    The same on every rank and machine type: all ranks draw all of it.
+    The values are the same on every rank and machine type: all ranks draw all of them, whatever part they have.
     """
     generator = torch.Generator().manual_seed(seed)
     residual = INITIAL_DEVIATION / math.sqrt(2 * model.shape.layers)
@@ -196,7 +195,7 @@ def initial_values(model: Decoder, seed: int) -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def initialise(model: Decoder, seed: int) -> None:
-    """Set all parameters of a whole model from the seed; `parallel.initialise_part` does it for a part of one."""
+    """Set all parameters of a whole model from the seed; `parallelize.initialise_part` sets a part of one."""
     parameters = dict(model.named_parameters())
     for name, value in initial_values(model, seed):
         parameters[name].copy_(value)

@@ -12,7 +12,7 @@ END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
 def end_of_document(tokenizer: Tokenizer) -> int:
-    """The token after which another document begins. Raises InvalidInput when the tokeniser has none."""
+    """Return the token that ends a document. Raises InvalidInput when the tokeniser has none."""
     found = (tokenizer.token_to_id(token) for token in END_TOKENS)
     end = next((token for token in found if token is not None), None)
     if end is None:
@@ -24,7 +24,7 @@ def end_of_document(tokenizer: Tokenizer) -> int:
 
 
 def same_document(tokens: Tensor, end: int) -> Tensor:
-    """(batch, 1, time, time), true where a position sees another: itself and earlier ones of the same document.
+    """Return the mask (batch, 1, time, time): true for a position itself and earlier ones of the same document.
 
     The token `end` is the last one of its document.
     """

@@ -1,7 +1,7 @@
-"""Dropout whose masks follow from a seed and a place in the model, whatever part of the numbers a rank has.
+"""Dropout with masks that depend on a seed and a place in the model only, not on a rank's part of it.
 
-The random numbers of each block begin anew from the micro-batch's seed and the block's number, so that a pipeline's
-stage draws what one process would. A tensor rank draws the mask of all ranks and takes its part of it.
+The random state of each block is set from the micro-batch's seed and the block's number, so that a pipeline stage draws
+the same numbers as a single process. A tensor rank draws the mask of all ranks and takes its part of it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ _WORD = 1 << 64
 
 
 class Portion(NamedTuple):
-    """Which of so many equal parts, along a dimension."""
+    """Part `number` of `of` equal parts along a dimension."""
 
     number: int = 0
     of: int = 1
 
 
 def sow(seed: int | None, place: int) -> None:
-    """Begin the random numbers of a place in the model: 0 the embedding, then the blocks. None: let them go on."""
+    """Seed the random numbers of a place in the model: 0 the embedding, then the blocks. None: leave them alone."""
     if seed is not None:
         torch.manual_seed(mixed(seed, place))
 
 
 def mixed(seed: int, place: int) -> int:
-    """64 bits that depend on all bits of both (SplitMix64, Steele et al. 2014); of a seed the CPU uses the last 32."""
+    """Mix both to 64 bits that depend on all bits (SplitMix64, Steele et al. 2014); the CPU uses a seed's last 32."""
     word = (seed + place * 0x9E3779B97F4A7C15) % _WORD
     word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % _WORD
     word = (word ^ word >> 27) * 0x94D049BB133111EB % _WORD
@@ -38,7 +38,7 @@ def mixed(seed: int, place: int) -> int:
 
 
 class Dropout(nn.Module):
-    """Of (batch, time, width), of which this rank may have a part of the time."""
+    """Dropout of (batch, time, width), of which this rank may have a part along time."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -46,12 +46,12 @@ class Dropout(nn.Module):
         self.portion = Portion()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
+        """Apply dropout in training."""
         return dropped(x, self.probability, self.portion) if self.training else x
 
 
 def dropped(x: Tensor, probability: float, portion: Portion) -> Tensor:
-    """`x` (batch, parts, …) with zeros; the mask of the whole is drawn as torch's dropout draws it on the CPU."""
+    """Apply dropout to `x` (batch, parts, …); the mask of the whole is drawn as torch's dropout draws it on the CPU."""
     if portion.of == 1:
         return functional.dropout(x, probability)
     whole = (x.shape[0], x.shape[1] * portion.of, *x.shape[2:])
@@ -62,10 +62,10 @@ def dropped(x: Tensor, probability: float, portion: Portion) -> Tensor:
 def attention_of_part(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, probability: float, portion: Portion
 ) -> Tensor:
-    """Causal attention of a part of the heads, written out: torch's own draws its dropout of these heads alone.
+    """Compute causal attention of a part of the heads with dropout of the whole; torch's own draws these heads alone.
 
-    Queries (batch, heads, time, size), keys and values of as many heads or fewer; `mask` as torch has it. It holds the
-    weights (batch, heads, time, time), and the mask of all ranks' heads for a moment.
+    Queries (batch, heads, time, size), keys and values of as many heads or fewer; `mask` as in torch. Memory holds the
+    weights (batch, heads, time, time), and briefly the mask of all ranks' heads.
     """
     served = query.shape[1] // key.shape[1]
     key, value = (part.repeat_interleave(served, dim=1) for part in (key, value))

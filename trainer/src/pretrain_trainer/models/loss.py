@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy in nats summed over targets, whole or by chunks, with a z-loss if wished."""
+"""Training loss: cross-entropy in nats summed over targets, whole or by chunks, with an optional z-loss."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from pretrain_trainer.models.decoder import logits_of
 
 @dataclass(frozen=True)
 class Objective:
-    """`z` times the squared logarithm of the softmax's denominator (PaLM, Chowdhery et al. 2022, section 5) is added to
-    the gradient. The value stays the cross-entropy, so that losses of runs with and without can be compared.
+    """Cross-entropy, with the gradient of a z-loss added.
+
+    The z-loss is `z` times the squared logarithm of the softmax's denominator (PaLM, Chowdhery et al. 2022, section 5).
+    The value stays the cross-entropy, so that losses of runs with and without it can be compared.
     """
 
     z: float = 0.0
     chunk: int | None = None
-    """Targets whose logits are there at once; None: all of a micro-batch."""
+    """Number of targets whose logits are in memory at once; None: all of a micro-batch."""
 
     @classmethod
     def of(cls, loss: Loss) -> Objective:
-        """As configured."""
+        """Return the configured objective."""
         return cls(loss.z_loss, loss.chunk)
 
     def __call__(
         self, model: nn.Module, windows: Tensor, hidden: Tensor | None = None, seed: int | None = None
     ) -> Tensor:
-        """Summed over all targets of windows (batch, context + 1); `hidden` and `seed` as in the model."""
+        """Return the loss summed over all targets of windows (batch, context + 1); see Decoder for the rest."""
         targets = windows[:, 1:].flatten()
         if self.chunk is None:
             return self._of_logits(model(windows[:, :-1], None, hidden, seed).flatten(0, 1), targets)
@@ -50,7 +52,7 @@ class Objective:
         return loss
 
     def _chunked(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """Each chunk's logits are dropped after forward and computed again in backward."""
+        """Compute the loss by chunks, whose logits are freed after forward and recomputed in backward."""
         assert self.chunk is not None
         loss = torch.zeros((), device=hidden.device)
         for part, wanted in zip(hidden.split(self.chunk), targets.split(self.chunk), strict=True):

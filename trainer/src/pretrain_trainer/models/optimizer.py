@@ -1,4 +1,4 @@
-"""The optimizer: AdamW or SGD, with decoupled weight decay on matrices only (as nanoGPT)."""
+"""Optimizers: AdamW or SGD, with decoupled weight decay on matrices only (as in nanoGPT)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import nn
 from pretrain_api.spec.training import Optimizer as OptimizerConfig
 
 VECTOR = 16
-"""Numbers in the widest vector of a CPU (AVX-512, fp32)."""
+"""fp32 numbers in the widest vector of a CPU (AVX-512)."""
 
 
 class DecoupledSgd(torch.optim.SGD):
-    """SGD with momentum whose decay shrinks the weights directly, not by way of the gradient and its momentum."""
+    """SGD with momentum and decoupled weight decay: it shrinks the weights directly, not through the momentum."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update: decay, then descent."""
+        """Decay, then descend."""
         for group in self.param_groups:
             if group["decay"]:
                 for parameter in group["params"]:
@@ -28,7 +28,7 @@ class DecoupledSgd(torch.optim.SGD):
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, exact: bool = False) -> torch.optim.Optimizer:
-    """The configured optimizer. Its learning rate is set before each step, see `set_learning_rate`.
+    """Build the configured optimizer. Its learning rate is set before each step, see `set_learning_rate`.
 
     With `exact` an update has the same bits whichever part of a parameter a rank holds.
     """
@@ -44,9 +44,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, exact: bool = Fal
 
 
 def _without_tails(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """Fused updates only for parameters whose rows, which are what ranks share out, fill whole vectors of the CPU.
+    """Restrict fused updates to parameters whose rows, the units of sharding, fill whole vectors of the CPU.
 
-    torch's fused kernel rounds what is left of a shard after its last whole vector in another way (torch 2.13, AVX2).
+    torch's fused kernel rounds the elements after a shard's last whole vector differently (torch 2.13, AVX2).
     """
     whole = [p for p in group["params"] if p.dim() >= 2 and math.prod(p.shape[1:]) % VECTOR == 0]
     chosen = {id(parameter) for parameter in whole}

@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021), in the layout of Llama: the first half of a head is turned with the second."""
+"""Rotary positions (Su et al. 2021), in the layout of Llama: the first half of a head is rotated with the second."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def rotation(shape: ResolvedModel, time: int, device: torch.device, dtype: torch.dtype) -> Rotation:
-    """The turns of positions 0..time-1, computed in fp32 whatever `dtype` they are used in."""
+    """Return the rotations of positions 0..time-1 in `dtype`, computed in fp32."""
     size = shape.width // shape.heads
     exponents = torch.arange(0, size, 2, dtype=torch.float32, device=device) / size
     frequencies = 1.0 / shape.rope_theta**exponents
@@ -26,14 +26,14 @@ def rotation(shape: ResolvedModel, time: int, device: torch.device, dtype: torch
 
 
 def rotate(x: Tensor, rotary: Rotation) -> Tensor:
-    """Turn heads (batch, heads, time, head size) by their positions."""
+    """Rotate heads (batch, heads, time, head size) by their positions."""
     cosine, sine = rotary
     first, second = x.chunk(2, dim=-1)
     return x * cosine + torch.cat((-second, first), dim=-1) * sine
 
 
 def _stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Long wavelengths divided by the factor, short ones kept, those between blended (Llama 3.1)."""
+    """Divide low frequencies by the factor, keep high ones, blend those between (Llama 3.1)."""
     turns = scaling.original_context * frequencies / (2 * math.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)

@@ -1,1 +1,1 @@
-"""What a step took, and what became of a rank."""
+"""Observability: step times, memory, MFU, profiles, and how a rank failed."""

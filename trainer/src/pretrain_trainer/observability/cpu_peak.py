@@ -1,8 +1,8 @@
-"""The peak speed of a CPU, measured: the fastest of some matrix products of the run's own arithmetic and threads.
+"""Peak speed of a CPU, measured: the fastest of some matrix products in the run's own arithmetic and threads.
 
-Nobody lists it. It is measured once on a machine, between two steps of a run that has done some and finds no earlier
-figure; later processes read that from a file. So no recovery waits for it. What was measured while the machine was
-busy is too low: a run that is faster than its peak measures it once more, and the higher figure stays.
+No vendor publishes it. It is measured once per machine, between two steps of a run that has completed some and finds no
+earlier figure; later processes read the figure from a file, so no recovery waits for it. A figure measured on a busy
+machine is too low: a run that exceeds it measures again, and the higher figure stays.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+PEAKS_FOLDER = "pretrain-peaks"
+"""The folder of figures in the user's cache."""
 SIZE = 512
 """Rows and columns of the matrices: large enough to reach the peak, small enough to lie in the cache."""
 SECONDS = 0.06
-"""So long it takes, and three products more."""
+"""Duration of the measurement, at least three products."""
 READ_AFTER, MEASURED_AFTER = 2, 10
-"""Steps of a process: its first ones are part of a recovery, and slow."""
+"""Steps of a process; its first ones are part of a recovery, and slow."""
 
 
 @dataclass(frozen=True)
-class Key:
-    """What the peak of a CPU depends on."""
+class CpuPeakKey:
+    """Determinants of a CPU's peak."""
 
     cpu: str
     threads: int
@@ -39,10 +40,10 @@ class Key:
 
 
 class CpuPeak:
-    """FLOP/s of this rank's part of the machine, once known: `flops` is None before.
+    """FLOP/s of this rank's share of the machine; `flops` is None until they are known.
 
-    `ranks`: so many processes compute on this machine at the same time. Where they have more threads than there are
-    CPUs, each has its share only.
+    `ranks` is the number of processes that compute on this machine. Where they have more threads than there are CPUs,
+    each gets a share.
     """
 
     def __init__(self, dtype: torch.dtype, ranks: int, folder: Path) -> None:
@@ -54,7 +55,7 @@ class CpuPeak:
         self.flops: float | None = None
 
     def step_done(self) -> None:
-        """A step was done: read the figure, or measure it, when it is time to."""
+        """Count a step; read the figure, or measure it, at the steps for that."""
         if self.flops is not None:
             return
         self._steps += 1
@@ -63,14 +64,14 @@ class CpuPeak:
         self._find(measure=self._steps == MEASURED_AFTER)
 
     def doubt(self) -> None:
-        """Something was faster than the peak: measure it once more, if that was not done before."""
+        """Measure again, at most once: the run exceeded the peak."""
         if not self._doubted:
             self._doubted = True
             self._find(measure=True, again=True)
 
     def _find(self, *, measure: bool, again: bool = False) -> None:
         threads = torch.get_num_threads()
-        key = Key(_model(), threads, str(self._dtype))
+        key = CpuPeakKey(_model(), threads, str(self._dtype))
         file = self._folder / f"peak-{hashlib.sha256(json.dumps(asdict(key)).encode()).hexdigest()[:16]}.json"
         found = _read(file)
         if measure and (found is None or again):
@@ -87,8 +88,8 @@ def _read(file: Path) -> float | None:
         return None
 
 
-def _write(file: Path, key: Key, flops: float) -> None:
-    """Keep it for later processes of this machine, if there is a place to keep it."""
+def _write(file: Path, key: CpuPeakKey, flops: float) -> None:
+    """Save the figure for later processes of this machine, if the folder is writable."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as draft:
@@ -98,7 +99,7 @@ def _write(file: Path, key: Key, flops: float) -> None:
 
 @torch.no_grad()
 def measured(dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of several products of two SIZE x SIZE matrices."""
+    """Return the FLOP/s of the fastest of several products of two SIZE x SIZE matrices."""
     left, right = (torch.ones(SIZE, SIZE, dtype=dtype) for _ in range(2))
     out = torch.empty(SIZE, SIZE, dtype=dtype)
     torch.mm(left, right, out=out)
@@ -111,15 +112,9 @@ def measured(dtype: torch.dtype) -> float:
     return 2 * SIZE**3 / best
 
 
-def peak_folder(environ: Mapping[str, str]) -> Path:
-    """Where figures are kept: in the user's cache."""
-    cache = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or "/tmp") / ".cache"
-    return Path(cache) / "pretrain-peaks"
-
-
 def _model() -> str:
     with suppress(OSError), Path("/proc/cpuinfo").open() as file:
-        for line in file:  # Of many CPUs it is long and slow: no further than the first name.
+        for line in file:  # The file is long on machines with many CPUs: stop at the first name.
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

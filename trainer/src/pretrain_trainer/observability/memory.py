@@ -1,4 +1,4 @@
-"""How much memory a rank uses."""
+"""Memory use of a rank."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def accelerator_memory(device: torch.device) -> MemoryUse | None:
-    """Of the accelerator, as torch's caching allocator counts it; None without one. Waits for nothing."""
+    """Return the use of the accelerator as torch's caching allocator counts it; None without one. Does not block."""
     if device.type != "cuda":
         return None
-    # Nested: flattening the counters, as torch.cuda.memory_stats does, takes longer than asking for them.
+    # Nested: torch.cuda.memory_stats spends more time on flattening the counters than on reading them.
     return from_counters(torch.cuda.memory_stats_as_nested_dict(device))
 
 
 def from_counters(counters: dict[str, Any]) -> MemoryUse:
-    """What the allocator's nested counters say."""
+    """Translate the allocator's nested counters."""
     allocated, reserved = counters["allocated_bytes"]["all"], counters["reserved_bytes"]["all"]
     return MemoryUse(
         bytes=allocated["current"],
@@ -34,8 +34,8 @@ def from_counters(counters: dict[str, Any]) -> MemoryUse:
 
 
 def process_memory() -> MemoryUse:
-    """Resident memory of this process."""
+    """Return the resident memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     statm = Path("/proc/self/statm")
     now = int(statm.read_text().split()[1]) * _PAGE if statm.exists() else peak
-    return MemoryUse(bytes=now, peak_bytes=max(now, peak))  # The kernel brings its maximum up to date now and then.
+    return MemoryUse(bytes=now, peak_bytes=max(now, peak))  # The kernel updates its maximum lazily.

@@ -1,4 +1,4 @@
-"""What to do when a run does not fit its memory: how much it held, and which settings make it smaller."""
+"""Advice for a run that exceeds its memory: its peak, and the settings that lower it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Held:
-    """Memory of a rank, in bytes."""
+class PeakMemory:
+    """Peak memory of a rank, in bytes."""
 
     peak: int
     capacity: int
-    place: str
+    owner: str
     """"the device" or "this host"."""
 
     @classmethod
-    def now(cls) -> Held:
-        """Of the accelerator where there is one, else of this process; its host may serve others."""
+    def now(cls) -> PeakMemory:
+        """Measure the accelerator where there is one, else this process, whose host may run others."""
         if torch.cuda.is_available():
             device = torch.device("cuda", torch.cuda.current_device())
             use = accelerator_memory(device)
@@ -34,12 +34,12 @@ class Held:
         return cls(process_memory().peak_bytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this host")
 
 
-def advice(training: Training, held: Held) -> str:
-    """A clause that says what this rank held at most, and what to change, the gentlest first."""
+def advice(training: Training, held: PeakMemory) -> str:
+    """Return a clause with the peak memory and the changes that lower it, the least intrusive first."""
     changes = list(_changes(training))
     remedy = "; or ".join(changes) if changes else "use devices with more memory, or a smaller model"
     return (
-        f"this rank held {held.peak / _GIB:.2f} GiB at its peak, of {held.capacity / _GIB:.2f} GiB of {held.place}: "
+        f"this rank used {held.peak / _GIB:.2f} GiB at its peak, of {held.capacity / _GIB:.2f} GiB of {held.owner}: "
         f"{remedy}"
     )
 
@@ -54,11 +54,11 @@ def _changes(training: Training) -> Iterator[str]:
     if training.activation_checkpointing != "full":
         yield "set training.activationCheckpointing to full"
     if training.parallelism.shard == "none":
-        yield "set training.parallelism.shard to full, so that state is shared out over the workers"
+        yield "set training.parallelism.shard to full, which divides the state among the workers"
     if training.precision == "fp32":
         yield "set training.precision to bf16"
 
 
 def smaller_micro_batch(sequences: int, micro_batch: int) -> int | None:
-    """The largest divisor of the global batch that is at most half of this one; None: it is one already."""
+    """Return the largest divisor of the global batch that is at most half of this one; None if this is 1."""
     return next((size for size in range(micro_batch // 2, 0, -1) if sequences % size == 0), None)

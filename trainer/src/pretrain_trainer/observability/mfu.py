@@ -1,21 +1,20 @@
-"""MFU: the share of the devices' peak that the model's own work is."""
+"""MFU: model FLOP/s as a share of the devices' peak."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 
 from pretrain_api.estimate.flops import flops_per_token
 from pretrain_api.messages.protocol import Generation
 from pretrain_api.spec.model import ResolvedModel
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.ranks import Ranks
-from pretrain_trainer.observability.cpu_peak import CpuPeak, peak_folder
+from pretrain_trainer.observability.cpu_peak import PEAKS_FOLDER, CpuPeak
 from pretrain_trainer.observability.gpu_peaks import Arithmetic, gpu_peak
 
 
 class Utilization:
-    """MFU of a run. The devices of all ranks are taken to be of this rank's kind."""
+    """MFU of a run. Assumes that all ranks have devices of this rank's kind."""
 
     def __init__(self, flops_per_token: int, world_size: int, peak: float | CpuPeak | None) -> None:
         self._flops_per_token = flops_per_token
@@ -30,24 +29,25 @@ class Utilization:
         precision: str,
         ranks: Ranks,
         generation: Generation | None,
-        environ: Mapping[str, str],
+        environment: Environment,
     ) -> Utilization:
-        """For a model of this shape, trained in `precision`. Nothing is measured yet."""
+        """Return the MFU of a model of this shape, trained in `precision`. Measures nothing yet."""
         peak: float | CpuPeak | None
         if ranks.device.type == "cpu":
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            peak = CpuPeak(dtype, ranks_of_a_machine(ranks.world_size, generation, environ), peak_folder(environ))
+            on_machine = ranks_per_machine(ranks.world_size, generation, environment.local_world_size)
+            peak = CpuPeak(dtype, on_machine, environment.user_cache / PEAKS_FOLDER)
         else:
             peak = gpu_peak(torch.cuda.get_device_name(ranks.device), arithmetic(precision))
         return cls(flops_per_token(model, rows), ranks.world_size, peak)
 
     def step_done(self) -> None:
-        """A step was done: what is to be measured off the path of a recovery may be."""
+        """Count a step: the peak of a CPU is measured after some steps, off the path of a recovery."""
         if isinstance(self._peak, CpuPeak):
             self._peak.step_done()
 
     def of_speed(self, tokens_per_second: float) -> float | None:
-        """The share of the peak at this speed of the whole job; None: the peak is not known."""
+        """Return the share of the peak at this speed of the whole job; None if the peak is unknown."""
         share = self._share(tokens_per_second)
         if share is not None and share > 1 and isinstance(self._peak, CpuPeak):
             self._peak.doubt()
@@ -59,15 +59,15 @@ class Utilization:
         return tokens_per_second * self._flops_per_token / (peak * self._world_size) if peak else None
 
 
-def ranks_of_a_machine(world_size: int, generation: Generation | None, environ: Mapping[str, str]) -> int:
-    """How many ranks share a machine: the workers of a local run all have the same address."""
+def ranks_per_machine(world_size: int, generation: Generation | None, local_world_size: int) -> int:
+    """Return the number of ranks that share a machine: the workers of a local run have one address."""
     if generation is None:
-        return int(environ.get("LOCAL_WORLD_SIZE", "1"))
+        return local_world_size
     return -(-world_size // max(1, len({member.host for member in generation.members})))
 
 
 def arithmetic(precision: str) -> Arithmetic:
-    """That of a GPU's matrix products at `training.precision`."""
+    """Return the arithmetic of a GPU's matrix products at `training.precision`."""
     if precision == "fp32":
         return "fp32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     return "fp8" if precision == "fp8" else "bf16"

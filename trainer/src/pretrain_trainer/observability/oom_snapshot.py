@@ -1,23 +1,22 @@
-"""What a rank's memory held when it ran out: written beside its logs, or into the store where it has no logs folder.
+"""Snapshot of a rank's memory when it is exhausted, written next to the rank's logs, or to the store without logs.
 
-Of a GPU it is the snapshot of torch's allocator (open it in https://pytorch.org/memory_viz), of a CPU a text: memory of
-the process, limits, the largest tensors. Best effort: a rank that is out of memory may fail at this as well.
+For a GPU it is the snapshot of torch's allocator (open it in https://pytorch.org/memory_viz), for a CPU a text: memory
+of the process, limits, the largest tensors. Best effort: writing it may fail for lack of memory as well.
 """
 
 from __future__ import annotations
 
 import gc
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import gettempdir
 
 import torch
 
 from pretrain_api.spec.job import Storage
-from pretrain_sdk.rank_logs import LOGS_VARIABLE
 from pretrain_store.open import open_store
-from pretrain_store.port import LOOKING
+from pretrain_store.port import FEW_RETRIES
+from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.observability.memory import process_memory
 
 LARGEST = 30
@@ -29,28 +28,27 @@ def write_snapshot(
     rank: int,
     generation: int,
     storage: Storage | None,
-    environ: Mapping[str, str],
+    environment: Environment,
     on_gpu: Callable[[], bool] = torch.cuda.is_initialized,
 ) -> str:
-    """Where the snapshot lies; empty when none could be written. Never raises."""
+    """Write the snapshot and return its location; empty if that fails. Never raises."""
     try:
         gpu = on_gpu()
         name = f"rank{rank}-memory.{'pickle' if gpu else 'txt'}"
-        logs = environ.get(LOGS_VARIABLE)
-        path = Path(logs or environ.get("TMPDIR") or gettempdir()) / name
+        path = (environment.logs or environment.scratch) / name
         path.write_bytes(_allocator() if gpu else describe().encode())
-        if logs or storage is None:
+        if environment.logs or storage is None:
             return str(path)
-        store, key = open_store(storage, environ, LOOKING), f"{FOLDER}g{generation:06d}/{name}"
+        store, key = open_store(storage, environment.variables, FEW_RETRIES), f"{FOLDER}g{generation:06d}/{name}"
         store.put_file(key, path)
         path.unlink()
         return f"{storage.path or store.describe()}/{key}"
-    except Exception:  # The error that ends this rank matters more than any of these.
+    except Exception:  # The error that ends this rank matters more.
         return ""
 
 
 def describe() -> str:
-    """The process's memory, its limits, and its largest tensors, each storage once, largest first."""
+    """Describe the process's memory, its limits, and its largest tensors, each storage once, largest first."""
     use = process_memory()
     lines = [f"process: {_mib(use.bytes)} resident, at most {_mib(use.peak_bytes)}"]
     lines += [f"{path}: {text}" for path in _LIMITS if (text := _read(path))]
@@ -60,7 +58,7 @@ def describe() -> str:
 
 
 def _tensors() -> Iterator[tuple[int, str]]:
-    """(bytes of the storage, what one of its tensors is)."""
+    """Yield (bytes of a storage, description of one of its tensors)."""
     seen: set[int] = set()
     for item in gc.get_objects():
         if not issubclass(type(item), torch.Tensor) or item.device.type != "cpu":

@@ -1,8 +1,8 @@
-"""Where the time of steps goes: data, forward and backward, reduction, optimizer, and what a save held up.
+"""Times of a step: data, forward and backward, reduction, optimizer, and checkpoint stall.
 
-On a CPU plain clocks say it. On a GPU the host only queues work, so events are queued along with it and looked at where
-the step waits for the device anyway, for its loss: nothing waits for them. The optimizer's part is then that of the
-step before.
+On a CPU the host's clock measures them. On a GPU the host only queues work, so events are queued along with it and read
+where the step waits for the device anyway, for its loss: nothing waits for them. The optimizer's time is then that of
+the previous step.
 """
 
 from __future__ import annotations
@@ -16,109 +16,109 @@ from typing import Any, Protocol
 import torch
 
 SPEED_STEPS = 20
-"""Tokens per second are taken over so many steps."""
+"""Steps over which tokens per second are averaged."""
 DATA, COMPUTED, REDUCED, UPDATED = range(4)
 """Moments of a step."""
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of one step. What is left of `seconds` is the loop's own: reports, evaluation of signals."""
+    """Seconds of one step. The remainder of `seconds` is the loop's own: reports and commands."""
 
     seconds: float = 0.0
     data: float = 0.0
     compute: float = 0.0
-    """Forward and backward; of sharded models with the reductions within."""
+    """Forward and backward; for sharded models including their reductions."""
     reduce: float = 0.0
-    """After the last backward until the sums of all ranks are there: waiting for slower ranks included."""
+    """From the last backward to the end of the reduction, including the wait for slower ranks."""
     optimizer: float = 0.0
     stall: float = 0.0
-    """How long the save before this step held up the loop."""
+    """Checkpoint stall: the time that the save before this step blocked the loop."""
 
 
-class Marks(Protocol):
-    """The moments of a step: its data is there, backward is done, the sums are there, the update is done."""
+class StepMarks(Protocol):
+    """Times of the moments of a step: data read, backward done, reduction done, update done."""
 
     def mark(self, moment: int) -> None:
-        """The step has come to this moment."""
+        """Record a moment."""
         ...
 
     def parts(self) -> tuple[float, float, float]:
-        """Seconds between the moments. Never waits."""
+        """Return the seconds between the moments. Never blocks."""
         ...
 
 
-class HostMarks:
-    """By the host's clock, where the host does the work."""
+class HostStepMarks:
+    """Moments by the host's clock, where the host does the work."""
 
     def __init__(self) -> None:
         self._at = [0.0] * 4
 
     def mark(self, moment: int) -> None:
-        """Look at the clock."""
+        """Read the clock."""
         self._at[moment] = time.perf_counter()
 
     def parts(self) -> tuple[float, float, float]:
-        """The differences."""
+        """Return the differences."""
         data, computed, reduced, updated = self._at
         return computed - data, reduced - computed, updated - reduced
 
 
-class Event(Protocol):
-    """The part of torch.cuda.Event that is used here."""
+class DeviceEvent(Protocol):
+    """The methods of torch.cuda.Event that are used here."""
 
     def record(self) -> None:
-        """Queue it."""
+        """Queue the event."""
         ...
 
     def query(self) -> bool:
-        """Whether the device has come to it."""
+        """Return True once the device has reached the event."""
         ...
 
     def elapsed_time(self, end_event: Any, /) -> float:
-        """Milliseconds from this event to a later one."""
+        """Return the milliseconds from this event to a later one."""
         ...
 
 
-class EventMarks:
-    """By events in the device's current stream. They are made once and recorded again in every step."""
+class DeviceStepMarks:
+    """Moments by events in the device's current stream, created once and recorded in every step."""
 
-    def __init__(self, make: Callable[[], Event]) -> None:
+    def __init__(self, make: Callable[[], DeviceEvent]) -> None:
         self._events = [make() for _ in range(4)]
         self._last = [0.0] * 3
         self._updated = False
 
     def mark(self, moment: int) -> None:
-        """Queue an event. Once the sums are there, the update of the step before is surely over: it is looked at."""
+        """Queue an event. At the end of the reduction the previous update is over, so its time is read."""
         if moment == REDUCED and self._updated:
-            self._look(REDUCED)
+            self._read(REDUCED)
         self._events[moment].record()
         self._updated = moment == UPDATED or self._updated
 
     def parts(self) -> tuple[float, float, float]:
-        """Of this step, the optimizer's of the one before; what still runs keeps the figure that it had."""
-        self._look(DATA)
-        self._look(COMPUTED)
+        """Return the times of this step, the optimizer's of the previous one; a pending event keeps its last time."""
+        self._read(DATA)
+        self._read(COMPUTED)
         compute, reduce, optimizer = self._last
         return compute, reduce, optimizer
 
-    def _look(self, moment: int) -> None:
+    def _read(self, moment: int) -> None:
         start, end = self._events[moment : moment + 2]
         if end.query():
             self._last[moment] = start.elapsed_time(end) / 1000
 
 
-def marks_on(device: torch.device) -> Marks:
-    """The marks for work on this device."""
+def marks_on(device: torch.device) -> StepMarks:
+    """Return the marks for work on this device."""
     if device.type == "cuda":
-        return EventMarks(lambda: torch.cuda.Event(enable_timing=True))
-    return HostMarks()
+        return DeviceStepMarks(lambda: torch.cuda.Event(enable_timing=True))
+    return HostStepMarks()
 
 
-class Pace:
-    """The times of the last steps. Evaluations and holds between steps are not in it."""
+class StepTimer:
+    """Times of the last steps. Evaluations and holds between steps do not count."""
 
-    def __init__(self, step_tokens: int, marks: Marks) -> None:
+    def __init__(self, step_tokens: int, marks: StepMarks) -> None:
         self._step_tokens = step_tokens
         self._recent: deque[float] = deque(maxlen=SPEED_STEPS)
         self._began = 0.0
@@ -126,24 +126,24 @@ class Pace:
         self._marks = marks
 
     def begin(self) -> None:
-        """A step begins: its first part is reading data."""
+        """Start a step, which reads data first."""
         self._began = time.perf_counter()
 
     def data_read(self) -> None:
-        """The step's data is there."""
+        """Mark the end of reading data."""
         self._data = time.perf_counter() - self._began
         self._marks.mark(DATA)
 
     def computed(self) -> None:
-        """Forward and backward of all this rank's micro-batches are done, or queued."""
+        """Mark the end of forward and backward, done or queued."""
         self._marks.mark(COMPUTED)
 
     def reduced(self) -> None:
-        """The sums over all ranks are there."""
+        """Mark the end of the reduction."""
         self._marks.mark(REDUCED)
 
     def end(self, stall: float) -> StepTimes:
-        """The update is done, or queued; `stall`: seconds that the save before it blocked, part of the step's time."""
+        """End the step, its update done or queued; `stall` seconds of a save before it are part of its time."""
         self._marks.mark(UPDATED)
         seconds = time.perf_counter() - self._began + stall
         self._recent.append(seconds)
@@ -151,5 +151,5 @@ class Pace:
 
     @property
     def tokens_per_second(self) -> float:
-        """Over the last few steps."""
+        """Mean speed of the last SPEED_STEPS steps."""
         return self._step_tokens * len(self._recent) / sum(self._recent)

@@ -1,1 +1,1 @@
-"""How ranks share a model and a step: the mesh, its layouts, and the sums over it."""
+"""Parallelism: layouts of the model over a mesh of ranks, and reductions over it."""

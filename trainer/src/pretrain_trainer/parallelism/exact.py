@@ -1,10 +1,9 @@
-"""Exact mode: sums of integers, which are the same in any order and grouping, and so at any world size.
+"""Exact mode: gradients are summed as integers, with the same result in any order and grouping, at any world size.
 
 Each micro-batch's loss and gradient are rounded to multiples of 2**-36 and added as int64, on the rank and between the
-ranks. Backward runs on the loss times 2**36, which is exact, so that gradients arrive in these units. Where a gradient
-could have made the sum of all wrap, the norm is infinite on all ranks: the update is not made, as with any step that is
-not finite. What follows from the sum (norm, clipping, update) is computed alike wherever its parts lie: the norm is a
-sum of integers too.
+ranks. Backward runs on the loss times 2**36, which is exact, so that gradients arrive in these units. If a gradient
+could have made the sum wrap, the norm is infinite on all ranks, and the update is dropped as in any step that is not
+finite. Norm, clipping and update are computed alike wherever the parts lie: the norm is a sum of integers too.
 """
 
 from __future__ import annotations
@@ -23,39 +22,39 @@ from torch.distributed.tensor import DTensor
 from pretrain_trainer.parallelism.gradients import Reduced, Signals, all_reduce, clip_factor, flat_buffer, set_signals
 
 FRACTION_BITS = 36
-"""Gradients are in multiples of 2**-36 (measured to train like fp32)."""
+"""Gradients are multiples of 2**-36 (measured to train like fp32)."""
 UNITS = 2.0**FRACTION_BITS
 _SQUARE_BITS = 23
-"""Of the numbers that are squared for the norm; the sum of the squares is kept in two parts of as many bits."""
+"""Bits of the numbers that are squared for the norm; the sum of squares is kept in two parts of as many bits."""
 _IN_CACHE = 1 << 15
 _ON_DEVICE = 1 << 24
 
 
 class FixedPoint:
-    """Rounds to integers of which `addends` may be added without wrapping, and remembers the largest for that."""
+    """Rounding to integers of which `addends` can be summed without wrapping; tracks the largest to detect a wrap."""
 
     def __init__(self, addends: int, device: torch.device) -> None:
         self.limit = 2.0 ** (62 - FRACTION_BITS) / addends
         self._largest = torch.zeros((), device=device)
 
     def begin(self) -> None:
-        """Forget the last step."""
+        """Reset for the next step."""
         self._largest.zero_()
 
     def integers(self, units: Tensor) -> Tensor:
-        """int64 of fp32 `units`, which is rounded in place."""
+        """Return fp32 `units` as int64, rounding them in place."""
         low, high = torch.aminmax(units)  # NaN passes through these
         torch.maximum(self._largest, torch.maximum(-low, high), out=self._largest)
         return units.round_().to(torch.int64)
 
     def findings(self) -> Tensor:
-        """(2,) of fp32, 1 where something was no number, and where something could have made a sum wrap."""
+        """Return two fp32 flags: a value was not finite; a value could have made a sum wrap."""
         return torch.stack((~self._largest.isfinite(), self._largest >= self.limit * UNITS)).float()
 
     def reduced(
         self, units: float, norm: float, signals: Signals, own: int, not_finite: float, too_large: float
     ) -> Reduced:
-        """The outcome: the loss is NaN when there were no numbers, the norm infinite when a sum may have wrapped."""
+        """Return the result: the loss is NaN if a value was not finite, the norm infinite if a sum may have wrapped."""
         if not_finite:
             return Reduced(math.nan, norm, signals, own / UNITS)
         if too_large:
@@ -65,7 +64,7 @@ class FixedPoint:
 
 
 class ExactGradients:
-    """Plain data parallel: one all-reduce of integers for everything."""
+    """Gradients of plain data parallel: one all-reduce of integers."""
 
     padded = False
 
@@ -75,13 +74,13 @@ class ExactGradients:
         self._sum = torch.zeros(self._flat.numel() + 4, dtype=torch.int64, device=self._flat.device)
 
     def begin(self) -> None:
-        """Set all to zero."""
+        """Set all sums to zero."""
         self._flat.zero_()
         self._sum.zero_()
         self._fixed.begin()
 
     def add(self, loss: Tensor, last: bool) -> None:
-        """Round this micro-batch's loss and gradient to integers and add those."""
+        """Round this micro-batch's loss and gradient to integers and add them."""
         units = loss * UNITS
         units.backward()
         self._loss[0] = units.detach()
@@ -89,7 +88,7 @@ class ExactGradients:
         self._flat.zero_()
 
     def reduce(self, signals: Signals, clip: float | None) -> Reduced:
-        """One all-reduce of integers, then back to fp32."""
+        """All-reduce the integers and convert them to fp32."""
         set_signals(self._sum[-4:-2], signals)
         self._sum[-2:] = self._fixed.findings()
         own = int(self._sum[-5])  # The flat buffer's last element is the loss.
@@ -103,10 +102,10 @@ class ExactGradients:
 
 
 class ExactShardedGradients:
-    """FSDP2: integers are added up on the rank until the step's last micro-batch, then scattered by FSDP's own hooks.
+    """Gradients of FSDP2: integers add up on the rank until the step's last micro-batch; FSDP's hooks scatter them.
 
-    Each rank holds 8 bytes for each parameter of the whole model, where plain sums hold 4. With hybrid shards FSDP2 is
-    over one set of `shards` ranks only: the hooks sum over the sets, whose ranks with the same shard are `copies`.
+    Each rank holds 8 bytes for each parameter of the whole model, against 4 of plain sums. With hybrid shards FSDP2
+    spans one set of `shards` ranks only: the hooks sum over the sets, whose ranks with the same shard are `copies`.
     """
 
     padded = True
@@ -119,13 +118,13 @@ class ExactShardedGradients:
         self._fixed = FixedPoint(micro_batches, device)
         self._loss = torch.zeros(1, dtype=torch.int64, device=device)
         self._counts = copies is None or dist.get_rank(copies) == 0
-        """Whether this rank's shard is counted in the norm: of copies one is."""
+        """True if this rank's shard counts in the norm: that of one of the copies does."""
         self._scatters = [
             _attach(module, self._fixed, shards, copies) for module in model.modules() if isinstance(module, FSDPModule)
         ]
 
     def begin(self) -> None:
-        """Drop the last step's gradients; `model.zero_grad` would miss the root's."""
+        """Drop the last step's gradients; `model.zero_grad` would miss those of the root."""
         for parameter in self._parameters:
             parameter.grad = None
         self._loss.zero_()
@@ -140,7 +139,7 @@ class ExactShardedGradients:
         self._loss += self._fixed.integers(units.detach())
 
     def reduce(self, signals: Signals, clip: float | None) -> Reduced:
-        """Sum the loss and the norm, and clip."""
+        """Reduce the loss and the norm, and clip."""
         gradients = [cast(DTensor, parameter.grad).to_local() for parameter in self._parameters]
         gradients = [gradient for gradient in gradients if gradient.numel()]
         most = torch.zeros(5, device=self._loss.device)
@@ -162,7 +161,7 @@ class ExactShardedGradients:
 
 
 class _ExactReduceScatter(ReduceScatter):
-    """Of one FSDP module. FSDP adds up what each backward of a step scatters: zeros, until the last one."""
+    """Reduce-scatter of one FSDP module. FSDP adds up the results of a step's backwards: zeros, until the last one."""
 
     def __init__(self, fixed: FixedPoint, copies: dist.ProcessGroup | None) -> None:
         self._fixed = fixed
@@ -172,7 +171,7 @@ class _ExactReduceScatter(ReduceScatter):
         self.last = True
 
     def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Memory for FSDP's buffers."""
+        """Allocate FSDP's buffers."""
         return torch.empty(*size, dtype=dtype, device=device)
 
     def __call__(
@@ -183,7 +182,7 @@ class _ExactReduceScatter(ReduceScatter):
         op: dist.ReduceOp | dist.ReduceOp.RedOpType,
         async_op: bool = False,
     ) -> dist.Work | None:
-        """Sum over the ranks of `group`, of which each gets its part."""
+        """Sum over the ranks of `group` and give each its part."""
         total = self._added(input_tensor)
         if total is None:
             output_tensor.zero_()
@@ -193,7 +192,7 @@ class _ExactReduceScatter(ReduceScatter):
         self._finish(part, output_tensor)
 
     def alone(self, gradient: Tensor) -> None:
-        """The same in place, where there is one rank: FSDP calls no reduce-scatter then."""
+        """Convert in place in a world of one rank, where FSDP calls no reduce-scatter."""
         total = self._added(gradient)
         if total is None:
             gradient.zero_()
@@ -206,7 +205,7 @@ class _ExactReduceScatter(ReduceScatter):
         output.copy_(part).mul_(1 / UNITS)
 
     def _added(self, gradient: Tensor) -> Tensor | None:
-        """The step's sum, with its last micro-batch."""
+        """Add a micro-batch; return the step's sum with its last one, None before."""
         integers = self._fixed.integers(gradient)
         if self.last and not self._filled:
             return integers
@@ -232,13 +231,13 @@ def _attach(
 
 
 def square_scale(largest: Tensor) -> Tensor:
-    """A power of two (fp64, without dimension) that takes all up to `largest` below 2**23."""
+    """Return a power of two (fp64, without dimension) that scales all values up to `largest` below 2**23."""
     _, exponent = torch.frexp(largest)
     return torch.ldexp(torch.ones((), dtype=torch.float64, device=largest.device), _SQUARE_BITS - exponent)
 
 
 def squares(gradients: Iterable[Tensor], scale: Tensor) -> Tensor:
-    """(2,) of int64: the sum of the squares of all elements times `scale`, as upper and lower 23 bits.
+    """Return the sum of the squares of all elements times `scale`: int64 (2,), the upper and lower 23 bits.
 
     Every square is rounded to an integer before it is added, so that the sum is the same in any order; it does not
     wrap below 2**39 elements.
@@ -254,5 +253,5 @@ def squares(gradients: Iterable[Tensor], scale: Tensor) -> Tensor:
 
 
 def norm_of(total: Tensor, scale: Tensor) -> Tensor:
-    """The norm (fp32) of which `squares` is the sum."""
+    """Return the norm (fp32) for the sum of `squares`."""
     return (total[0].double().mul(1 << _SQUARE_BITS).add(total[1]).sqrt() / scale).float()

@@ -1,6 +1,6 @@
-"""How a replica of the model takes its micro-batches: forward and backward of each in turn, on one process or more.
+"""Forward and backward passes of a replica's micro-batches, and the division of micro-batches among replicas.
 
-A pipeline takes them in another order, see `pipeline`.
+A pipeline orders them differently, see `pipeline`.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ from pretrain_trainer.parallelism.gradients import Gradients
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Sequences that are computed together."""
+    """Sequences computed together."""
 
     windows: Tensor
     """(sequences, context + 1) tokens."""
     weight: float
-    """Of its summed loss in the step's; 0: it is computed for the sake of collectives."""
+    """Factor of its summed loss in the step's loss; 0: computed only because collectives need it."""
     seed: int | None = None
-    """Of its dropout; None: there is none."""
+    """Seed of its dropout; None: no dropout."""
 
 
-class Loss(Protocol):
-    """The summed loss of windows (batch, context + 1) by the model, or by its last stage from `hidden`."""
+class LossFunction(Protocol):
+    """Summed loss of windows (batch, context + 1) by the model, or by its last stage from `hidden`."""
 
     def __call__(
         self, model: nn.Module, windows: Tensor, hidden: Tensor | None = None, seed: int | None = None
     ) -> Tensor:
-        """A scalar. `seed`: of dropout."""
+        """Return a scalar. `seed`: of dropout."""
         ...
 
 
 class Passes(Protocol):
-    """What is done with the model. Ranks of one replica call the same at the same time."""
+    """Forward and backward passes of a replica. Its ranks call the same methods at the same time."""
 
     def accumulate(self, work: Sequence[MicroBatch], gradients: Gradients) -> None:
-        """Forward and backward of a step's micro-batches of this replica, into the gradients."""
+        """Run forward and backward of this replica's micro-batches of a step, into the gradients."""
         ...
 
     def loss(self, windows: Tensor) -> Tensor:
-        """The summed loss of windows; anything on ranks whose place does not count."""
+        """Return the summed loss of windows; undefined on ranks whose position does not count."""
         ...
 
     def next_logits(self, tokens: Tensor) -> Tensor:
-        """Logits (rows) of the token after these (time), on all ranks of the replica."""
+        """Return the logits (rows) of the token after these (time), on all ranks of the replica."""
         ...
 
 
-class InTurn:
-    """One micro-batch after the other. Each of `parts` tensor ranks has as much of a sequence."""
+class SequentialPasses:
+    """Passes of one micro-batch after the other. Each of `parts` tensor ranks has an equal part of a sequence."""
 
-    def __init__(self, model: nn.Module, loss: Loss, device: torch.device, parts: int = 1) -> None:
+    def __init__(self, model: nn.Module, loss: LossFunction, device: torch.device, parts: int = 1) -> None:
         self._model = model
         self._loss = loss
         self._device = device
@@ -79,5 +79,17 @@ class InTurn:
 
 
 def padded(tokens: Tensor, parts: int) -> Tensor:
-    """Tokens (1, time) that can be cut into so many equal parts; what is behind a token does not change its logits."""
+    """Pad tokens to (1, time) divisible by `parts`; tokens after a position do not change its logits."""
     return functional.pad(tokens, (0, -len(tokens) % parts))[None]
+
+
+def share(total: int, rank: int, world_size: int) -> range:
+    """Return this rank's micro-batches of 0..total-1; the first ranks may have one more."""
+    base, more = divmod(total, world_size)
+    first = rank * base + min(rank, more)
+    return range(first, first + base + (rank < more))
+
+
+def largest_share(total: int, world_size: int) -> int:
+    """Return the most micro-batches of any rank: with collectives in forward and backward, all ranks run as many."""
+    return -(-total // world_size)

@@ -1,10 +1,10 @@
-"""Summing gradients over micro-batches and ranks, with the step's loss and signals carried in the same reduction.
+"""Reduction of gradients over micro-batches and ranks, together with the step's loss and signals.
 
 A step's loss is the sum over all its targets divided by their number, so every micro-batch's loss arrives divided by
-that and everything is a plain sum: over micro-batches, then over ranks. Ranks without micro-batches add zero.
+that and all reductions are plain sums: over micro-batches, then over ranks. Ranks without micro-batches add zero.
 
-Two ways, one protocol: `FlatGradients` (plain data parallel) and `ShardedGradients` (FSDP2); `exact` has both again,
-bit-equal at any world size.
+`FlatGradients` (plain data parallel) and `ShardedGradients` (FSDP2) share one protocol; `exact` has a variant of both
+that is bit-equal at any world size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BUCKET_BYTES = 25 << 20
 
 @dataclass(frozen=True)
 class Signals:
-    """What ranks tell each other along with a step: true on any rank means true for all."""
+    """Flags that ranks share with a step's reduction: true on any rank means true for all."""
 
     command: bool = False
     save: bool = False
@@ -38,19 +38,19 @@ class Signals:
 
 @dataclass(frozen=True)
 class Reduced:
-    """The outcome of a step's reduction, equal on all ranks. `norm` is that of the gradient before clipping."""
+    """Result of a step's reduction, equal on all ranks. `norm` is that of the gradient before clipping."""
 
     loss: float
     norm: float
     signals: Signals
     contribution: float
-    """What this rank's micro-batches add to the loss; the one thing that is each rank's own."""
+    """The loss of this rank's micro-batches: the one field that differs between ranks."""
     note: str = ""
-    """Why it is not finite, where more is known than the numbers say."""
+    """The reason why the result is not finite, if it is known."""
 
     @property
     def finite(self) -> bool:
-        """Whether loss and gradient are numbers."""
+        """True if loss and gradient are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
@@ -58,31 +58,30 @@ class Gradients(Protocol):
     """A step's gradients: `begin`, then `add` for each micro-batch, then `reduce`; then they are in `.grad`."""
 
     padded: bool
-    """Whether all ranks must add equally often: then those with fewer micro-batches add some of weight zero."""
+    """True if all ranks must add equally often: ranks with fewer micro-batches then add some of weight zero."""
 
     def begin(self) -> None:
-        """Forget the last step."""
+        """Reset for the next step."""
         ...
 
     def add(self, loss: Tensor, last: bool) -> None:
-        """Backward of one micro-batch's part of the loss; `last` on the step's last one of this rank."""
+        """Run backward of one micro-batch's part of the loss; `last` for this rank's last one of the step."""
         ...
 
     def reduce(self, signals: Signals, clip: float | None) -> Reduced:
-        """Sum over the ranks and clip to a global norm of `clip`. Raises CollectiveFailed."""
+        """Reduce over the ranks and clip to a global norm of `clip`. Raises CollectiveFailed."""
         ...
 
 
 class FlatGradients:
-    """Plain data parallel: all-reduces of our own over buckets of one flat buffer that all `.grad` are views of.
+    """Gradients of plain data parallel: all-reduces over buckets of one flat buffer that all `.grad` are views of.
 
-    A step's first gradients are copied there as backward comes to them, the later ones are added: nothing has to be
-    set to zero, which a step of few tokens would notice.
-    The buffer has the parameters in reverse, about as backward meets them. In the step's last backward each bucket is
-    reduced as soon as it and those before it are complete, while backward goes on; the last one goes with the loss. So
-    a small model has one reduction. Buckets and their order are the same in every process (torch's DDP rebuilds its
-    buckets after the first step, so that a restart is not bit-equal; this is).
-    To be made after a restore: initialising the optimizer's state wants gradients that are None.
+    A step's first gradients are copied to the buffer as backward produces them, later ones are added: zeroing it would
+    cost a noticeable part of a step of few tokens. The buffer has the parameters in reverse, about in backward's order.
+    In the step's last backward each bucket is reduced as soon as it and those before it are complete, while backward
+    continues; the last bucket includes the loss. So a small model has one reduction. Buckets and their order are the
+    same in every process, so a restart is bit-equal (torch's DDP rebuilds its buckets after the first step). Make it
+    after a restore: initialising the optimizer's state needs gradients that are None.
     """
 
     padded = False
@@ -119,11 +118,11 @@ class FlatGradients:
         self._tail[0] += loss.detach()
 
     def reduce(self, signals: Signals, clip: float | None) -> Reduced:
-        """The last bucket's all-reduce, after those under way; the only wait for the device is for the result."""
+        """All-reduce the last bucket after those under way; waits for the device once, for the result."""
         set_signals(self._tail[1:], signals)
         own = self._tail[:1].clone()
         for parameter, place in self._places:
-            if parameter.grad is None:  # all of them on a rank without micro-batches, where no reduction has begun
+            if parameter.grad is None:  # on a rank without micro-batches, which has not begun any reduction
                 parameter.grad = place.zero_()
         self._launch(len(self._early))
         all_reduce(self._last)
@@ -137,7 +136,7 @@ class FlatGradients:
         return Reduced(loss, norm, Signals(command > 0, save > 0), own)
 
     def _arrived(self, bucket: int, place: Tensor, parameter: Tensor) -> None:
-        """A parameter's gradient is complete for this micro-batch."""
+        """Place a parameter's gradient, complete for this micro-batch; reduce the buckets that are complete."""
         gradient = cast(Tensor, parameter.grad)
         if gradient is not place:
             parameter.grad = place.copy_(gradient)
@@ -148,7 +147,7 @@ class FlatGradients:
         self._launch(complete)
 
     def _launch(self, until: int) -> None:
-        """Begin to reduce the buckets before `until` that have not begun."""
+        """Start the reductions of the buckets before `until` that are not under way."""
         for bucket in self._early[len(self._launched) : until]:
             work = dist.all_reduce(bucket, async_op=True)
             assert work is not None  # this process is in the group
@@ -156,7 +155,7 @@ class FlatGradients:
 
 
 class ShardedGradients:
-    """FSDP2: gradients are reduced in backward, each rank keeps its shard; loss and signals go in a small reduction."""
+    """Gradients of FSDP2, reduced in backward to each rank's shard; loss and signals have a small reduction."""
 
     padded = True
 
@@ -166,7 +165,7 @@ class ShardedGradients:
         self._tail = torch.zeros(3, device=self._parameters[0].device)
 
     def begin(self) -> None:
-        """Drop the last step's gradients; `model.zero_grad` would miss the root's."""
+        """Drop the last step's gradients; `model.zero_grad` would miss those of the root."""
         for parameter in self._parameters:
             parameter.grad = None
         self._tail.zero_()
@@ -178,7 +177,7 @@ class ShardedGradients:
         self._tail[0] += loss.detach()
 
     def reduce(self, signals: Signals, clip: float | None) -> Reduced:
-        """Sum the loss and the signals, and clip."""
+        """Reduce the loss and the signals, and clip."""
         set_signals(self._tail[1:], signals)
         own = self._tail[:1].clone()
         all_reduce(self._tail)
@@ -189,7 +188,7 @@ class ShardedGradients:
 
 
 def _buckets(sizes: Iterable[int], limit: int) -> list[list[int]]:
-    """Sizes cut in their order into groups that reach the limit, but the last."""
+    """Divide sizes, in order, into groups that reach the limit, except the last."""
     buckets: list[list[int]] = [[]]
     for size in sizes:
         if sum(buckets[-1]) >= limit:
@@ -199,7 +198,7 @@ def _buckets(sizes: Iterable[int], limit: int) -> list[list[int]]:
 
 
 def flat_buffer(parameters: list[nn.Parameter], tail: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(a buffer, its gradients, its last `tail` elements); each parameter's `.grad` becomes a view of the buffer."""
+    """Return a buffer, its gradients, and its last `tail` elements; `.grad` of each parameter views the buffer."""
     size = sum(parameter.numel() for parameter in parameters)
     flat = torch.zeros(size + tail, device=parameters[0].device)
     begin = 0
@@ -210,7 +209,7 @@ def flat_buffer(parameters: list[nn.Parameter], tail: int) -> tuple[Tensor, Tens
 
 
 def set_signals(tail: Tensor, signals: Signals) -> None:
-    """Set the first two elements, which are zero, where there is something to say."""
+    """Set the first two elements, which are zero, to the signals."""
     if signals.command:
         tail[0] = 1
     if signals.save:
@@ -218,12 +217,12 @@ def set_signals(tail: Tensor, signals: Signals) -> None:
 
 
 def clip_factor(norm: Tensor, clip: float) -> Tensor:
-    """What gradients of this norm are multiplied by, so that it is at most `clip`."""
+    """Return the factor that scales gradients of this norm to a norm of at most `clip`."""
     return torch.clamp(clip / (norm + 1e-6), max=1.0)
 
 
 def all_reduce(tensor: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
-    """In place over all ranks. Raises CollectiveFailed."""
+    """Reduce in place over all ranks. Raises CollectiveFailed."""
     try:
         dist.all_reduce(tensor, op)
     except RuntimeError as error:
@@ -231,7 +230,7 @@ def all_reduce(tensor: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) 
 
 
 def _clip(gradients: Tensor, clip: float | None) -> Tensor:
-    """The norm, and the gradients scaled so that it is at most `clip`; no wait for the device."""
+    """Return the norm and scale the gradients to at most `clip`, without waiting for the device."""
     norm = torch.linalg.vector_norm(gradients)
     if clip is not None:
         gradients.mul_(clip_factor(norm, clip))

@@ -1,4 +1,4 @@
-"""Gradients of a model that is laid over a mesh: shards, copies of shards, parts of matrices, pipeline stages."""
+"""Gradients of a model partitioned over a mesh: shards, copies of shards, parts of matrices, pipeline stages."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pretrain_trainer.parallelism.parallelize import REPLICATE, Groups
 
 
 class MeshGradients:
-    """Every rank has the gradients of its own parts. FSDP2 sums them in backward; without it copies are summed here.
+    """Gradients of each rank's own parts. FSDP2 sums them in backward; without it copies are summed here.
 
-    The norm is that of the whole model's gradient: each rank adds the squares of its parts, divided by how many ranks
-    have the same ones. Loss, signals and squares go in one small reduction over all ranks.
+    The norm is that of the whole model's gradient: each rank adds the squares of its parts, divided by the number of
+    ranks with the same parts. Loss, signals and squares share one small reduction over all ranks.
     """
 
     def __init__(self, model: nn.Module, groups: Groups) -> None:
@@ -37,26 +37,26 @@ class MeshGradients:
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
 
     def begin(self) -> None:
-        """Drop the last step's gradients; `model.zero_grad` would miss the root's."""
+        """Drop the last step's gradients; `model.zero_grad` would miss those of the root."""
         for parameter in self._parameters:
             parameter.grad = None
         self._loss.zero_()
 
     def add(self, loss: Tensor, last: bool) -> None:
-        """Count the loss, on the rank of the replica that does, and go backward from it."""
+        """Count the loss on one rank of the replica, and run backward from it."""
         if self._counts:
             self._loss += loss.detach()
         self.backward(loss, None, last)
 
     def backward(self, output: Tensor, gradient: Tensor | None, last: bool) -> None:
-        """Backward from a stage's output with its gradient; FSDP2 sums over the ranks with the `last` one."""
+        """Run backward from a stage's output with its gradient; FSDP2 reduces over the ranks with the `last` one."""
         if self._root is not None:
             self._root.set_is_last_backward(last)
             self._root.set_requires_gradient_sync(last)
         torch.autograd.backward(output, gradient)
 
     def reduce(self, signals: Signals, clip: float | None) -> Reduced:
-        """Sum what is not summed yet, and clip to a norm over the whole mesh."""
+        """Sum the gradients not summed yet, and clip to a norm over the whole mesh."""
         gradients = [self._settled(parameter) for parameter in self._parameters]
         try:
             if self._copies is not None:
@@ -76,9 +76,11 @@ class MeshGradients:
         return Reduced(loss, norm, Signals(command > 0, save > 0), own)
 
     def _settled(self, parameter: nn.Parameter) -> Tensor:
-        """This rank's part of the gradient, laid out as the parameter is: that of a norm, of which each tensor rank has
-        a share, is summed over them."""
-        if parameter.grad is None:  # a rank of which no micro-batch came, without FSDP2
+        """Return this rank's part of the gradient, laid out as the parameter.
+
+        The gradient of a norm, of which each tensor rank has a share, is summed over the tensor ranks.
+        """
+        if parameter.grad is None:  # a rank without micro-batches, without FSDP2
             parameter.grad = torch.zeros_like(parameter)
         if not isinstance(parameter.grad, DTensor):
             return parameter.grad
@@ -92,7 +94,7 @@ class MeshGradients:
 
 
 def _sum_together(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
-    """Sum each over the group, in one all-reduce."""
+    """Sum each tensor over the group, in one all-reduce."""
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat, group=group)
     for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):

@@ -1,7 +1,7 @@
-"""The model laid over the ranks: a stage of its blocks, parts of its matrices, shards of its state; in that order.
+"""Partition of the model over the ranks: pipeline stages, parts of matrices, shards of state; in that order.
 
-Everything is done on the meta device, so that no rank ever holds more than its own. Parameters keep the names and
-global shapes of the whole model (as DTensors where a rank has a part), and so do checkpoints.
+All of it happens on the meta device, so that no rank ever holds more than its own part. Parameters keep the names and
+global shapes of the whole model (as DTensors if a rank has a part), and so do checkpoints.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from pretrain_trainer.core.mesh import Mesh, Place
+from pretrain_trainer.core.mesh import Mesh, MeshPosition
 from pretrain_trainer.core.ranks import Ranks
 from pretrain_trainer.models.decoder import Decoder, initial_values
 from pretrain_trainer.parallelism.fsdp import shard_over
@@ -28,20 +28,20 @@ PIPELINE, REPLICATE, SHARD, TENSOR = "pipeline", "replicate", "shard", "tensor"
 
 @dataclass(frozen=True)
 class Groups:
-    """This rank's place in the mesh, and its process groups along it; None: there is nobody to talk to."""
+    """Position of this rank in the mesh, and its process groups along the dimensions; None: no communication."""
 
     mesh: Mesh
-    place: Place
+    place: MeshPosition
     sharded: bool
-    """FSDP2 sums gradients, over `shard` and `replicate`."""
+    """True if FSDP2 sums gradients, over `shard` and `replicate`."""
     devices: DeviceMesh | None = None
-    """Dimensions of more than one rank, and `shard` where state is sharded; in the order that torch wants them in."""
+    """Dimensions of more than one rank, and `shard` if the state is sharded; in torch's order."""
     ends: dist.ProcessGroup | None = None
-    """This replica's first and last stage, which both have a tied embedding."""
+    """Group of this replica's first and last stage, which both have a tied embedding."""
 
     @classmethod
     def over(cls, mesh: Mesh, ranks: Ranks, sharded: bool, tied: bool) -> Self:
-        """The groups of a world laid out like this. Collective."""
+        """Make the groups of a world with this mesh. Collective."""
         place, sizes = mesh.place(ranks.rank), _sizes(mesh)
         kept = [name for name in sizes if sizes[name] > 1 or (name == SHARD and sharded)]
         if not kept or kept == [REPLICATE]:
@@ -52,17 +52,17 @@ class Groups:
         return cls(mesh, place, sharded, devices, _ends(laid_out, place) if tied and mesh.pipeline > 1 else None)
 
     def along(self, *names: str) -> DeviceMesh | None:
-        """The part of the mesh with those of the dimensions that there are."""
+        """Return the submesh of the named dimensions that exist; None without any."""
         there = tuple(name for name in names if self.devices and name in (self.devices.mesh_dim_names or ()))
         return self.devices[there] if self.devices is not None and there else None
 
     def group(self, name: str) -> dist.ProcessGroup | None:
-        """The ranks that differ from this one along that dimension alone."""
+        """Return the group of ranks that differ from this one along that dimension alone."""
         along = self.along(name)
         return along.get_group() if along is not None else None
 
     def holders(self, name: str, parameter: Tensor) -> int:
-        """How many ranks have the same part of this parameter as this rank."""
+        """Return the number of ranks with the same part of this parameter as this rank."""
         parts = self.mesh.pipeline
         if isinstance(parameter, DTensor):
             for placement, size in zip(parameter.placements, parameter.device_mesh.shape, strict=True):
@@ -72,9 +72,9 @@ class Groups:
 
 
 def lay_out(model: Decoder, groups: Groups, bf16: bool, exact: bool) -> None:
-    """Cut a model on the meta device down to what this rank has of it, in place.
+    """Reduce a model on the meta device to this rank's part of it, in place.
 
-    With `exact` FSDP2 knows of one set of shards only: sums over the sets are not its business.
+    With `exact` FSDP2 spans one set of shards only: sums over the sets are made elsewhere.
     """
     if groups.mesh.pipeline > 1:
         keep_stage(model, groups.place)
@@ -87,7 +87,7 @@ def lay_out(model: Decoder, groups: Groups, bf16: bool, exact: bool) -> None:
 
 @torch.no_grad()
 def initialise_part(model: Decoder, seed: int) -> None:
-    """Set the parameters that are here from the seed: to their parts of the values of the whole model."""
+    """Set this rank's parameters to their parts of the whole model's values for the seed."""
     parameters = dict(model.named_parameters())
     for name, value in initial_values(model, seed):
         if name in parameters:
@@ -96,7 +96,7 @@ def initialise_part(model: Decoder, seed: int) -> None:
 
 @torch.no_grad()
 def set_part(parameter: Tensor, whole: Tensor) -> None:
-    """Set what is here of a parameter to its part of the whole."""
+    """Set this rank's part of a parameter from the whole value."""
     if not isinstance(parameter, DTensor):
         parameter.copy_(whole)
         return
@@ -115,8 +115,8 @@ def _sizes(mesh: Mesh) -> dict[str, int]:
     }
 
 
-def _ends(laid_out: Tensor, place: Place) -> dist.ProcessGroup | None:
-    """The group of the first and last stage of each replica and tensor rank; None on those between."""
+def _ends(laid_out: Tensor, place: MeshPosition) -> dist.ProcessGroup | None:
+    """Make the groups of the first and last stage of each replica and tensor rank; None on the stages between."""
     pairs = torch.stack((laid_out[0], laid_out[-1]), dim=-1).view(-1, 2).tolist()
     group, _ = dist.new_subgroups_by_enumeration(pairs)
     return cast(dist.ProcessGroup, group) if place.begins or place.ends else None

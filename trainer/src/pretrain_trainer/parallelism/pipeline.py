@@ -1,7 +1,7 @@
-"""Pipeline parallelism: stages of whole blocks, and the order 1F1B (Narayanan et al. 2021) of their micro-batches.
+"""Pipeline parallelism: stages of whole blocks, with micro-batches in the order 1F1B (Narayanan et al. 2021).
 
-A stage runs ahead by as many forward passes as there are stages after it, then takes one backward for each forward: so
-no stage keeps the activations of more micro-batches than there are stages.
+A stage runs ahead by one forward pass per later stage, then alternates one forward and one backward: so no stage keeps
+the activations of more micro-batches than there are stages.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pretrain_trainer.core.errors import CollectiveFailed
-from pretrain_trainer.core.mesh import Place
+from pretrain_trainer.core.mesh import MeshPosition
 from pretrain_trainer.models.decoder import Decoder
-from pretrain_trainer.parallelism.forward_backward import Loss, MicroBatch, padded
+from pretrain_trainer.parallelism.forward_backward import LossFunction, MicroBatch, padded
 from pretrain_trainer.parallelism.gradients import Gradients
 
 
 class StageGradients(Gradients, Protocol):
-    """Gradients that also come from a stage's output, and not from a loss."""
+    """Gradients that accept a stage's output instead of a loss."""
 
     def backward(self, output: Tensor, gradient: Tensor | None, last: bool) -> None:
-        """Backward from the output; `last` for the step's last one."""
+        """Run backward from the output; `last` for the step's last one."""
         ...
 
 
 @dataclass(frozen=True)
-class Stage:
-    """This rank's stage, and the ranks of its replica's other stages."""
+class PipelineStage:
+    """Stage of this rank, and the ranks of its replica's other stages."""
 
-    place: Place
+    place: MeshPosition
     group: dist.ProcessGroup
-    """In the order of the stages."""
+    """Ranks in the order of the stages."""
     device: torch.device
     handed_on: torch.dtype
-    """Of what goes from stage to stage."""
+    """Type of the tensors sent between stages."""
     autocast: bool
-    """To bf16."""
+    """True if forward runs in bf16 autocast."""
 
     def exchange(self, towards: int, send: Tensor | None = None, receive: Sequence[int] | None = None) -> Tensor | None:
-        """Send to the stage after (1) or before (-1) this one, and receive from it a tensor of that shape, at once.
+        """Send to the next (1) or previous (-1) stage, and receive a tensor of that shape from it, at the same time.
 
-        Nothing happens where there is no such stage.
+        Does nothing if there is no such stage.
         """
         peer = self.place.stage + towards
         if not 0 <= peer < self.place.stages:
@@ -68,28 +68,28 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class _Flight:
+class _InFlightMicroBatch:
     """A micro-batch between its forward and its backward pass."""
 
     hidden: Tensor | None
-    """What came from the stage before."""
+    """Input from the stage before."""
     output: Tensor
-    """For the next stage; on the last one the weighted loss."""
+    """Output to the next stage; on the last one the weighted loss."""
 
 
-class Pipelined:
-    """Micro-batches on the stages of one replica, in the order 1F1B."""
+class PipelinedPasses:
+    """Passes of micro-batches on the stages of one replica, in the order 1F1B."""
 
-    def __init__(self, model: Decoder, loss: Loss, stage: Stage) -> None:
+    def __init__(self, model: Decoder, loss: LossFunction, stage: PipelineStage) -> None:
         self._model = model
         self._loss = loss
         self._stage = stage
 
     def accumulate(self, work: Sequence[MicroBatch], gradients: Gradients) -> None:
-        """See Passes. A few forward passes ahead, then one forward and one backward, then the backwards left over."""
+        """See Passes. Forward passes ahead, then one forward and one backward in turn, then the remaining backwards."""
         stage, summed = self._stage, cast(StageGradients, gradients)
         ahead = min(len(work), stage.place.stages - 1 - stage.place.stage)
-        flying: deque[_Flight] = deque()
+        flying: deque[_InFlightMicroBatch] = deque()
         hidden = self._receive(work[0]) if work else None
         for index, batch in enumerate(work):
             flying.append(self._forward(batch, hidden))
@@ -113,7 +113,7 @@ class Pipelined:
         return flight.output
 
     def next_logits(self, tokens: Tensor) -> Tensor:
-        """See Passes. The last stage tells the others."""
+        """See Passes. The last stage broadcasts the logits."""
         stage, row = self._stage, padded(tokens, self._stage.place.parts)
         hidden = stage.exchange(-1, receive=self._shape(functional.pad(row, (0, 1))))
         output = self._model(row.to(stage.device), hidden=hidden)
@@ -128,23 +128,23 @@ class Pipelined:
         return self._stage.exchange(-1, receive=self._shape(batch.windows))
 
     def _shape(self, windows: Tensor) -> tuple[int, int, int]:
-        """Of what a stage makes of these windows on one tensor rank."""
+        """Return the shape of a stage's output for these windows on one tensor rank."""
         sequences, length = windows.shape
         return sequences, (length - 1) // self._stage.place.parts, self._model.shape.width
 
-    def _forward(self, batch: MicroBatch, hidden: Tensor | None) -> _Flight:
+    def _forward(self, batch: MicroBatch, hidden: Tensor | None) -> _InFlightMicroBatch:
         stage, windows = self._stage, batch.windows.to(self._stage.device)
         if hidden is not None:
             hidden.requires_grad_()
         if stage.place.ends:
-            return _Flight(hidden, self._loss(self._model, windows, hidden, batch.seed) * batch.weight)
+            return _InFlightMicroBatch(hidden, self._loss(self._model, windows, hidden, batch.seed) * batch.weight)
         with torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.autocast):
-            return _Flight(hidden, self._model(windows[:, :-1], hidden=hidden, seed=batch.seed))
+            return _InFlightMicroBatch(hidden, self._model(windows[:, :-1], hidden=hidden, seed=batch.seed))
 
     def _backward(
-        self, flight: _Flight, gradient: Tensor | None, gradients: StageGradients, last: bool
+        self, flight: _InFlightMicroBatch, gradient: Tensor | None, gradients: StageGradients, last: bool
     ) -> Tensor | None:
-        """Backward of one micro-batch; the gradient for the stage before."""
+        """Run backward of one micro-batch; return the gradient for the stage before."""
         if gradient is None:
             gradients.add(flight.output, last)
         else:
@@ -152,23 +152,23 @@ class Pipelined:
         return flight.hidden.grad if flight.hidden is not None else None
 
 
-class Elsewhere(nn.Module):
-    """The place of a block that another stage has, so that blocks keep their numbers."""
+class BlockPlaceholder(nn.Module):
+    """Placeholder of another stage's block, so that blocks keep their numbers."""
 
     def forward(self, x: Tensor, *_: object) -> Tensor:
-        """Its input."""
+        """Return the input."""
         return x
 
 
-def keep_stage(model: Decoder, place: Place) -> None:
-    """Leave in the model what this stage has of it: its blocks, the embeddings on the first, norm and head on the last.
+def keep_stage(model: Decoder, place: MeshPosition) -> None:
+    """Reduce the model to this stage: its blocks; embeddings on the first stage; norm and head on the last.
 
     A tied embedding is on both, and stays equal there since its gradients are summed.
     """
     each = len(model.blocks) // place.stages
     for index in range(len(model.blocks)):
         if index // each != place.stage:
-            model.blocks[index] = Elsewhere()
+            model.blocks[index] = BlockPlaceholder()
     if not place.ends:
         model.norm = model.head = None
     if not place.begins:

@@ -1,9 +1,9 @@
 """Tensor parallelism with sequence parallelism (Shoeybi et al. 2019, Korthikanti et al. 2022), in torch's own styles.
 
-Each block's first matrices are cut by rows (whole heads, parts of the perceptron), its last ones by columns; embedding
-and head by tokens of the vocabulary. Between blocks a rank has a part of every sequence; norms gather it and the last
-matrices sum and scatter it, so that as much is sent as by an all-reduce and less is kept. With post-norm the first
-matrices gather it instead: what a norm makes is the residual stream as well.
+Each block's first matrices are split by rows (whole heads, parts of the perceptron), its last ones by columns;
+embedding and head by tokens of the vocabulary. Between blocks a rank has a part of every sequence; norms gather it and
+the last matrices reduce-scatter it, which sends as much as an all-reduce and keeps less. With post-norm the first
+matrices gather it instead: a norm's output is the residual stream as well.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ SEQUENCE = Shard(1)
 
 
 class GatheringNorm(ParallelStyle):
-    """A norm of this rank's part of the sequence, whose result is gathered once for all that read it."""
+    """Norm of this rank's part of the sequence, with a result that is gathered once for all readers."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        # torch's types have its hooks return nothing; what they return is what is gone on with.
+        # torch's types say that these hooks return nothing; their result replaces input and output.
         return distribute_module(module, device_mesh, None, cast(Any, _part), cast(Any, _gathered))
 
 
 def cut_matrices(model: Decoder, mesh: DeviceMesh) -> None:
-    """Lay every parameter of a model on the meta device over the tensor ranks, in place."""
+    """Partition every parameter of a model on the meta device over the tensor ranks, in place."""
     post_norm = model.shape.norm == "post"
     normed = SequenceParallel(use_local_output=True) if post_norm else GatheringNorm()
     gathering = ColwiseParallel(input_layouts=SEQUENCE if post_norm else Replicate())

@@ -1,1 +1,1 @@
-"""Losses that diverge: noticing them, and going back."""
+"""Detection of divergence, and the response to it."""

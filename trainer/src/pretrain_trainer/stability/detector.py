@@ -1,14 +1,14 @@
-"""The divergence detector: from the losses and gradient norms so far, whether a step's are what can be expected.
+"""Divergence detector: judges a step's loss and gradient norm by those of the steps before, ahead of the update.
 
-Pure, and its whole memory is part of the state that checkpoints hold: every rank sees the same reduced numbers and
-comes to the same verdict, and so does whoever goes on from a checkpoint. It looks before the update is made.
+Pure. Its memory is part of the state in checkpoints: every rank sees the same reduced numbers and reaches the same
+verdict, and so does a run that resumes from a checkpoint.
 
-A loss is an outlier when it lies above the median of the last CENTRE_STEPS by more than `threshold` times the noise
-*and* by more than LEAST_RISE of it. The noise is the scaled median of the differences from step to step, so that a
-curve that falls steeply, as in a warm-up, does not look noisy. A gradient norm is judged likewise by its logarithm.
-Outliers do not enter the memory. One alone is no divergence: batches differ, and clipping and Adam bear it. Several
-within a few steps are: then it began with the first of them. OLMo skips a step beyond 6 standard deviations of the last
-128 losses or norms; PaLM went back 100 steps and passed over 200 to 500 batches.
+A loss is an outlier when it exceeds the median of the last CENTRE_STEPS by more than `threshold` times the noise *and*
+by more than LEAST_RISE of that median. The noise is the scaled median of the differences between consecutive steps, so
+that a steeply falling curve, as in a warm-up, does not look noisy. The logarithm of a gradient norm is judged likewise.
+Outliers do not enter the memory. A single outlier is no divergence: batches differ, and clipping and Adam absorb it.
+Several within a few steps are a spike that began with the first of them. OLMo skips a step beyond 6 standard deviations
+of the last 128 losses or norms; PaLM went back 100 steps and skipped 200 to 500 batches.
 """
 
 from __future__ import annotations
@@ -23,73 +23,74 @@ from typing import Literal
 from pretrain_api.checkpoint.lineage import DivergenceCause, LossMemory
 
 MEMORY_STEPS = 64
-"""Noise is taken over so many steps …"""
+"""Steps over which the noise is estimated."""
 CENTRE_STEPS = 32
-"""… and the level over so many: long enough for five outliers not to move it."""
+"""Steps over which the level is estimated: long enough for five outliers not to shift it."""
 LEAST_STEPS = 20
-"""Before that nothing is known of what is normal, and only what is not finite is a divergence."""
+"""Steps before the first judgement: until then only a value that is not finite is a divergence."""
 LEAST_RISE = 0.05
-"""A loss that is higher by less than this part of it is no spike, however smooth the curve was."""
+"""Least relative rise of a loss that counts as an outlier, however smooth the curve was."""
 LEAST_FACTOR = 5.0
-"""Nor is a gradient norm below so many times the median one."""
+"""Least ratio of a gradient norm to the median that counts as an outlier."""
 SPIKE_STEPS = 5
-"""So many outliers …"""
+"""Outliers that make a spike …"""
 WITHIN_STEPS = 10
-"""… among so many steps are a spike."""
+"""… within this number of steps."""
 UNEASY_OUTLIERS = 2
-"""From so many on a checkpoint is put off: it may already be spoiled, and would displace a sound one."""
+"""Outliers from which on saves are deferred: the state may be spoiled, and its checkpoint would displace a good one."""
 DEVIATION = 1.4826
-"""Standard deviations of a normal distribution in one median absolute deviation."""
+"""Ratio of the standard deviation of a normal distribution to its median absolute deviation."""
 FLAT_SPANS = 10
-"""A loss whose mean over a span has not been the lowest so far for so many spans has come to a plateau."""
+"""Consecutive spans without a new lowest mean loss that make a plateau."""
 SPANS = 50
-"""A run has so many spans, none shorter than LEAST_SPAN steps."""
+"""Spans of a run, unless they would be shorter than LEAST_SPAN steps."""
 LEAST_SPAN = 50
 
-Look = Literal["normal", "outlier", "spike", "not finite"]
+Finding = Literal["normal", "outlier", "spike", "not finite"]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a step's loss and gradient norm mean. `since` is the step at which a spike began, else the step itself."""
+class StepVerdict:
+    """The judgement of one step."""
 
-    look: Look
+    finding: Finding
     step: int
     since: int
+    """The step at which a spike began, else the step itself."""
     watch: LossMemory
-    """The memory with this step in it."""
-    said: str = ""
-    """What was seen, for people; empty when all is normal."""
+    """The memory including this step."""
+    description: str = ""
+    """Description of an abnormal step; empty for a normal one."""
     plateau: bool = False
-    """The loss has just come to a plateau."""
+    """True if the loss reached a plateau with this step."""
 
     @property
     def cause(self) -> DivergenceCause | None:
-        """Why the loss counts as diverged, if it does."""
-        if self.look == "spike":
+        """The cause of a divergence; None if there is none."""
+        if self.finding == "spike":
             return "LossSpike"
-        return "LossNotFinite" if self.look == "not finite" else None
+        return "LossNotFinite" if self.finding == "not finite" else None
 
     @property
     def uneasy(self) -> bool:
-        """A spike may have begun."""
+        """True while a spike may have begun."""
         return len(self.watch.outliers) >= UNEASY_OUTLIERS
 
 
-def look(watch: LossMemory, step: int, loss: float, norm: float, *, threshold: float, total_steps: int) -> Verdict:
-    """Judge step `step`, whose loss is in nats per token and whose gradient norm is that before clipping."""
+def judge(watch: LossMemory, step: int, loss: float, norm: float, *, threshold: float, total_steps: int) -> StepVerdict:
+    """Judge a step by its loss in nats per token and its gradient norm before clipping."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        return Verdict("not finite", step, step, watch, f"loss {loss:.6g}, gradient norm {norm:.6g}")
+        return StepVerdict("not finite", step, step, watch, f"loss {loss:.6g}, gradient norm {norm:.6g}")
     loss, norm = _kept(loss), _kept(norm)
-    said = _outlying(watch, loss, norm, threshold)
+    description = _outlying(watch, loss, norm, threshold)
     outliers = tuple(earlier for earlier in watch.outliers if earlier > step - WITHIN_STEPS)
-    if said:
+    if description:
         outliers = (*outliers, step)
         kept = watch.model_copy(update={"outliers": outliers})
         if len(outliers) < SPIKE_STEPS:
-            return Verdict("outlier", step, step, kept, said)
-        said += f"; {len(outliers)} of the last {step - outliers[0] + 1} steps were like that"
-        return Verdict("spike", step, outliers[0], kept, said)
+            return StepVerdict("outlier", step, step, kept, description)
+        description += f"; {len(outliers)} of the last {step - outliers[0] + 1} steps were outliers"
+        return StepVerdict("spike", step, outliers[0], kept, description)
     after, plateau = _span(watch, loss, max(LEAST_SPAN, total_steps // SPANS))
     after = after.model_copy(
         update={
@@ -98,16 +99,16 @@ def look(watch: LossMemory, step: int, loss: float, norm: float, *, threshold: f
             "outliers": outliers,
         }
     )
-    return Verdict("normal", step, step, after, plateau=plateau)
+    return StepVerdict("normal", step, step, after, plateau=plateau)
 
 
-def anew(watch: LossMemory) -> LossMemory:
-    """The memory without what was normal up to now: what comes next is."""
+def forget_normal(watch: LossMemory) -> LossMemory:
+    """Return the memory without its baseline: the next steps define what is normal."""
     return watch.model_copy(update={"losses": (), "norms": (), "outliers": ()})
 
 
 def _outlying(watch: LossMemory, loss: float, norm: float, threshold: float) -> str:
-    """What is out of the ordinary, or an empty text."""
+    """Describe an outlier; empty for a normal step."""
     if len(watch.losses) < LEAST_STEPS:
         return ""
     level, noise = _level(watch.losses), _noise(watch.losses)
@@ -125,13 +126,13 @@ def _level(values: Sequence[float]) -> float:
 
 
 def _noise(values: Sequence[float]) -> float:
-    """The standard deviation of one value around a curve that changes slowly."""
+    """Estimate the standard deviation of a value around a slowly changing curve."""
     steps = [abs(after - before) for before, after in itertools.pairwise(values)]
     return DEVIATION * median(steps) / math.sqrt(2)
 
 
 def _span(watch: LossMemory, loss: float, length: int) -> tuple[LossMemory, bool]:
-    """The memory with this loss in the span under way; whether a plateau was reached with it."""
+    """Return the memory with this loss in the current span, and True if a plateau was reached."""
     count, total = watch.span[0] + 1, watch.span[1] + loss
     if count < length:
         return watch.model_copy(update={"span": (count, total)}), False
@@ -143,5 +144,5 @@ def _span(watch: LossMemory, loss: float, length: int) -> tuple[LossMemory, bool
 
 
 def _kept(value: float) -> float:
-    """As it is remembered: in six digits, before a restart as after it."""
+    """Round to the six digits that a checkpoint keeps, so that a restart changes no verdict."""
     return float(f"{value:.6g}")

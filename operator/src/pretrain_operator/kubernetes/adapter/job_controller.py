@@ -15,7 +15,8 @@ from pretrain_api.messages.protocol import Shutdown
 from pretrain_api.status.job import JobStatus
 from pretrain_operator.cluster import Event
 from pretrain_operator.coordinator.server import AgentServer
-from pretrain_operator.job.service import JobService, Witness
+from pretrain_operator.job.ports import JobListener
+from pretrain_operator.job.service import JobService
 from pretrain_operator.kubernetes.adapter import status_notices as notices
 from pretrain_operator.kubernetes.adapter.cluster import KubernetesCluster
 from pretrain_operator.kubernetes.client.api import BACKOFF, Api, ApiError, Object
@@ -141,19 +142,19 @@ class JobController:
         self._cluster = cluster
         cluster.subscribe(self._woken)
         try:
-            return await JobService(cluster, channel, self._witness(), deps.clock, deps.progress_seconds).run()
+            return await JobService(cluster, channel, self._listener(), deps.clock, deps.progress_seconds).run()
         finally:
             self._cluster = self._woken_at = None
             channel.close()
 
-    def _witness(self) -> Witness:
-        witness = self._deps.metrics.job(self.namespace, self.name)
+    def _listener(self) -> JobListener:
+        listener = self._deps.metrics.job(self.namespace, self.name)
 
-        def looked(status: JobStatus, seconds: float) -> None:
+        def reconciled(status: JobStatus, seconds: float) -> None:
             self._woken_at = None
-            witness.looked(status, seconds)
+            listener.reconciled(status, seconds)
 
-        return replace(witness, looked=looked)
+        return replace(listener, reconciled=reconciled)
 
     async def _until_valid(self) -> None:
         """Wait until the spec is valid, reporting its errors in the status."""

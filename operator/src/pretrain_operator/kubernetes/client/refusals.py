@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretrain_operator.cluster import Refused
+from pretrain_operator.cluster import PodRefused
 from pretrain_operator.kubernetes.client.api import ApiError
 
 
@@ -17,12 +17,12 @@ def refusal(error: ApiError, what: str) -> OSError:
     """
     if error.status == 403 and "exceeded quota" in error.message:
         said = f"{what} cannot be created: {error.message}; raise or free the quota, or lower spec.workers.replicas"
-        return Refused("QuotaExceeded", said)
+        return PodRefused("QuotaExceeded", said)
     if error.status == 403:
         said = (
             f"{what} cannot be created: {error.message}; fix spec.workers.template, or have the administrator allow it"
         )
-        return Refused("Forbidden", said)
+        return PodRefused("Forbidden", said)
     if error.status in (400, 422):
-        return Refused("Invalid", f"{what} cannot be created: {error.message}; fix spec.workers")
+        return PodRefused("Invalid", f"{what} cannot be created: {error.message}; fix spec.workers")
     return error

@@ -25,7 +25,7 @@ from jwt.exceptions import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pretrain_operator.coordinator.authentication import Caller, Refusal
+from pretrain_operator.coordinator.authentication import AuthenticationFailure, Caller
 from pretrain_operator.kubernetes.client.api import PODS, ApiError, Object, Resource
 from pretrain_operator.kubernetes.server.signing_keys import KeyRing
 from pretrain_operator.kubernetes.workload.names import worker_pod
@@ -146,7 +146,7 @@ class TokenReview:
         """Uids of deleted pods, which never come back and need no further lookup."""
         self._logged: dict[Reason, float] = {}
 
-    async def __call__(self, request: web.Request, job_uid: str) -> Caller | Refusal:
+    async def __call__(self, request: web.Request, job_uid: str) -> Caller | AuthenticationFailure:
         """Return the worker of this job whose token the request carries, or the refusal."""
         try:
             identity = await self._identity(request.headers.get("Authorization", ""))
@@ -246,17 +246,17 @@ class TokenReview:
         if len(self._gone) > REMEMBERED_PODS:
             self._gone.popitem(last=False)
 
-    def _refusal(self, reason: Reason, detail: str, request: web.Request) -> Refusal:
+    def _refusal(self, reason: Reason, detail: str, request: web.Request) -> AuthenticationFailure:
         self._refused(reason)
         now = self._clock()
         if not 0 <= now - self._logged.get(reason, float("-inf")) < LOG_SECONDS:
             self._logged[reason] = now
             log.warning("refused an agent", reason=reason, detail=detail, remote=request.remote)
         if reason == "cannot verify":
-            return Refusal(503, "tokens cannot be verified now: retry")
+            return AuthenticationFailure(503, "tokens cannot be verified now: retry")
         if reason in _FORBIDDEN:
-            return Refusal(403, "the token does not belong to a live worker of this job")
-        return Refusal(401, "a valid token is required")
+            return AuthenticationFailure(403, "the token does not belong to a live worker of this job")
+        return AuthenticationFailure(401, "a valid token is required")
 
 
 def _key_id(token: str) -> str:

@@ -1,8 +1,7 @@
-"""Host memory that a GPU copies to by itself: twice as fast as other memory, and without the CPU.
+"""Pinned host memory, which a GPU copies to by itself: twice as fast as other memory, and without the CPU.
 
-Staging memory is a mapped file (see `layout`), so it is registered where it is instead of being allocated anew, as
-`torch.distributed.checkpoint` does with its shared staging memory. Where CUDA refuses, copies are slower and no less
-right.
+Staging memory is a mapped file (see `layout`), so it is registered in place instead of being allocated pinned, as
+`torch.distributed.checkpoint` does with its shared staging memory. If CUDA refuses, copies are slower but correct.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ _log = logging.getLogger(__name__)
 _PORTABLE = 1
 
 
-class Runtime(Protocol):
-    """What is used of CUDA."""
+class CudaRuntime(Protocol):
+    """The calls of CUDA's runtime that staging needs."""
 
     def register(self, address: int, size: int) -> int:
-        """Pin memory; returns an error code, 0 for success."""
+        """Pin memory; return an error code, 0 for success."""
         ...
 
     def unregister(self, address: int) -> None:
-        """Let go of it."""
+        """Unpin the memory."""
         ...
 
     def wait(self, device: torch.device) -> None:
-        """Until what was queued on the present stream of a device is done."""
+        """Wait for the work queued on the current stream of a device."""
         ...
 
 
-class Cuda:
+class TorchCudaRuntime:
     """CUDA's runtime, through torch."""
 
     def register(self, address: int, size: int) -> int:
-        """See Runtime. Takes back the error, which CUDA would report at whatever is asked of it next."""
+        """See CudaRuntime. Clears the error, which CUDA would report at the next call otherwise."""
         code = int(cast("Any", torch.cuda.cudart()).cudaHostRegister(address, size, _PORTABLE))
         if code:
             with suppress(RuntimeError):
@@ -48,29 +47,29 @@ class Cuda:
         return code
 
     def unregister(self, address: int) -> None:
-        """See Runtime."""
+        """See CudaRuntime."""
         cast("Any", torch.cuda.cudart()).cudaHostUnregister(address)
 
     def wait(self, device: torch.device) -> None:
-        """See Runtime."""
+        """See CudaRuntime."""
         torch.cuda.current_stream(device).synchronize()
 
 
-CUDA: Runtime = Cuda()
+CUDA: CudaRuntime = TorchCudaRuntime()
 
 
-class Pinned:
-    """A mapped file's memory, pinned as long as this lives. It keeps the mapping: memory is unpinned before it goes."""
+class PinnedMemory:
+    """Memory of a mapped file, pinned while this object lives; the mapping is kept until it is unpinned."""
 
-    def __init__(self, memory: Tensor, runtime: Runtime = CUDA) -> None:
+    def __init__(self, memory: Tensor, runtime: CudaRuntime = CUDA) -> None:
         self._memory = memory
         code = runtime.register(memory.data_ptr(), memory.nbytes)
         if code:
-            _log.warning("staging memory is not pinned: CUDA answers with error %d", code)
+            _log.warning("staging memory is not pinned: CUDA returned error %d", code)
             return
         weakref.finalize(self, runtime.unregister, memory.data_ptr()).atexit = False
 
 
 def gpus(tensors: Iterable[Tensor]) -> frozenset[torch.device]:
-    """The GPUs that any of the tensors is on."""
+    """Return the GPUs that any of the tensors is on."""
     return frozenset(tensor.device for tensor in tensors if tensor.is_cuda)

@@ -1,10 +1,10 @@
-"""The state that a checkpoint holds, as tensors under stable names.
+"""State of a checkpoint: the tensors of model and optimizer under stable names.
 
-Names are `model.<name>` for parameters and persistent buffers, `optimizer.<parameter>.<entry>` for what the optimizer
-keeps of a parameter. Nothing else: step, tokens and skipped ranges are in the manifest, and hyperparameters are the
-job's configuration to decide. Tensors may be DTensors (FSDP2): DCP lays them out anew for any number of processes.
+Names are `model.<name>` for parameters and persistent buffers, `optimizer.<parameter>.<entry>` for the optimizer's
+state of a parameter. Nothing else: step, tokens and skipped ranges are in the manifest, and hyperparameters are in the
+job's configuration. Tensors may be DTensors (FSDP2): DCP reshards them for any number of processes.
 
-This is a mapping of our own because restoring is part of a recovery whose whole budget is 0.3 s:
+This mapping is our own because a restore is part of a recovery with a budget of 0.3 s:
 `torch.distributed.checkpoint.state_dict` takes a trial step of the optimizer to make its state.
 """
 
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
-"""What torch.compile and activation checkpointing put into names."""
+"""Prefixes that torch.compile and activation checkpointing insert into names."""
 
 
 def tensors_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """All tensors of model and optimizer by name; they share memory with the live ones. A tied tensor appears once."""
+    """Return all tensors of model and optimizer by name, sharing their memory. A tied tensor appears once."""
     tensors = tensors_of_model(model)
     for name, parameter in _parameters(model):
         for entry, value in optimizer.state.get(parameter, {}).items():
@@ -31,12 +31,12 @@ def tensors_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def tensors_of_model(model: nn.Module) -> dict[str, Tensor]:
-    """Those of the model alone."""
+    """Return the tensors of the model alone."""
     return {f"model.{name}": tensor.detach() for name, tensor in _of_model(model)}
 
 
 def optimizer_entries(names: Mapping[str, object], model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """What the optimizer keeps of each parameter, by the parameter's name, as found among the names of a checkpoint."""
+    """Return the optimizer's entries of each parameter, by its name, as found among the names of a checkpoint."""
     found: dict[str, list[str]] = {name: [] for name, _ in _parameters(model)}
     for name in names:
         parameter, _, entry = name.removeprefix("optimizer.").rpartition(".")
@@ -48,9 +48,9 @@ def optimizer_entries(names: Mapping[str, object], model: nn.Module) -> dict[str
 def make_optimizer_state(
     model: nn.Module, optimizer: Optimizer, entries: Mapping[str, tuple[str, ...]], scalars: frozenset[str]
 ) -> None:
-    """Give the optimizer uninitialised state to load into: scalars where `scalars` names them, else like the parameter.
+    """Give the optimizer uninitialised state to load into: scalars if `scalars` names them, else like the parameter.
 
-    Scalars live on the CPU unless the optimizer is fused or capturable, as torch's own optimizers have it.
+    Scalars live on the CPU unless the optimizer is fused or capturable, as in torch's own optimizers.
     """
     settings = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in _parameters(model):
@@ -64,8 +64,8 @@ def make_optimizer_state(
             optimizer.state[parameter][entry] = torch.empty((), dtype=torch.float32, device=device)
 
 
-def replace(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Have these, named as in `tensors_of`, be the memory of parameters and buffers, and the optimizer's entries."""
+def replace_tensors(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Make these tensors, named as in `tensors_of`, the memory of parameters, buffers and the optimizer's entries."""
     for name, tensor in _of_model(model):
         if (found := tensors.get(f"model.{name}")) is not None:
             tensor.data = found

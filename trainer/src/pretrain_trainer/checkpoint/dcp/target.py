@@ -1,4 +1,4 @@
-"""What a checkpoint is loaded into."""
+"""Model and optimizer as the target of a restore."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.optim import Optimizer
 
-from pretrain_trainer.checkpoint.dcp.load import Loading, Received, replaceable, scalars
+from pretrain_trainer.checkpoint.dcp.load import ReceivedObject, TensorLoader, replaceable, scalar_names
 from pretrain_trainer.checkpoint.dcp.state import (
     make_optimizer_state,
     optimizer_entries,
-    replace,
+    replace_tensors,
     tensors_of,
     tensors_of_model,
 )
@@ -23,37 +23,37 @@ _ENTRIES = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer
 
 
 @dataclass(frozen=True)
-class Target:
-    """A model and its optimizer, which is of this kind."""
+class RestoreTarget:
+    """A model and its optimizer of this kind."""
 
     model: nn.Module
     optimizer: Optimizer
     kind: str
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of both by name."""
+        """Return all tensors of both by name."""
         return tensors_of(self.model, self.optimizer)
 
     @property
     def replaceable(self) -> bool:
-        """Whether memory that a checkpoint was received in can become the model's and the optimizer's."""
+        """True if memory that holds a checkpoint can become the memory of model and optimizer."""
         return all(replaceable(tensor) for tensor in tensors_of_model(self.model).values())
 
-    def take(self, loading: Loading, received: Mapping[str, Received]) -> None:
-        """Have verified files in memory become the state, without another copy where that can be; or raise Unusable."""
-        replace(self.model, self.optimizer, loading.take(received))
+    def take(self, loading: TensorLoader, received: Mapping[str, ReceivedObject]) -> None:
+        """Make verified files in memory the state, without a copy if possible. Raises UnusableFiles before it."""
+        replace_tensors(self.model, self.optimizer, loading.take(received))
 
-    def plan(self, metadata: Metadata, where: str) -> Loading:
-        """What of a checkpoint goes where in this process; the optimizer gets room for it.
+    def plan(self, metadata: Metadata, where: str) -> TensorLoader:
+        """Plan the load of a checkpoint, named `where` in messages, and give the optimizer room for its state.
 
-        Raises Unusable; InvalidInput when it is the state of another kind of optimizer. `where` names the checkpoint.
+        Raises UnusableFiles; InvalidInput when the checkpoint has the state of another kind of optimizer.
         """
         entries = optimizer_entries(metadata.state_dict_metadata, self.model)
         found = {entry for names in entries.values() for entry in names}
         if found and found != _ENTRIES[self.kind]:
             raise InvalidInput(
                 f"training.optimizer.kind: checkpoint {where} holds the state of another optimizer than {self.kind}; "
-                "change it back, or start anew under another path or prefix in checkpoint.storage"
+                "change it back, or start from scratch under another path or prefix in checkpoint.storage"
             )
-        make_optimizer_state(self.model, self.optimizer, entries, scalars(metadata))
-        return Loading(self.tensors(), metadata)
+        make_optimizer_state(self.model, self.optimizer, entries, scalar_names(metadata))
+        return TensorLoader(self.tensors(), metadata)

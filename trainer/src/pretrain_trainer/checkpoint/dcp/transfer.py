@@ -1,4 +1,4 @@
-"""State and files on their way from the ranks that read them to the others. All functions are collective."""
+"""Transfer of state and files from the ranks that read them to the others. All functions are collective."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain_trainer.checkpoint.dcp.layout import local
+from pretrain_trainer.checkpoint.dcp.layout import local_part
 
 _BUCKET = 64 << 20
-"""Tensors smaller than this travel together, up to so many bytes."""
+"""Bytes of a bucket, in which smaller tensors are sent together."""
 _PIECE = 256 << 20
-"""Files travel in pieces of so many bytes."""
+"""Bytes of the pieces in which files are sent."""
 
 
-def broadcast(tensors: Mapping[str, Tensor], source: int) -> None:
-    """Copy what rank `source` has of the tensors over what others have, in the same layout and under the same names."""
+def broadcast_tensors(tensors: Mapping[str, Tensor], source: int) -> None:
+    """Broadcast the tensors of rank `source` to the other ranks, which have them with the same layout and names."""
     if dist.get_world_size() == 1:
-        return  # packing the tensors alone copies all of them
-    for bucket in _buckets(local(tensor) for tensor in tensors.values()):
+        return  # packing the tensors would copy all of them for nothing
+    for bucket in _buckets(local_part(tensor) for tensor in tensors.values()):
         if len(bucket) == 1 and bucket[0].is_contiguous():
             dist.broadcast(bucket[0], src=source)
             continue
@@ -36,7 +36,7 @@ def broadcast(tensors: Mapping[str, Tensor], source: int) -> None:
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one dtype and device, up to _BUCKET bytes together; a larger one is alone."""
+    """Group tensors of one dtype and device, up to _BUCKET bytes together; a larger one is alone."""
     alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     sizes: Counter[tuple[torch.dtype, torch.device]] = Counter()
     for tensor in tensors:
@@ -49,12 +49,12 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     yield from alike.values()
 
 
-def exchange(
+def exchange_files(
     wanted: Sequence[frozenset[str]], holders: Mapping[str, Sequence[int]], place: Callable[[str], Path]
 ) -> None:
-    """Give every rank the files that it wants, `wanted` by rank: those who hold one send it to those who do not.
+    """Send every rank the files that it wants and lacks; `wanted` is by rank, `holders` by file.
 
-    `place` is where a file is, or has to be, on this rank. Each file is sent by its holders in turn.
+    `place` returns the path of a file on this rank. The holders of a file take turns in sending it.
     """
     me = dist.get_rank()
     for name in sorted(frozenset().union(*wanted)):

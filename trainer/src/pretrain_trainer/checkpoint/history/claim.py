@@ -1,4 +1,4 @@
-"""How a generation enters the history of its prefix: whose it is, where it goes on from, and its lineage record."""
+"""Claim of a generation's place in the lineage: identity, parent, and the lineage record."""
 
 from __future__ import annotations
 
@@ -10,86 +10,60 @@ from datetime import UTC, datetime
 from pretrain_api.checkpoint.lineage import JobIdentity, LineageRecord, Manifest, MemoryState
 from pretrain_api.messages.protocol import Generation
 from pretrain_api.messages.trainer_config import TrainerConfig
-from pretrain_store.errors import (
-    Corrupt,
-    HistoryError,
-    IdentityMismatch,
-    NoUsableCheckpoint,
-    NumberTaken,
-    Refused,
-    StoreError,
-    Superseded,
-    Unsupported,
-)
+from pretrain_store.errors import HistoryError, StoreError
 from pretrain_store.history import claim_identity, put_record, read_listing, read_manifest
-from pretrain_store.lineage import Choice, Listing, choose_parent, continues, inherited, refuse_foreign
+from pretrain_store.lineage import Listing, may_resume_from, refuse_foreign_job
 from pretrain_store.open import probe
+from pretrain_store.parent import ParentChoice, choose_parent, inherited_interventions
 from pretrain_store.port import ObjectStore
-from pretrain_trainer.checkpoint.memory.plan import Recall
-from pretrain_trainer.core.errors import (
-    CheckpointRejectedError,
-    InvalidInput,
-    NoUsableCheckpointError,
-    NumberTakenError,
-    StorageUnavailable,
-    SupersededError,
-)
-from pretrain_trainer.core.progress import Progress
-from pretrain_trainer.core.waits import in_the_way
+from pretrain_trainer.checkpoint.memory.plan import MemorySnapshot
+from pretrain_trainer.core.errors import CheckpointRejectedError, NumberTakenError
+from pretrain_trainer.core.progress import TrainingProgress
+from pretrain_trainer.core.store_errors import SharedError, shared_error
 
 _ATTEMPTS = 5
-"""Of an unattended run to get a number: each failure means that somebody else put a record in between."""
+"""Attempts of an unattended run to get a number: each failure means that another run put a record in between."""
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What a generation finds before it enters: the history, and where it goes on from."""
+class ResumePoint:
+    """The history that a generation finds before its claim, and the parent it resumes from."""
 
     listing: Listing
-    choice: Choice
+    choice: ParentChoice
     parent: Manifest | None
 
     def allows(self, job_uid: str, state: MemoryState) -> bool:
-        """Whether this state in memory may be restored instead of the parent."""
-        return continues(self.listing, self.choice.parent, job_uid, state)
+        """Decide whether this state in memory may be restored instead of the parent."""
+        return may_resume_from(self.listing, self.choice.parent, job_uid, state)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """The place of a generation in the history."""
+class LineageEntry:
+    """A generation's place in the lineage."""
 
     record: LineageRecord
     parent: Manifest | None
-    recall: Recall | None = None
-    """The later state in memory that is restored instead of the parent."""
+    snapshot: MemorySnapshot | None = None
+    """The later state in memory to restore instead of the parent."""
 
-    def start(self) -> Progress:
-        """Where it goes on: the parent's progress, on the course that the record sets."""
-        return self._on_course(Progress.of(self.parent) if self.parent is not None else Progress())
+    def start(self) -> TrainingProgress:
+        """Return the parent's progress, with the record's interventions."""
+        return self._with_interventions(
+            TrainingProgress.of(self.parent) if self.parent is not None else TrainingProgress()
+        )
 
-    def start_from(self, recall: Recall) -> Progress:
-        """The same where the state in memory is restored."""
-        return self._on_course(recall.progress)
+    def start_from(self, snapshot: MemorySnapshot) -> TrainingProgress:
+        """Return the snapshot's progress, with the record's interventions."""
+        return self._with_interventions(snapshot.progress)
 
-    def _on_course(self, came: Progress) -> Progress:
-        return replace(came, skipped=self.record.skipped, slowed=self.record.slowed)
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why there is no place, as an error that each rank can raise for itself."""
-
-    kind: type[Exception]
-    arguments: tuple[str | int, ...]
-
-    def error(self) -> Exception:
-        """The error to raise."""
-        return self.kind(*self.arguments)
+    def _with_interventions(self, progress: TrainingProgress) -> TrainingProgress:
+        return replace(progress, skipped=self.record.skipped, slowed=self.record.slowed)
 
 
 @dataclass(frozen=True)
-class Applicant:
-    """Who wants to enter. `number` None: nobody assigns numbers (plain torchrun), so the next free one is taken."""
+class GenerationClaim:
+    """Claim of a generation. `number` None: no coordinator assigns numbers (plain torchrun), so take the next one."""
 
     identity: JobIdentity
     job_uid: str
@@ -102,8 +76,8 @@ class Applicant:
     @classmethod
     def of(
         cls, config: TrainerConfig, identity: JobIdentity, generation: Generation | None, world_size: int
-    ) -> Applicant:
-        """The applicant that a generation is, or an unattended run where there is none."""
+    ) -> GenerationClaim:
+        """Return the claim of a generation, or of an unattended run if there is none."""
         if generation is None:
             return cls(identity, config.job_uid, world_size)
         return cls(
@@ -116,94 +90,80 @@ class Applicant:
             generation.may_take_over,
         )
 
-    def without(self, rejected: str) -> Applicant:
-        """The same, which passes over one more checkpoint."""
+    def without(self, rejected: str) -> GenerationClaim:
+        """Return the claim with one more checkpoint rejected."""
         return replace(self, rejected=(*self.rejected, rejected))
 
 
-def enter(store: ObjectStore, applicant: Applicant, look: Callable[[], None] = lambda: None) -> Entry | Refusal:
-    """Claim the prefix for the job and put the applicant's lineage record; see `survey` and `put`.
+def claim_generation(
+    store: ObjectStore, claim: GenerationClaim, look: Callable[[], None] = lambda: None
+) -> LineageEntry | SharedError:
+    """Claim the prefix for the job and put the lineage record; see `find_resume_point` and `put_claim`.
 
-    An unattended run tries again when its number was taken meanwhile or the parent's manifest cannot be read.
+    An unattended run retries when its number is taken meanwhile or the parent's manifest cannot be read.
     """
-    said: Entry | Refusal | None = None
-    for _ in range(1 if applicant.number is not None else _ATTEMPTS):
-        found = survey(store, applicant, look)
-        said = found if isinstance(found, Refusal) else put(store, applicant, found, None)
-        if not isinstance(said, Refusal):
-            return said
-        if said.kind is CheckpointRejectedError:
-            applicant = applicant.without(str(said.arguments[0]))
-        elif said.kind is not NumberTakenError:
-            return said
-    assert said is not None
-    return said
+    result: LineageEntry | SharedError | None = None
+    for _ in range(1 if claim.number is not None else _ATTEMPTS):
+        found = find_resume_point(store, claim, look)
+        result = found if isinstance(found, SharedError) else put_claim(store, claim, found, None)
+        if not isinstance(result, SharedError):
+            return result
+        if result.kind is CheckpointRejectedError:
+            claim = claim.without(str(result.arguments[0]))
+        elif result.kind is not NumberTakenError:
+            return result
+    assert result is not None
+    return result
 
 
-def survey(store: ObjectStore, applicant: Applicant, look: Callable[[], None] = lambda: None) -> Survey | Refusal:
-    """Claim the prefix for the job and find out where it goes on from.
+def find_resume_point(
+    store: ObjectStore, claim: GenerationClaim, look: Callable[[], None] = lambda: None
+) -> ResumePoint | SharedError:
+    """Claim the prefix for the job and find the parent to resume from.
 
-    The store is looked at and probed by a job's first generation only: afterwards it is known to work. `look` says
-    sooner than the store's own patience allows what is wrong with it.
+    Only a job's first generation checks and probes the store: afterwards it is known to work. `look` reports an
+    unreachable store sooner than the store's own retries do.
     """
     try:
-        if applicant.may_take_over:
+        if claim.may_take_over:
             look()
             probe(store)
-        claim_identity(store, applicant.identity)
+        claim_identity(store, claim.identity)
         listing = read_listing(store)
-        refuse_foreign(listing, applicant.job_uid, may_take_over=applicant.may_take_over)
-        choice = choose_parent(listing, applicant.rejected)
+        refuse_foreign_job(listing, claim.job_uid, may_take_over=claim.may_take_over)
+        choice = choose_parent(listing, claim.rejected)
         parent = read_manifest(store, choice.parent) if choice.parent is not None else None
     except (StoreError, HistoryError) as error:
-        return refusal(error)
-    return Survey(listing, choice, parent)
+        return shared_error(error)
+    return ResumePoint(listing, choice, parent)
 
 
-def put(store: ObjectStore, applicant: Applicant, found: Survey, recall: Recall | None) -> Entry | Refusal:
-    """Put the applicant's lineage record, which says what it goes on from."""
-    course = inherited(found.listing, found.parent)
+def put_claim(
+    store: ObjectStore, claim: GenerationClaim, found: ResumePoint, snapshot: MemorySnapshot | None
+) -> LineageEntry | SharedError:
+    """Put the claim's lineage record, which names the parent."""
+    interventions = inherited_interventions(found.listing, found.parent)
     record = LineageRecord(
-        generation=applicant.number or found.listing.highest + 1,
+        generation=claim.number or found.listing.highest + 1,
         nonce=uuid.uuid4().hex,
-        job_uid=applicant.job_uid,
+        job_uid=claim.job_uid,
         parent=found.choice.parent,
-        world_size=applicant.world_size,
-        skipped=course.skipped,
-        slowed=course.slowed,
-        rollbacks=course.rollbacks,
+        world_size=claim.world_size,
+        skipped=interventions.skipped,
+        slowed=interventions.slowed,
+        rollbacks=interventions.rollbacks,
         rejected=found.choice.rejected,
-        resumed=recall.state if recall is not None else None,
-        reason=applicant.reason,
-        created_at=now(),
+        resumed=snapshot.state if snapshot is not None else None,
+        reason=claim.reason,
+        created_at=timestamp(),
     )
     try:
         put_record(store, record)
     except (StoreError, HistoryError) as error:
-        return refusal(error)
-    return Entry(record, found.parent, recall)
+        return shared_error(error)
+    return LineageEntry(record, found.parent, snapshot)
 
 
-def refusal(error: StoreError | HistoryError) -> Refusal:
-    """What an error of the store means to the trainer."""
-    obstacle = in_the_way(error) if isinstance(error, StoreError) else None
-    if obstacle is not None:
-        return Refusal(type(obstacle), (str(obstacle),))
-    match error:
-        case IdentityMismatch() | Refused() | Unsupported():
-            return Refusal(InvalidInput, (str(error),))
-        case NumberTaken():
-            return Refusal(NumberTakenError, (error.highest,))
-        case Superseded():
-            return Refusal(SupersededError, (str(error),))
-        case NoUsableCheckpoint():
-            return Refusal(NoUsableCheckpointError, (str(error),))
-        case Corrupt():
-            return Refusal(CheckpointRejectedError, (error.key, error.why))
-        case _:  # a store that contradicts itself: something that it has just listed is not there
-            return Refusal(StorageUnavailable, (str(error),))
-
-
-def now() -> str:
-    """The time for people who read the store; no rule depends on it."""
+def timestamp() -> str:
+    """Return the time for readers of the store; no rule depends on it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""How the ranks of a generation enter its history together, or go back in it, where states are kept in memory."""
+"""Joint claim of a generation's ranks when workers keep snapshots: the ranks agree on the snapshot to resume from."""
 
 from __future__ import annotations
 
@@ -6,59 +6,77 @@ from collections.abc import Callable, Sequence
 
 from pretrain_api.checkpoint.lineage import LineageRecord, MemoryState
 from pretrain_store.port import ObjectStore
-from pretrain_trainer.checkpoint.history.claim import Applicant, Entry, Refusal, Survey, put, survey
-from pretrain_trainer.checkpoint.memory.plan import Account, Recall, Worker, choose, damaged
-from pretrain_trainer.core.collectives import Agreement
+from pretrain_trainer.checkpoint.history.claim import (
+    GenerationClaim,
+    LineageEntry,
+    ResumePoint,
+    find_resume_point,
+    put_claim,
+)
+from pretrain_trainer.checkpoint.memory.plan import (
+    MemoryInventory,
+    MemorySnapshot,
+    WorkerMemory,
+    choose_snapshot,
+    find_damaged,
+)
+from pretrain_trainer.core.collectives import Collectives
+from pretrain_trainer.core.store_errors import SharedError
 
 
-def enter_remembering(
-    store: ObjectStore | None, applicant: Applicant, look: Callable[[], None], worker: Worker
-) -> Entry | Refusal | None:
-    """As `enter`, on all ranks: before the first one puts the record, all say what they have, and verify what is
-    chosen of it. `store` is the first rank's alone, which returns what all are told. Collective.
+def claim_with_memory(
+    store: ObjectStore | None, claim: GenerationClaim, look: Callable[[], None], memory: WorkerMemory
+) -> LineageEntry | SharedError | None:
+    """Claim the generation as `claim_generation` does, from a verified snapshot if there is one. Collective.
+
+    All ranks report their workers' snapshots and verify the chosen one, before rank 0 puts the record. `store` is
+    given on rank 0 only, which returns the result for all.
     """
-    agreement = Agreement(None)
-    accounts = _accounts(agreement, worker)
-    found = survey(store, applicant, look) if store is not None else None
-    recall: Recall | None = None
-    if any(said.seals for said in accounts):
-        allowed = agreement.first_says(_allowed(found, applicant, accounts))
-        recall = _intact(agreement, worker, accounts, allowed.__contains__)
-    if store is None or not isinstance(found, Survey):
-        return found if isinstance(found, Refusal) else None
-    return put(store, applicant, found, recall)
+    collectives = Collectives(None)
+    inventories = _inventories(collectives, memory)
+    found = find_resume_point(store, claim, look) if store is not None else None
+    snapshot: MemorySnapshot | None = None
+    if any(inventory.seals for inventory in inventories):
+        allowed = collectives.broadcast_object(_allowed(found, claim, inventories))
+        snapshot = _verified_snapshot(collectives, memory, inventories, allowed.__contains__)
+    if store is None or not isinstance(found, ResumePoint):
+        return found if isinstance(found, SharedError) else None
+    return put_claim(store, claim, found, snapshot)
 
 
-def own_state_before(step: int, record: LineageRecord, worker: Worker) -> Recall | None:
-    """The newest whole state that the record's generation kept in memory before this step was done. Collective."""
+def own_snapshot_before(step: int, record: LineageRecord, memory: WorkerMemory) -> MemorySnapshot | None:
+    """Return the newest whole snapshot of the record's generation from before this step was done. Collective."""
 
     def allowed(state: MemoryState) -> bool:
         return state.step < step and (state.generation, state.nonce) == (record.generation, record.nonce)
 
-    agreement = Agreement(None)
-    return _intact(agreement, worker, _accounts(agreement, worker), allowed)
+    collectives = Collectives(None)
+    return _verified_snapshot(collectives, memory, _inventories(collectives, memory), allowed)
 
 
-def _accounts(agreement: Agreement, worker: Worker) -> list[Account]:
-    seals = tuple(seal for _, seal in worker.found()) if worker.speaks else ()
-    return agreement.all_say(Account(worker.first, seals))
+def _inventories(collectives: Collectives, memory: WorkerMemory) -> list[MemoryInventory]:
+    seals = tuple(seal for _, seal in memory.snapshots()) if memory.reports else ()
+    return collectives.all_gather_object(MemoryInventory(memory.first, seals))
 
 
-def _intact(
-    agreement: Agreement, worker: Worker, accounts: Sequence[Account], allowed: Callable[[MemoryState], bool]
-) -> Recall | None:
-    """The newest state that is allowed, if its files are what was sealed."""
-    recall = choose(accounts, allowed)
-    if recall is None:
+def _verified_snapshot(
+    collectives: Collectives,
+    memory: WorkerMemory,
+    inventories: Sequence[MemoryInventory],
+    allowed: Callable[[MemoryState], bool],
+) -> MemorySnapshot | None:
+    """Return the newest allowed snapshot, if its files match their digests."""
+    snapshot = choose_snapshot(inventories, allowed)
+    if snapshot is None:
         return None
-    bad = agreement.all_say(damaged(worker, recall))
-    return recall.without(pair for pairs in bad for pair in pairs)
+    damaged = collectives.all_gather_object(find_damaged(memory, snapshot))
+    return snapshot.without(pair for pairs in damaged for pair in pairs)
 
 
 def _allowed(
-    found: Survey | Refusal | None, applicant: Applicant, accounts: Sequence[Account]
+    found: ResumePoint | SharedError | None, claim: GenerationClaim, inventories: Sequence[MemoryInventory]
 ) -> tuple[MemoryState, ...]:
-    if not isinstance(found, Survey):
+    if not isinstance(found, ResumePoint):
         return ()
-    states = (seal.state for said in accounts for seal in said.seals)
-    return tuple(state for state in states if found.allows(applicant.job_uid, state))
+    states = (seal.state for inventory in inventories for seal in inventory.seals)
+    return tuple(state for state in states if found.allows(claim.job_uid, state))

@@ -1,7 +1,7 @@
-"""How a generation whose loss diverged enters the history anew, under a number that its ranks take by themselves.
+"""Rollback of a diverged generation: it claims the next number of the lineage by itself.
 
-Nobody has to be asked: the number is one above the highest in the lineage, and the record is put if there is none of
-that number. Whoever wanted the same number meanwhile finds it taken and takes a higher one, going on from there.
+No coordinator assigns the number: it is one above the highest in the lineage, and the record is put if the number is
+free. Another claimant of the same number finds it taken, takes a higher one, and resumes from there.
 """
 
 from __future__ import annotations
@@ -9,93 +9,102 @@ from __future__ import annotations
 import uuid
 
 from pretrain_api.checkpoint.lineage import LineageRecord, Manifest, Rollback, merged
-from pretrain_store.errors import Corrupt, HistoryError, NumberTaken, StoreError
+from pretrain_store.errors import CheckpointCorrupt, GenerationTaken, HistoryError, StoreError
 from pretrain_store.history import put_record, read_listing, read_manifest
-from pretrain_store.lineage import Choice, Listing, choose_return, inherited, refuse_foreign, superseded
+from pretrain_store.lineage import Listing, later_record, refuse_foreign_job
+from pretrain_store.parent import ParentChoice, choose_rollback, inherited_interventions
 from pretrain_store.port import ObjectStore
-from pretrain_trainer.checkpoint.history.claim import Entry, Refusal, now, refusal
-from pretrain_trainer.checkpoint.memory.plan import Recall
-from pretrain_trainer.core.progress import Progress
-from pretrain_trainer.stability.guard import Wish
+from pretrain_trainer.checkpoint.history.claim import LineageEntry, timestamp
+from pretrain_trainer.checkpoint.memory.plan import MemorySnapshot
+from pretrain_trainer.core.progress import TrainingProgress
+from pretrain_trainer.core.store_errors import SharedError, shared_error
+from pretrain_trainer.stability.guard import RollbackRequest
 
 REASON = "RolledBack"
-"""The record's reason, where generations have why they were formed."""
+"""Reason in the record of a rollback, in place of a generation's reason."""
 
 
-class Returning:
-    """Rank 0's part of one rollback. After an Obstacle it is tried again as it is: the record keeps its nonce.
+class RollbackClaim:
+    """Rank 0's claim of one rollback. It may be retried after an obstacle: the record keeps its nonce.
 
-    `recall`: the newest state that the holder's generation keeps in memory from before the trouble.
+    `snapshot`: the newest snapshot of the diverged generation from before the trouble.
     """
 
-    def __init__(self, store: ObjectStore, holder: LineageRecord, wish: Wish, recall: Recall | None) -> None:
+    def __init__(
+        self, store: ObjectStore, holder: LineageRecord, request: RollbackRequest, snapshot: MemorySnapshot | None
+    ) -> None:
         self._store = store
         self._holder = holder
-        self._wish = wish
-        self._recall = recall
-        self._entry: Entry | None = None
+        self._request = request
+        self._snapshot = snapshot
+        self._entry: LineageEntry | None = None
 
-    def enter(self) -> Entry | Refusal:
-        """Put the record whose parent is the newest checkpoint from before the trouble, or of a later state in memory
-        that is from before it, too."""
+    def enter(self) -> LineageEntry | SharedError:
+        """Put the record, whose parent is the newest checkpoint before the trouble; a later snapshot is preferred."""
         try:
             if self._entry is None:
                 self._entry = self._planned()
             put_record(self._store, self._entry.record)
         except (StoreError, HistoryError) as error:
-            return refusal(error)
+            return shared_error(error)
         return self._entry
 
-    def _planned(self) -> Entry:
-        holder, wish, verdict = self._holder, self._wish, self._wish.verdict
+    def _planned(self) -> LineageEntry:
         listing = read_listing(self._store)
-        if superseded(listing, holder.generation) is not None:
-            refuse_foreign(listing, holder.job_uid, may_take_over=False)
-            raise NumberTaken(listing.highest)
+        if later_record(listing, self._holder.generation) is not None:
+            refuse_foreign_job(listing, self._holder.job_uid, may_take_over=False)
+            raise GenerationTaken(listing.highest)
         choice, parent = self._choose(listing)
-        came_to = Progress.of(parent) if parent is not None else Progress()
-        recall = self._recall if self._is_better(came_to.step) else None
-        if recall is not None:
-            came_to = recall.progress
-        course = inherited(listing, parent)
-        rollback = Rollback(
-            generation=listing.highest + 1,
-            job_uid=holder.job_uid,
-            cause=verdict.cause or "LossSpike",
-            step=verdict.step,
-            since=verdict.since,
-            to_step=came_to.step,
-            skipped=wish.range_after(came_to.step, came_to.skipped),
-            slowed=wish.slowed_after(came_to.step),
-        )
+        target = TrainingProgress.of(parent) if parent is not None else TrainingProgress()
+        snapshot = self._snapshot if self._prefers_snapshot(target.step) else None
+        if snapshot is not None:
+            target = snapshot.progress
+        rollback = self._rollback(listing.highest + 1, target)
+        inherited = inherited_interventions(listing, parent)
         record = LineageRecord(
             generation=rollback.generation,
             nonce=uuid.uuid4().hex,
-            job_uid=holder.job_uid,
+            job_uid=self._holder.job_uid,
             parent=choice.parent,
-            world_size=holder.world_size,
-            skipped=merged((*course.skipped, *([rollback.skipped] if rollback.skipped else []))),
-            slowed=(*course.slowed, *([rollback.slowed] if rollback.slowed else [])),
-            rollbacks=(*course.rollbacks, rollback),
+            world_size=self._holder.world_size,
+            skipped=merged((*inherited.skipped, *([rollback.skipped] if rollback.skipped else []))),
+            slowed=(*inherited.slowed, *([rollback.slowed] if rollback.slowed else [])),
+            rollbacks=(*inherited.rollbacks, rollback),
             rejected=choice.rejected,
-            resumed=recall.state if recall is not None else None,
+            resumed=snapshot.state if snapshot is not None else None,
             reason=REASON,
-            created_at=now(),
+            created_at=timestamp(),
         )
-        return Entry(record, parent, recall)
+        return LineageEntry(record, parent, snapshot)
 
-    def _is_better(self, checkpoint: int) -> bool:
-        """Whether the state in memory loses fewer steps than the checkpoint of this step, and what was gone back to
-        already, which may be where the trouble comes from, is not before it."""
+    def _rollback(self, generation: int, target: TrainingProgress) -> Rollback:
+        verdict = self._request.verdict
+        return Rollback(
+            generation=generation,
+            job_uid=self._holder.job_uid,
+            cause=verdict.cause or "LossSpike",
+            step=verdict.step,
+            since=verdict.since,
+            to_step=target.step,
+            skipped=self._request.range_after(target.step, target.skipped),
+            slowed=self._request.slowed_after(target.step),
+        )
+
+    def _prefers_snapshot(self, checkpoint: int) -> bool:
+        """Decide whether to resume from the snapshot instead of the checkpoint of this step.
+
+        It must lose fewer steps, and the checkpoint must lie after the targets of earlier rollbacks, which may be where
+        the trouble comes from.
+        """
         tried = max((rollback.to_step for rollback in self._holder.rollbacks), default=-1)
-        return self._recall is not None and self._recall.state.step > checkpoint > tried
+        return self._snapshot is not None and self._snapshot.state.step > checkpoint > tried
 
-    def _choose(self, listing: Listing) -> tuple[Choice, Manifest | None]:
-        """A checkpoint whose manifest can be read; whether its shards can, the load will show."""
+    def _choose(self, listing: Listing) -> tuple[ParentChoice, Manifest | None]:
+        """Choose a checkpoint with a readable manifest; its shards are verified by the load."""
         rejected: tuple[str, ...] = ()
         while True:
-            choice = choose_return(listing, self._wish.verdict.since, rejected)
+            choice = choose_rollback(listing, self._request.verdict.since, rejected)
             try:
                 return choice, None if choice.parent is None else read_manifest(self._store, choice.parent)
-            except Corrupt as corrupt:
+            except CheckpointCorrupt as corrupt:
                 rejected = (*rejected, corrupt.key)

@@ -1,1 +1,1 @@
-"""Snapshots in the memory of workers."""
+"""Snapshots of the state in the memory of workers."""

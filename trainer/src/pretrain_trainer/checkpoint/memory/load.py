@@ -1,4 +1,4 @@
-"""Loading a state from the memory of workers: from one's own where it is, else from those who have it."""
+"""Restore of a snapshot from the memory of workers: each from its own memory, or sent by those that have it."""
 
 from __future__ import annotations
 
@@ -6,62 +6,76 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pretrain_sdk.scratch import Scratch
-from pretrain_trainer.checkpoint.collective import Together
 from pretrain_trainer.checkpoint.dcp.layout import METADATA
-from pretrain_trainer.checkpoint.dcp.load import merged, read_metadata
-from pretrain_trainer.checkpoint.dcp.target import Target
-from pretrain_trainer.checkpoint.dcp.transfer import broadcast, exchange
-from pretrain_trainer.checkpoint.memory.plan import Recall, Worker
-from pretrain_trainer.core.stage_timer import Stages
+from pretrain_trainer.checkpoint.dcp.load import merge_metadata, read_metadata
+from pretrain_trainer.checkpoint.dcp.restore_group import RestoreGroup
+from pretrain_trainer.checkpoint.dcp.target import RestoreTarget
+from pretrain_trainer.checkpoint.dcp.transfer import broadcast_tensors, exchange_files
+from pretrain_trainer.checkpoint.memory.plan import MemorySnapshot, WorkerMemory
+from pretrain_trainer.core.stage_timer import StageTimer
 
 
-def recall_state(
-    together: Together, recall: Recall, worker: Worker, target: Target, environ: Mapping[str, str]
+def restore_from_memory(
+    group: RestoreGroup,
+    snapshot: MemorySnapshot,
+    memory: WorkerMemory,
+    target: RestoreTarget,
+    environ: Mapping[str, str],
 ) -> dict[str, float]:
-    """Load the state into the target; returns the seconds by stage. Collective; raises as `all_or_none` does.
+    """Load the snapshot into the target; return the seconds by stage. Collective; raises as `all_or_none` does.
 
-    Its digests were checked when it was chosen.
+    Its digests were verified when it was chosen.
     """
-    stages = Stages()
-    folders = {seal.part: path for path, seal in worker.found() if seal.state == recall.state}
-    if recall.replicated:
-        _load_replicated(together, recall, folders, target)
+    stages = StageTimer()
+    folders = {seal.part: path for path, seal in memory.snapshots() if seal.state == snapshot.state}
+    if snapshot.replicated:
+        _load_replicated(group, snapshot, folders, target)
     else:
         with Scratch.with_room(0, environ) as scratch:
-            _load_parts(together, recall, folders, target, scratch.path)
+            _load_parts(group, snapshot, folders, target, scratch.path)
     stages.done("recall")
     return stages.seconds
 
 
-def _load_replicated(together: Together, recall: Recall, folders: Mapping[int, Path], target: Target) -> None:
-    """Where every worker has it each process reads its own; else one reads, and broadcasts."""
-    source = recall.holders[0][0]
-    reads = recall.everywhere or together.ranks.rank == source
-    content = together.all_or_none(lambda: (folders[0] / METADATA).read_bytes() if reads else b"")
-    if not recall.everywhere:
-        content = together.agreement.says(content, source)
-    loading = together.all_or_none(lambda: target.plan(read_metadata(content), together.key))
-    together.all_or_none(lambda: loading.load(folders[0]) if reads else None)
-    if not recall.everywhere:
-        broadcast(target.tensors(), source)
+def _load_replicated(
+    group: RestoreGroup, snapshot: MemorySnapshot, folders: Mapping[int, Path], target: RestoreTarget
+) -> None:
+    """Have each process read its own copy if every worker has one; else one reads and broadcasts."""
+    source = snapshot.holders[0][0]
+    reads = snapshot.everywhere or group.ranks.rank == source
+    content = group.all_or_none(lambda: (folders[0] / METADATA).read_bytes() if reads else b"")
+    if not snapshot.everywhere:
+        content = group.collectives.broadcast_object(content, source)
+    loading = group.all_or_none(lambda: target.plan(read_metadata(content), group.key))
+    group.all_or_none(lambda: loading.load(folders[0]) if reads else None)
+    if not snapshot.everywhere:
+        broadcast_tensors(target.tensors(), source)
 
 
-def _load_parts(together: Together, recall: Recall, folders: Mapping[int, Path], target: Target, scratch: Path) -> None:
-    """Each process takes what it wants of all parts; what is not on its worker is sent by one that has it."""
-    rank = together.ranks.rank
-    speaks = [part for part in folders if recall.holders[part][0] == rank]
-    read = together.all_or_none(lambda: {part: (folders[part] / METADATA).read_bytes() for part in speaks})
-    said: dict[int, bytes] = {}
-    for contents in together.agreement.all_say(read):
-        said.update(contents)
-    metadata = together.all_or_none(lambda: merged({_name(part): read_metadata(said[part]) for part in sorted(said)}))
-    loading = together.all_or_none(lambda: target.plan(metadata, together.key))
+def _load_parts(
+    group: RestoreGroup,
+    snapshot: MemorySnapshot,
+    folders: Mapping[int, Path],
+    target: RestoreTarget,
+    scratch: Path,
+) -> None:
+    """Have each process read its shards from all parts; parts missing on its worker are sent by one that has them."""
+    rank = group.ranks.rank
+    published = [part for part in folders if snapshot.holders[part][0] == rank]
+    read = group.all_or_none(lambda: {part: (folders[part] / METADATA).read_bytes() for part in published})
+    contents: dict[int, bytes] = {}
+    for others in group.collectives.all_gather_object(read):
+        contents.update(others)
+    metadata = group.all_or_none(
+        lambda: merge_metadata({_name(part): read_metadata(contents[part]) for part in sorted(contents)})
+    )
+    loading = group.all_or_none(lambda: target.plan(metadata, group.key))
     for part, folder in folders.items():
         (scratch / _name(part)).symlink_to(folder)
-    wanted = together.agreement.all_say(frozenset(loading.files))
-    holders = {name: recall.ranks_with(_part(name)) for name in frozenset[str]().union(*wanted)}
-    exchange(wanted, holders, lambda name: scratch / name)
-    together.all_or_none(lambda: loading.load(scratch))
+    wanted = group.collectives.all_gather_object(frozenset(loading.files))
+    holders = {name: snapshot.ranks_with(_part(name)) for name in frozenset[str]().union(*wanted)}
+    exchange_files(wanted, holders, lambda name: scratch / name)
+    group.all_or_none(lambda: loading.load(scratch))
 
 
 def _name(part: int) -> str:

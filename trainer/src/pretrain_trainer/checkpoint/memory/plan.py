@@ -1,4 +1,4 @@
-"""A state in the memory of a new generation's workers: whether there is a whole one, who has which part, loading it.
+"""Choice of a snapshot in the memory of a new generation's workers: whether one is whole, and who has which part.
 
 It is chosen and verified before the generation puts its lineage record, which names it. See docs/decisions/0015.
 """
@@ -11,24 +11,24 @@ from pathlib import Path
 
 from pretrain_api.checkpoint.lineage import MemoryState
 from pretrain_sdk.scratch import MEMORY_VARIABLE
-from pretrain_trainer.checkpoint.memory.snapshots import Seal, intact, sealed
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.checkpoint.memory.snapshots import Seal, is_intact, sealed_snapshots
+from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.core.ranks import Ranks
 
 
 @dataclass(frozen=True)
-class Worker:
-    """This process's worker: the folder in its memory, None without one, and who shares it."""
+class WorkerMemory:
+    """Memory of this process's worker: its folder, None without one, and the processes that share it."""
 
     folder: Path | None
     first: int
-    """The global rank of its first process, which speaks for it."""
+    """Global rank of the worker's first process, which reports for it."""
     local_rank: int
     processes: int
 
     @classmethod
-    def of(cls, ranks: Ranks, environ: Mapping[str, str]) -> Worker:
-        """The worker that the environment describes."""
+    def of(cls, ranks: Ranks, environ: Mapping[str, str]) -> WorkerMemory:
+        """Return the memory that the environment describes."""
         local_rank = int(environ.get("LOCAL_RANK", "0"))
         folder = environ.get(MEMORY_VARIABLE)
         return cls(
@@ -39,28 +39,28 @@ class Worker:
         )
 
     @property
-    def speaks(self) -> bool:
-        """Whether this process says what is in the worker's memory."""
+    def reports(self) -> bool:
+        """True for the process that reports the content of the worker's memory."""
         return self.local_rank == 0
 
-    def found(self) -> tuple[tuple[Path, Seal], ...]:
-        """The states in its memory."""
-        return tuple(sealed(self.folder)) if self.folder is not None else ()
+    def snapshots(self) -> tuple[tuple[Path, Seal], ...]:
+        """Return the sealed snapshots in the memory."""
+        return tuple(sealed_snapshots(self.folder)) if self.folder is not None else ()
 
 
 @dataclass(frozen=True)
-class Account:
-    """What a process says of its worker's memory; only the first one of each says what is in it."""
+class MemoryInventory:
+    """A process's report on its worker's memory; only the first process of a worker lists the seals."""
 
     worker: int
     seals: tuple[Seal, ...]
 
 
 @dataclass(frozen=True)
-class Recall:
+class MemorySnapshot:
     """A whole state, and the workers (by their first ranks) that have each of its parts. Equal on all ranks."""
 
-    progress: Progress
+    progress: TrainingProgress
     state: MemoryState
     holders: tuple[tuple[int, ...], ...]
     workers: tuple[int, ...]
@@ -68,20 +68,20 @@ class Recall:
 
     @property
     def replicated(self) -> bool:
-        """Whether each part is the whole."""
+        """True if each part is the whole state."""
         return len(self.holders) == 1
 
     @property
     def everywhere(self) -> bool:
-        """Whether every worker has all of it."""
+        """True if every worker has all parts."""
         return all(set(holders) == set(self.workers) for holders in self.holders)
 
     def ranks_with(self, part: int) -> tuple[int, ...]:
-        """The ranks on whose worker this part is."""
+        """Return the ranks whose worker has this part."""
         return tuple(rank for rank, worker in enumerate(self.workers) if worker in self.holders[part])
 
-    def without(self, damaged: Iterable[tuple[int, int]]) -> Recall | None:
-        """What is left without the (worker, part) pairs that are damaged; None when that is not whole."""
+    def without(self, damaged: Iterable[tuple[int, int]]) -> MemorySnapshot | None:
+        """Return the snapshot without the damaged (worker, part) pairs; None when the rest is not whole."""
         gone = frozenset(damaged)
         holders = tuple(
             tuple(worker for worker in workers if (worker, part) not in gone)
@@ -89,36 +89,38 @@ class Recall:
         )
         if not all(holders):
             return None
-        return Recall(self.progress, self.state, holders, self.workers)
+        return MemorySnapshot(self.progress, self.state, holders, self.workers)
 
 
-def choose(accounts: Sequence[Account], allowed: Callable[[MemoryState], bool]) -> Recall | None:
-    """The newest state that is allowed and of which the workers together have all parts; `accounts` are by rank."""
+def choose_snapshot(
+    inventories: Sequence[MemoryInventory], allowed: Callable[[MemoryState], bool]
+) -> MemorySnapshot | None:
+    """Choose the newest allowed state of which the workers together have all parts; `inventories` are by rank."""
     found: dict[MemoryState, dict[int, dict[int, Seal]]] = {}
-    for said in accounts:
-        for seal in said.seals:
-            found.setdefault(seal.state, {}).setdefault(seal.part, {})[said.worker] = seal
+    for inventory in inventories:
+        for seal in inventory.seals:
+            found.setdefault(seal.state, {}).setdefault(seal.part, {})[inventory.worker] = seal
     for state in sorted(found, key=lambda state: (state.generation, state.step), reverse=True):
         parts = found[state]
         one = next(iter(parts[min(parts)].values()))
         if set(parts) == set(range(one.parts)) and allowed(state):
-            return Recall(
+            return MemorySnapshot(
                 progress=one.progress,
                 state=state,
                 holders=tuple(tuple(sorted(parts[part])) for part in range(one.parts)),
-                workers=tuple(said.worker for said in accounts),
+                workers=tuple(inventory.worker for inventory in inventories),
             )
     return None
 
 
-def damaged(worker: Worker, recall: Recall) -> tuple[tuple[int, int], ...]:
-    """The (worker, part) pairs of the state that are not what was sealed, of those that this process is to check.
+def find_damaged(memory: WorkerMemory, snapshot: MemorySnapshot) -> tuple[tuple[int, int], ...]:
+    """Verify this process's share of the snapshot's parts; return the damaged (worker, part) pairs.
 
-    The processes of a worker share the work.
+    The processes of a worker divide the work.
     """
-    mine = [(path, seal) for path, seal in worker.found() if seal.state == recall.state]
+    mine = [(path, seal) for path, seal in memory.snapshots() if seal.state == snapshot.state]
     return tuple(
-        (worker.first, seal.part)
+        (memory.first, seal.part)
         for path, seal in mine
-        if seal.part % worker.processes == worker.local_rank and not intact(path, seal)
+        if seal.part % memory.processes == memory.local_rank and not is_intact(path, seal)
     )

@@ -1,9 +1,9 @@
-"""States in the memory of a worker: copied at a step boundary, sealed with their digests by a thread.
+"""Snapshots in the memory of a worker: copied at a step boundary, sealed with their digests by a thread.
 
-A state is a folder below that of the worker's agent, so it outlives ranks and generations and is gone with the worker.
-Two are kept in turn: while one is written over, the one before it is whole. A folder counts only by its seal, which is
-taken away before the files change and put back, by a rename, when they have been digested. The step loop waits for the
-copy, and at the beginning of the next step that has a snapshot for the seal of the one before: all ranks pass the
+A snapshot is a folder below that of the worker's agent, so it outlives ranks and generations and is gone with the
+worker. Two are kept in turn: while one is overwritten, the one before it is whole. A folder counts only with its seal,
+which is removed before the files change and put back, by a rename, when they have been digested. The step loop waits
+for the copy, and at the beginning of the next step with a snapshot for the seal of the one before: all ranks pass the
 collectives of that step after it, so there is always a step whose state is sealed on all of them.
 """
 
@@ -25,8 +25,8 @@ from torch import Tensor
 from pretrain_api.base import Frozen
 from pretrain_api.checkpoint.lineage import LineageRecord, LossMemory, MemoryState, SlowedRange, StepRange, StoredObject
 from pretrain_api.messages.reports import StepDone
-from pretrain_trainer.checkpoint.dcp.layout import Layout, Signature, lay_out_part, staged
-from pretrain_trainer.core.progress import Progress
+from pretrain_trainer.checkpoint.dcp.layout import Layout, LayoutSignature, copy_to_host, write_part_layout
+from pretrain_trainer.core.progress import TrainingProgress
 
 SEAL = "seal.json"
 _PREFIX = "state-"
@@ -36,15 +36,15 @@ _SPARE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Part:
-    """Which part of the whole state a process has. Replicated state has one part, which all processes have."""
+class StatePart:
+    """Part `number` of `of` of the whole state. Replicated state has one part, which all processes have."""
 
     number: int
     of: int
 
 
 class Seal(Frozen):
-    """What makes files in memory a part of a state: whose it is, and the digests of its files."""
+    """Proof that a folder holds a whole part of a state: the generation that made it, and the digests of its files."""
 
     state: MemoryState
     tokens: int = Field(ge=0)
@@ -58,22 +58,24 @@ class Seal(Frozen):
     objects: tuple[StoredObject, ...]
 
     @property
-    def progress(self) -> Progress:
-        """How far training had come."""
-        return Progress(self.state.step, self.tokens, self.skipped, self.slowed, self.dropped, self.watch, self.lately)
+    def progress(self) -> TrainingProgress:
+        """The progress of training in this state."""
+        return TrainingProgress(
+            self.state.step, self.tokens, self.skipped, self.slowed, self.dropped, self.watch, self.lately
+        )
 
 
-class NoRoom(Exception):
-    """The folder's memory does not hold the states: says what would."""
+class InsufficientMemory(Exception):
+    """The folder's memory has no room for the snapshots. The message names the room needed."""
 
 
-class Snapshots:
-    """Writes the states of one process in one generation."""
+class SnapshotWriter:
+    """Writer of one process's snapshots in one generation."""
 
-    def __init__(self, folder: Path, local_rank: int, record: LineageRecord, part: Part) -> None:
+    def __init__(self, folder: Path, local_rank: int, record: LineageRecord, part: StatePart) -> None:
         self._folder = folder
         self.record = record
-        """The generation's lineage record: a state belongs to it."""
+        """Lineage record of the generation that the snapshots belong to."""
         self._part = part
         self._mine = f"{_PREFIX}g{record.generation:06d}-{record.nonce[:8]}-"
         self._slots = tuple(folder / f"{self._mine}{local_rank}-{slot}" for slot in range(_SLOTS))
@@ -82,25 +84,25 @@ class Snapshots:
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
 
-    def take(self, progress: Progress, tensors: Mapping[str, Tensor]) -> float:
-        """Copy the tensors and have a thread seal the copy; returns the seconds that it took.
+    def take(self, progress: TrainingProgress, tensors: Mapping[str, Tensor]) -> float:
+        """Copy the tensors and have a thread seal the copy; return the seconds of the copy.
 
-        Raises NoRoom before anything is written, and whatever kept the snapshot before it from being sealed.
+        Raises InsufficientMemory before anything is written, and the error that kept the last snapshot unsealed.
         """
         began = time.perf_counter()
         self.join()
-        if self._taken == 1:  # the first is sealed everywhere: what earlier generations left is not needed any more
+        if self._taken == 1:  # the first is sealed everywhere: earlier generations' snapshots are obsolete
             self._remove_others()
         slot = self._slots[self._taken % _SLOTS]
         layout = self._layouts.pop(slot, None)
-        if layout is not None and layout.signature == Signature.of(tensors):
+        if layout is not None and layout.signature == LayoutSignature.of(tensors):
             (slot / SEAL).unlink(missing_ok=True)
             layout.fill(tensors)
             make = partial(_same, layout)
         else:
-            copies = staged(tensors)
+            copies = copy_to_host(tensors)
             self._make_room(slot, sum(copy.nbytes for copy in copies.values()))
-            make = partial(lay_out_part, slot, tensors, copies)
+            make = partial(write_part_layout, slot, tensors, copies)
         self._taken += 1
         stall = time.perf_counter() - began
         self._thread = threading.Thread(target=self._finish, args=(slot, make, progress), name="snapshot", daemon=True)
@@ -108,18 +110,18 @@ class Snapshots:
         return stall
 
     def settle(self) -> None:
-        """Wait until the last snapshot is sealed, or is known not to be."""
+        """Wait until the last snapshot is sealed or has failed."""
         if self._thread is not None:
             self._thread.join()
 
     def join(self) -> None:
-        """The same; raises what kept it from being sealed."""
+        """Wait until the last snapshot is sealed; raise the error that kept it unsealed."""
         self.settle()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
 
-    def _finish(self, slot: Path, make: partial[Layout], progress: Progress) -> None:
+    def _finish(self, slot: Path, make: partial[Layout], progress: TrainingProgress) -> None:
         try:
             layout = make()
             self._layouts[slot] = layout
@@ -133,19 +135,19 @@ class Snapshots:
                 lately=progress.lately,
                 part=self._part.number,
                 parts=self._part.of,
-                objects=tuple(described(slot, name) for name in layout.files),
+                objects=tuple(stored_object(slot, name) for name in layout.files),
             )
             draft = slot / f"{SEAL}.new"
             draft.write_text(seal.to_json())
             draft.rename(slot / SEAL)
-        except Exception as error:  # it is raised by the next call
+        except Exception as error:  # raised by the next call
             self._failure = error
 
     def _make_room(self, slot: Path, size: int) -> None:
         shutil.rmtree(slot, ignore_errors=True)
         free = shutil.disk_usage(self._folder).free
         if free < size + _SPARE:
-            raise NoRoom(
+            raise InsufficientMemory(
                 f"{self._folder.parent} has room for {free:,} bytes and a state in memory takes {size:,}, "
                 f"of which {_SLOTS} are kept: enlarge it, or leave checkpoint.memory out"
             )
@@ -157,8 +159,8 @@ class Snapshots:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def sealed(folder: Path) -> Iterator[tuple[Path, Seal]]:
-    """The states in a worker's folder that are sealed, each with its own folder. Their digests are not checked."""
+def sealed_snapshots(folder: Path) -> Iterator[tuple[Path, Seal]]:
+    """Yield the sealed snapshots in a worker's folder, each with its own folder. Their digests are not checked."""
     for path in sorted(folder.glob(f"{_PREFIX}*/{SEAL}")):
         try:
             yield path.parent, Seal.from_json(path.read_bytes())
@@ -166,23 +168,23 @@ def sealed(folder: Path) -> Iterator[tuple[Path, Seal]]:
             continue
 
 
-def intact(folder: Path, seal: Seal) -> bool:
-    """Whether the files are those that were sealed."""
+def is_intact(folder: Path, seal: Seal) -> bool:
+    """Verify the digests of the sealed files."""
     try:
-        return all(described(folder, item.key) == item for item in seal.objects)
+        return all(stored_object(folder, item.key) == item for item in seal.objects)
     except (OSError, ValueError):  # gone, or empty
         return False
 
 
-def prune(folder: Path, keep: MemoryState | None) -> None:
-    """Remove all states of a worker's folder but one."""
-    kept = {path for path, seal in sealed(folder) if seal.state == keep}
+def remove_snapshots_except(folder: Path, keep: MemoryState | None) -> None:
+    """Remove all snapshots of a worker's folder but one."""
+    kept = {path for path, seal in sealed_snapshots(folder) if seal.state == keep}
     for path in set(folder.glob(f"{_PREFIX}*")) - kept:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def described(folder: Path, name: str) -> StoredObject:
-    """Size and digest of a file, read where it is: hashing without copies leaves the interpreter to the step loop."""
+def stored_object(folder: Path, name: str) -> StoredObject:
+    """Return size and digest of a file, hashed in place: without copies the step loop keeps the interpreter."""
     with (folder / name).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return StoredObject(key=name, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 

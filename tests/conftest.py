@@ -1,0 +1,3 @@
+"""Plugins of all suites."""
+
+pytest_plugins = ["support.tools"]

@@ -1,0 +1,24 @@
+"""Source files of the project, for tests of its structure and prose."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = (
+    "api/src", "store/src", "sdk/src", "data/src", "agent/src", "trainer/src", "operator/src", "cli/src",
+    "tools", "dashboards", "benchmarks",
+)  # fmt: skip
+
+
+def modules_of(package: str) -> tuple[Path, ...]:
+    """Return all modules below the folder of a package."""
+    return tuple(sorted(path for path in (ROOT / package).rglob("*.py") if "__pycache__" not in path.parts))
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """Return the syntax tree of a module."""
+    return ast.parse(path.read_text(encoding="utf-8"))
