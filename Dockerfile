@@ -4,10 +4,12 @@
 # run with a read-only root filesystem, and is never checked against its source: that makes it the same in every build.
 #
 # Build arguments:
+#   PYTHON_IMAGE          the base image; releases name it by digest, see requirements/base-image.Dockerfile
 #   VERSION, REVISION     for the image's labels
-#   TORCH                 pip's requirement of torch; its build depends on the hardware
-#   TORCH_INDEX           one more package index for it, for example https://download.pytorch.org/whl/cpu
-# Wheels in dist/wheels (git-ignored, may be absent) are preferred to the index: a CPU build of torch, say.
+#   TORCH                 pip's requirement of another build of torch than the locked one; not checked by hash
+#   TORCH_INDEX           one more package index for it
+# The folder dist/wheels (git-ignored, may be absent) holds the CPU build of torch that requirements/torch-cpu.txt locks,
+# or the build that TORCH names. Without either, torch comes from the package index as requirements/torch.txt locks it.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS base
@@ -59,13 +61,16 @@ LABEL org.opencontainers.image.title="pretrain-operator" \
       org.opencontainers.image.revision="${REVISION}"
 
 FROM venv AS trainer-dependencies
-ARG TORCH=torch==2.13.0
+ARG TORCH=
 ARG TORCH_INDEX=
 # [t]: BuildKit refuses a pattern whose folder is missing unless the folder is a pattern, too.
-COPY requirements/trainer.txt dis[t]/wheels/*.whl /build/requirements/
+COPY requirements/trainer.txt requirements/torch.txt requirements/torch-cpu.txt dis[t]/wheels/*.whl /build/requirements/
 RUN pip --python /opt/venv/bin/python install --quiet --no-compile --require-hashes -r /build/requirements/trainer.txt \
- && pip --python /opt/venv/bin/python install --quiet --no-compile --find-links /build/requirements \
-      ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} "${TORCH}" \
+ && set -- --python /opt/venv/bin/python install --quiet --no-compile --find-links /build/requirements \
+ && if [ -n "${TORCH}" ]; then pip "$@" ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} "${TORCH}"; \
+    elif [ -n "$(find /build/requirements -name "torch-2.13.0+cpu-cp311-*_$(uname -m).whl")" ]; then \
+      pip "$@" --require-hashes --no-deps -r /build/requirements/torch-cpu.txt; \
+    else pip "$@" --require-hashes --no-deps -r /build/requirements/torch.txt; fi \
  && find /opt/venv -type d \( -name tests -o -name test \) -prune -exec rm -rf {} + \
  && /opt/venv/bin/python -m compileall -q -j 0 -x '/torch/testing/_internal/py3' --invalidation-mode unchecked-hash /opt/venv/lib
 

@@ -2,9 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TORCH := torch==2.13.0
 # Pass pip's folder of wheels (a CPU build of torch, for example) to uv. Most machines have none.
 FIND_LINKS := $(firstword $(PIP_FIND_LINKS) $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+# torch is locked by hash like every other package: the CPU build if the folder has it for this platform, else the
+# build of the package index.
+PLATFORM := $(shell $(PYTHON) -c 'import platform, sys; print("cp%d%d-%s" % (*sys.version_info[:2], platform.machine()))')
+CPU_WHEEL := $(if $(filter cp311-x86_64,$(PLATFORM)),$(firstword $(wildcard $(FIND_LINKS)/torch-2.13.0+cpu-cp311-*_x86_64.whl)))
+TORCH_LOCK := requirements/torch$(if $(CPU_WHEEL),-cpu).txt
+# Another build of torch for `make images`, and the package index that has it; not checked by hash.
+TORCH ?=
+TORCH_INDEX ?=
 PACKAGES := api store sdk data agent trainer operator cli
 OUT ?= runs/quickstart
 TESTS ?= -m "not slow"
@@ -19,12 +26,12 @@ help: ## List the targets
 
 install: $(VENV)/.installed ## Install the environment into .venv: hash-locked packages, torch, this workspace
 
-$(VENV)/.installed: requirements/dev.txt $(PACKAGES:%=%/pyproject.toml)
+$(VENV)/.installed: requirements/uv.txt requirements/dev.txt $(TORCH_LOCK) $(PACKAGES:%=%/pyproject.toml)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 …")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check uv 2>/dev/null || $(BIN)/pip install uv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements/dev.txt
-	$(BIN)/uv pip install --quiet --compile-bytecode $(TORCH) $(if $(FIND_LINKS),--find-links "$(FIND_LINKS)")
+	$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes --no-deps -r $(TORCH_LOCK) $(if $(FIND_LINKS),--find-links "$(FIND_LINKS)")
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation $(PACKAGES:%=-e %)
 	touch $@
 
@@ -98,17 +105,37 @@ bench-checkpoint: compile ## Measure save and restore beside disk, S3 service, t
 	$(BIN)/python benchmarks/checkpoint/run.py
 
 lock: install ## Update the locked requirements
-	for name in dev runtime build operator trainer; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	for name in uv dev runtime build operator trainer torch; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-annotate --no-emit-index-url --no-emit-find-links requirements/$$name.in -o requirements/$$name.txt || exit 1; done
+	test -z "$(CPU_WHEEL)" || printf 'torch==2.13.0+cpu \\\n    --hash=sha256:%s\n' \
+	  $$(sha256sum "$(CPU_WHEEL)" | cut -c -64) > requirements/torch-cpu.txt
 
+IMAGES ?= operator trainer
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' operator/pyproject.toml)
 
-images: ## Build the images pretrain-operator and pretrain-trainer (TORCH, TORCH_INDEX: build of torch)
+# Base image of the release images, by digest. `make images PYTHON_IMAGE="$$(make base-image)"` builds on it.
+BASE_IMAGE := $(shell sed -n 's/^FROM //p' requirements/base-image.Dockerfile)
+
+version: ## Print the version of the packages
+	@echo "$(VERSION)"
+
+base-image: ## Print the base image of releases, by digest
+	@echo "$(BASE_IMAGE)"
+
+images: ## Build the images (PYTHON_IMAGE: base; TORCH, TORCH_INDEX: build of torch; IMAGES: which)
 	mkdir -p dist/wheels
 	test ! -d "$(FIND_LINKS)" || cp -pu "$(FIND_LINKS)"/torch-*.whl dist/wheels/
-	for target in operator trainer; do docker build --quiet --target $$target --tag pretrain-$$target:$(VERSION) \
+	for target in $(IMAGES); do docker build --quiet --target $$target --tag pretrain-$$target:$(VERSION) \
 	  --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+	  $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE="$(PYTHON_IMAGE)") \
 	  --build-arg TORCH="$(TORCH)" --build-arg TORCH_INDEX="$(TORCH_INDEX)" . || exit 1; done
+
+sbom: install ## Write the bills of materials of both images and the chart into dist/sbom (CycloneDX)
+	$(BIN)/python -m tools.sbom dist/sbom --torch $(TORCH_LOCK) --base-image "$(or $(PYTHON_IMAGE),$(BASE_IMAGE))"
+
+audit: install ## Look up known vulnerabilities of all locked packages; skipped with a line where the service is absent
+	@$(BIN)/python -m tools.audit $(if $(REQUIRED),--required) $(if $(OSV_URL),--osv-url "$(OSV_URL)") \
+	  requirements/uv.txt requirements/dev.txt requirements/torch.txt
 
 kind-up: install ## Create a kind cluster and an S3 service; print how to reach them
 	@examples/kind/up
@@ -123,7 +150,7 @@ kind-test: compile ## Run the end-to-end suite on a kind cluster; MARK=core: the
 	settings=$$(examples/kind/up) && eval "$$settings" && $(MAKE) --no-print-directory images && \
 	  $(BIN)/pytest tests/e2e $(if $(MARK),-m $(MARK)) --timeout 900
 
-.PHONY: images kind-up kind-load kind-demo kind-test
+.PHONY: version base-image images sbom audit kind-up kind-load kind-demo kind-test
 
 clean: ## Remove the environment, runs and caches
 	rm -rf $(VENV) runs dist examples/data .pytest_cache .ruff_cache .hypothesis

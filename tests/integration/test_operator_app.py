@@ -398,7 +398,7 @@ async def test_nothing_is_written_by_a_replica_that_may_no_longer_act(
         fenced.merge_patch(CONFIG_MAPS, namespace, "one", {"data": {"k": "v"}}),
         fenced.delete(CONFIG_MAPS, namespace, "one", uid=uid),
     ):
-        with pytest.raises(ApiError, match="no longer the active one"):
+        with pytest.raises(ApiError, match="no longer holds the lease"):
             await write
     await transport.close()
 

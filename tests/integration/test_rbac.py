@@ -6,7 +6,7 @@ import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,6 +25,7 @@ from support.kubernetes.chart import Object, objects
 
 SECRETS = Resource("", "v1", "secrets")
 NAMESPACES = Resource("", "v1", "namespaces")
+SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts")
 RELEASE = "pretrain-operator"
 REPLICA = "pretrain-operator-0"
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
@@ -149,14 +150,15 @@ def a_replica(name: str, deployment: Object) -> Object:
 def flags(deployment: Object, ours: Options, proxy: ApiProxy, system: str) -> Options:
     """The chart's, so that the names in them are those in its roles."""
     [container] = deployment["spec"]["containers"]
-    chart = parse_options(container["args"], {"POD_NAME": REPLICA, "POD_NAMESPACE": system})
-    return replace(
-        ours,
-        namespace=chart.namespace,
-        lease_name=chart.lease_name,
-        pod_name=chart.pod_name,
-        pod_namespace=chart.pod_namespace,
-        kubeconfig=proxy.kubeconfig,
+    chart = parse_options(container["args"])
+    return ours.model_copy(
+        update={
+            "namespace": chart.namespace,
+            "lease_name": chart.lease_name,
+            "pod_name": REPLICA,
+            "pod_namespace": system,
+            "kubeconfig": proxy.kubeconfig,
+        }
     )
 
 
@@ -278,6 +280,38 @@ async def test_the_operator_can_read_no_secret(installation: Installation) -> No
         assert await is_forbidden(operator, JOBS, None) == (installation.options.namespace is not None)
         with pytest.raises(ApiError, match="forbidden"):
             await operator.get(SECRETS, town.namespace, "s3-credentials")
+
+
+async def test_a_captured_operator_runs_pods_as_any_account_and_with_any_secret_of_the_namespaces_that_it_watches(
+    installation: Installation,
+) -> None:
+    """The reason why docs/security.md recommends `watchNamespace`."""
+    town, elsewhere = installation.town, f"elsewhere-{uuid.uuid4().hex[:8]}"
+    await town.api.create(NAMESPACES, None, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": elsewhere}})
+    for namespace in (town.namespace, elsewhere):
+        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "cluster-admin"}}
+        await town.api.create(SERVICE_ACCOUNTS, namespace, account)
+
+    async with connected(installation.kubeconfig) as operator:
+        assert await starts_a_pod(operator, town.namespace)
+        assert await starts_a_pod(operator, elsewhere) == (installation.options.namespace is None)
+
+
+async def starts_a_pod(api: Api, namespace: str) -> bool:
+    """Try to start a pod with another's service account and Secret."""
+    spec = {
+        "serviceAccountName": "cluster-admin",
+        "containers": [{"name": "shell", "image": "shell"}],
+        "volumes": [{"name": "theirs", "secret": {"secretName": "s3-credentials"}}],
+    }
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "captured"}, "spec": spec}
+    try:
+        await api.create(PODS, namespace, pod)
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return False
+    return True
 
 
 async def is_forbidden(api: Api, resource: Resource, namespace: str | None) -> bool:

@@ -56,7 +56,18 @@ def test_the_documents_have_commands() -> None:
     programs = {words[0].rpartition("/")[2] for _, words in ALL}
 
     assert {"make", "pretrain", "kubectl", "helm", "python"} <= programs
-    assert programs <= {"make", "pretrain", "kubectl", "helm", "python", "pytest"}
+    assert programs <= {"make", "pretrain", "kubectl", "helm", "python", "pytest", "cosign", "gh", "docker"}
+
+
+def test_a_published_image_is_verified_against_the_workflow_that_publishes_it() -> None:
+    verified = [words for where, words in ALL if where == "docs/how-to/verify-release.md"]
+    options = [dict(pairwise(words)) for words in verified if words[:2] == ["cosign", "verify"]]
+    (identity,) = [it["--certificate-identity-regexp"] for it in options]
+    workflow = re.findall(r"/(\\.github/.+)@", identity)[0].replace("\\", "")
+
+    assert (ROOT / workflow).exists()
+    assert [words[:3] for words in verified if words[0] == "gh"] == [["gh", "attestation", "verify"]] * 2
+    assert [words[:4] for words in verified if words[0] == "docker"] == [["docker", "buildx", "imagetools", "inspect"]]
 
 
 @of("pretrain", ALL)

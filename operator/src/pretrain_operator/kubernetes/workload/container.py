@@ -107,7 +107,7 @@ def _environment(job: PretrainJob, template: Template) -> Iterator[Object]:
     yield {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     yield {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
     from_secret = dict(_credentials(job))
-    own = [variable for variable in template.worker.get("env", ()) if variable.get("name") not in from_secret]
+    own = [variable for variable in template.worker.get("env", ()) if _name(variable) not in from_secret]
     yield from ({"name": name, "valueFrom": {"secretKeyRef": key}} for name, key in from_secret.items())
     yield from own
     defaults = {
@@ -117,8 +117,13 @@ def _environment(job: PretrainJob, template: Template) -> Iterator[Object]:
         "TRITON_CACHE_DIR": "/tmp/triton",
         THREADS_VARIABLE: str(template.threads),
     }
-    given = {variable.get("name") for variable in own}
+    given = {_name(variable) for variable in own}
     yield from ({"name": name, "value": value} for name, value in defaults.items() if name not in given)
+
+
+def _name(variable: Object) -> str:
+    """Return the name of an environment variable; the API server refuses names that are not strings."""
+    return str(variable.get("name", ""))
 
 
 def _credentials(job: PretrainJob) -> Iterator[tuple[str, Object]]:
