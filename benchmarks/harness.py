@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, the quickstart's model, and the same trainer under plain torchrun."""
+"""Shared parts of the benchmarks: machine, quickstart job, and our trainer under plain torchrun."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JOB = ROOT / "examples" / "quickstart.yaml"
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on."""
+    """Describe the machine of a measurement."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -39,12 +39,12 @@ def _cpu() -> str:
 
 
 def prepare_corpus() -> None:
-    """The quickstart's corpus, built if it is not there."""
+    """Build the quickstart's corpus if it is missing."""
     subprocess.run([sys.executable, "-m", "tools.corpus", "examples/data"], cwd=ROOT, check=True)
 
 
 def pretrain_run(out: Path, *options: str) -> tuple[dict, list[dict]]:
-    """`pretrain run` of the quickstart's job: (report, lines of metrics.jsonl)."""
+    """Run the quickstart's job with `pretrain run`; return the report and the lines of metrics.jsonl."""
     command = [str(Path(sys.executable).parent / "pretrain"), "run", str(JOB), "--out", str(out), *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
@@ -55,7 +55,7 @@ def pretrain_run(out: Path, *options: str) -> tuple[dict, list[dict]]:
 
 @dataclass
 class Torchrun:
-    """One node's plain `torchrun` of our trainer, which prints what rank 0 reports as JSON lines."""
+    """Plain `torchrun` of our trainer on one node; rank 0 prints its reports as JSON lines."""
 
     config: Path
     options: tuple[str, ...]
@@ -79,11 +79,11 @@ class Torchrun:
 
     @property
     def running(self) -> bool:
-        """The launcher has not exited."""
+        """True until the launcher exits."""
         return self.process.poll() is None
 
     def kill(self) -> None:
-        """SIGKILL the launcher and its ranks, as the loss of a node would."""
+        """SIGKILL the launcher and its ranks, like the loss of a node."""
         if not self.running:
             return
         tree = psutil.Process(self.process.pid)
@@ -93,7 +93,7 @@ class Torchrun:
 
 
 def trainer_config(folder: Path, run_config: Path, **changes: object) -> Path:
-    """The configuration that `pretrain run` wrote, with other checkpoints: the same model, data and steps."""
+    """Write the configuration of a `pretrain run` with changes: same model and data, own checkpoints."""
     config = json.loads(run_config.read_text())
     config["checkpoint"]["storage"] = {"path": str(folder / "checkpoints")}
     config["checkpoint"]["interval"] = changes.pop("interval")

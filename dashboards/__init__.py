@@ -1,1 +1,1 @@
-"""The Grafana dashboards, as code. `python -m dashboards` writes the chart's JSON files."""
+"""Grafana dashboards as code. `python -m dashboards` writes the chart's JSON files."""

@@ -1,11 +1,11 @@
-"""All jobs at a glance: who trains, how fast, how well, and which one wants attention."""
+"""Fleet dashboard: phases, speed and goodput of all jobs."""
 
 from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard as builder
 
-from dashboards.frame import a_dashboard, variable
-from dashboards.look import (
+from dashboards.layout import a_dashboard, variable
+from dashboards.panels import (
     CAUSES,
     GREEN,
     ORANGE,
@@ -25,22 +25,22 @@ JOB_LINK = "/d/pretrain-job?var-namespace=${__data.fields.Namespace}&var-name=${
 
 
 def each(metric: str, more: str = "", per: str = KEYS) -> str:
-    """A gauge of every job."""
+    """Query a gauge of every job."""
     return f"max by ({per}) ({metric}{{{JOBS}{more}}})"
 
 
 def column(expr: str) -> Query:
-    """A column of the table."""
+    """Query a column of the table."""
     return Query(expr, instant=True)
 
 
 def dashboard() -> builder.Dashboard:
-    """The dashboard of all jobs."""
+    """Build the dashboard of all jobs."""
     namespaces = variable("namespace", "Namespace", "label_values(pretrain_job_phase, namespace)", all_of_them=True)
     return a_dashboard(
         "Pre-training / Fleet",
         "pretrain-fleet",
-        "All PretrainJobs: phases, speed, goodput, restarts. A row of the table leads to the job's own dashboard.",
+        "All PretrainJobs: phases, speed, goodput, restarts. Rows of the table link to the jobs' dashboards.",
         (namespaces,),
         (("Now", NOW), ("Jobs", JOBS_PANELS), ("Over time", OVER_TIME)),
         since="now-6h",
@@ -56,43 +56,43 @@ TRAINING = each("pretrain_job_workers", ',state="Training"')
 
 
 NOW = (
-    number("Jobs that train", "Steps are being done.", _count("Training"), thresholds=((None, GREEN),), span=3),
+    number("Training jobs", "Jobs in phase Training.", _count("Training"), thresholds=((None, GREEN),), span=3),
     number(
-        "Jobs on the way",
-        "Pending, starting, or holding between two generations.",
+        "Starting and waiting jobs",
+        "Jobs in phase Pending, Starting or Holding.",
         _count("Pending|Starting|Holding"),
         span=3,
     ),
     number(
-        "Jobs that recover",
-        "A fault is being overcome.",
+        "Recovering jobs",
+        "Jobs in phase Recovering.",
         _count("Recovering"),
         thresholds=((None, GREEN), (1, ORANGE)),
         span=3,
     ),
     number(
-        "Jobs that failed",
-        "Until they are deleted.",
+        "Failed jobs",
+        "Jobs in phase Failed, until they are deleted.",
         _count("Failed"),
         thresholds=((None, GREEN), (1, RED)),
         span=3,
     ),
     number(
-        "Workers that train, all jobs",
-        "Members of generations.",
+        "Training workers, all jobs",
+        "Workers that are members of a generation.",
         Query(f"sum({TRAINING})"),
         span=3,
     ),
     number(
         "Tokens per second, all jobs",
-        "Of the jobs that train now.",
+        "Sum over the jobs that train now.",
         Query(f"sum({each('pretrain_job_tokens_per_second')})"),
         "short",
         span=3,
     ),
     number(
-        "Goodput of the last hour",
-        "Share of training in the time of all jobs, without queueing and suspension.",
+        "Goodput, last hour",
+        "Share of training in all jobs' time, without queueing and suspension.",
         Query(
             f'sum(rate(pretrain_job_goodput_seconds_total{{{JOBS},state="training"}}[1h]))'
             f' / (sum(rate(pretrain_job_goodput_seconds_total{{{JOBS},state!~"queued|suspended"}}[1h])) > 0)'
@@ -103,8 +103,8 @@ NOW = (
         decimals=1,
     ),
     number(
-        "Restarts of the last hour",
-        "Generations that a fault ended, over all jobs.",
+        "Restarts, last hour",
+        "Generations ended by a fault, over all jobs.",
         Query(f"sum(increase(pretrain_job_restarts_total{{{JOBS}}}[1h]))"),
         span=3,
         decimals=0,
@@ -114,7 +114,7 @@ NOW = (
 JOBS_PANELS = (
     columns(
         "All jobs",
-        "One row for each job. Its name leads to its dashboard.",
+        "One row per job. The name links to its dashboard.",
         column(f"max by ({KEYS}, phase) (pretrain_job_phase{{{JOBS}}}) == 1"),
         {"namespace": "Namespace", "name": "Job", "phase": "Phase"},
         {
@@ -128,7 +128,7 @@ JOBS_PANELS = (
             "Generation": (column(each("pretrain_job_generation")), ""),
             "Goodput": (column(each("pretrain_job_goodput_ratio")), "percentunit"),
             "Restarts, 1 h": (column(f"sum by ({KEYS}) (increase(pretrain_job_restarts_total{{{JOBS}}}[1h]))"), "none"),
-            "Checkpoint's age": (column(f"time() - {each('pretrain_job_last_checkpoint_timestamp_seconds')}"), "s"),
+            "Checkpoint age": (column(f"time() - {each('pretrain_job_last_checkpoint_timestamp_seconds')}"), "s"),
         },
         link=("Job", JOB_LINK),
     ),
@@ -137,14 +137,14 @@ JOBS_PANELS = (
 OVER_TIME = (
     lines(
         "Tokens per second by job",
-        "Stacked: the top is the fleet's speed.",
+        "Stacked: the top is the speed of the fleet.",
         (Query(each("pretrain_job_tokens_per_second"), "{{namespace}}/{{name}}"),),
         "short",
         stacked=True,
     ),
     lines(
-        "Where the fleet's time goes",
-        "Seconds of all jobs by what they were spent on; green is progress.",
+        "Fleet time by state",
+        "Time of all jobs by goodput state; green is training.",
         (
             Query(
                 f"sum by (state) (rate(pretrain_job_goodput_seconds_total{{{JOBS}}}[$__rate_interval])) > 0",
@@ -157,21 +157,21 @@ OVER_TIME = (
     ),
     lines(
         "Jobs by phase",
-        "All jobs that there are.",
+        "All existing jobs.",
         (Query(f"count by (phase) (max by ({KEYS}, phase) (pretrain_job_phase{{{JOBS}}}) == 1)", "{{phase}}"),),
         stacked=True,
         colours=PHASES,
     ),
     lines(
         "Workers by state, all jobs",
-        "Lost or starting ones that stay point to nodes or quota.",
+        "Workers that stay Lost or Starting indicate node or quota problems.",
         (Query(f"sum by (state) (max by ({KEYS}, state) (pretrain_job_workers{{{JOBS}}})) > 0", "{{state}}"),),
         stacked=True,
         colours=WORKERS,
     ),
     lines(
         "Restarts by cause, all jobs",
-        "Many at once on several jobs: look at nodes and network first.",
+        "If several jobs restart at once, check nodes and network first.",
         (
             Query(
                 f"sum by (cause) (increase(pretrain_job_restarts_total{{{JOBS}}}[$__rate_interval])) > 0", "{{cause}}"

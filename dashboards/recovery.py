@@ -1,11 +1,11 @@
-"""Faults: how often, how long they interrupt training, in which phase the seconds go, and what they cost."""
+"""Recovery dashboard: number, duration, phases and cost of faults."""
 
 from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard as builder
 
-from dashboards.frame import a_dashboard, job_variables
-from dashboards.look import CAUSES, GREEN, ORANGE, RECOVERY, RED, SPENT, Query, columns, heat, lines, number
+from dashboards.layout import a_dashboard, job_variables
+from dashboards.panels import CAUSES, GREEN, ORANGE, RECOVERY, RED, SPENT, Query, columns, heat, lines, number
 
 JOBS = 'namespace=~"$namespace",name=~"$name"'
 INTERRUPTION = "pretrain_job_interruption_seconds"
@@ -13,13 +13,13 @@ SLOW = ((None, GREEN), (10.0, ORANGE), (60.0, RED))
 
 
 def dashboard() -> builder.Dashboard:
-    """The dashboard of faults and recoveries."""
+    """Build the dashboard of faults and recoveries."""
     return a_dashboard(
         "Pre-training / Recovery",
         "pretrain-recovery",
-        "Faults of the chosen jobs and how they were overcome: from the fault to the first step after it.",
+        "Faults of the selected jobs and their recoveries, from the fault to the first step after it.",
         job_variables(all_of_them=True),
-        (("In the time range shown", RANGE), ("How long", DURATION), ("Why and at what cost", COST)),
+        (("In the time range shown", RANGE), ("Duration", DURATION), ("Cause and cost", COST)),
         since="now-24h",
     )
 
@@ -31,19 +31,19 @@ def _quantile(share: float, window: str) -> str:
 RANGE = (
     number(
         "Faults",
-        "Generations that a fault ended.",
+        "Generations ended by a fault.",
         Query(f"sum(increase(pretrain_job_restarts_total{{{JOBS}}}[$__range]))", instant=True),
         decimals=0,
     ),
     number(
-        "Overcome",
-        "Incidents after which training went on.",
+        "Recovered",
+        "Incidents after which training resumed.",
         Query(f"sum(increase({INTERRUPTION}_count{{{JOBS}}}[$__range]))", instant=True),
         decimals=0,
     ),
     number(
         "Typical interruption",
-        "Half of the incidents were overcome in this time, from the fault to the first step after it.",
+        "Median time from the fault to the first step after it.",
         Query(_quantile(0.5, "$__range"), instant=True),
         "s",
         SLOW,
@@ -51,7 +51,7 @@ RANGE = (
     ),
     number(
         "Slow interruption",
-        "95 % of the incidents were overcome in this time.",
+        "95 % of incidents recovered within this time.",
         Query(_quantile(0.95, "$__range"), instant=True),
         "s",
         SLOW,
@@ -59,14 +59,14 @@ RANGE = (
     ),
     number(
         "Steps lost to faults",
-        "Steps that had to be done again.",
+        "Steps that were repeated.",
         Query(f"sum(increase(pretrain_job_lost_steps_total{{{JOBS}}}[$__range]))", instant=True),
         "short",
         decimals=0,
     ),
     number(
         "Time lost to faults",
-        "Recovering, starting, restoring, and doing lost steps again, summed over the jobs.",
+        "Recovering, restoring and repeating lost steps, summed over the jobs.",
         Query(
             "sum(increase(pretrain_job_goodput_seconds_total"
             f'{{{JOBS},state=~"recovering|restoring|redoing"}}[$__range]))',
@@ -79,23 +79,23 @@ RANGE = (
 DURATION = (
     heat(
         "Interruptions",
-        "How many incidents took how long, from the fault to the first step after it.",
+        "Distribution of the time from the fault to the first step after it.",
         Query(f"sum by (le) (increase({INTERRUPTION}_bucket{{{JOBS}}}[$__rate_interval]))", "{{le}}"),
         "s",
     ),
     lines(
         "Typical and slow interruptions",
-        "Over the last hour at each point.",
+        "Quantiles over the last hour.",
         (
-            Query(_quantile(0.5, "1h"), "half are shorter than"),
-            Query(_quantile(0.95, "1h"), "95 % are shorter than"),
+            Query(_quantile(0.5, "1h"), "median"),
+            Query(_quantile(0.95, "1h"), "95th percentile"),
         ),
         "s",
     ),
     lines(
         "Phases of a recovery",
-        "Mean over the last hour, stacked: detect (from the fault to its discovery), reform (a new generation), "
-        "restart (all ranks run), restore (the state stands), first step.",
+        "Mean over the last hour, stacked: detect (fault to detection), reform (to the new generation), restart (to "
+        "running ranks), restore (to the restored state), first step.",
         (
             Query(
                 f"sum by (phase) (increase(pretrain_job_recovery_seconds_sum{{{JOBS}}}[1h]))"
@@ -109,7 +109,7 @@ DURATION = (
     ),
     lines(
         "Slow phases",
-        "95 % of the recoveries of the last hour spent no more than this in each phase.",
+        "95th percentile of each phase over the last hour.",
         (
             Query(
                 "histogram_quantile(0.95, sum by (le, phase) "
@@ -125,8 +125,8 @@ DURATION = (
 COST = (
     lines(
         "Faults by cause",
-        "WorkerLost: pod or process gone. WorkerSilent: no contact and no steps. RankFailed: the program ended. "
-        "Hang: no step for too long.",
+        "WorkerLost: pod or process gone. WorkerSilent: no contact and no steps. RankFailed: the program exited. "
+        "Hang: no step within the timeout.",
         (
             Query(
                 f"sum by (cause) (increase(pretrain_job_restarts_total{{{JOBS}}}[$__rate_interval])) > 0", "{{cause}}"
@@ -137,8 +137,8 @@ COST = (
         colours=CAUSES,
     ),
     lines(
-        "Time that faults cost",
-        "Share of the jobs' time spent on anything but training because of faults.",
+        "Time lost by state",
+        "Share of the jobs' time that faults cost.",
         (
             Query(
                 "sum by (state) (rate(pretrain_job_goodput_seconds_total"
@@ -152,7 +152,7 @@ COST = (
     ),
     columns(
         "Jobs with faults",
-        "In the time range shown.",
+        "Jobs with at least one fault in the time range shown.",
         Query(
             f"sum by (namespace, name) (increase(pretrain_job_restarts_total{{{JOBS}}}[$__range])) > 0", instant=True
         ),

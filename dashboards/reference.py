@@ -1,4 +1,4 @@
-"""Page docs/metrics.md: every metric in a table."""
+"""Page docs/metrics.md: tables of all metrics."""
 
 from __future__ import annotations
 

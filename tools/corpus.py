@@ -1,7 +1,7 @@
-"""The quickstart's corpus: real text that is on every machine with Python, tokenised into weighted sources.
+"""Corpus of the quickstart: text that comes with every Python, tokenised into weighted sources.
 
-Code is the standard library's own modules; prose is the language reference that `help()` shows and the standard
-library's longer docstrings. Every twentieth document is held out for validation.
+Code: modules of the standard library. Prose: the language reference shown by `help()` and the standard library's longer
+docstrings. Every twentieth document is held out for validation.
 
     python -m tools.corpus OUT_DIR
 """
@@ -33,7 +33,7 @@ HELD_OUT_EVERY = 20
 
 @dataclass(frozen=True)
 class Texts:
-    """The documents of one source, split."""
+    """Documents of a source, split into training and held-out."""
 
     training: tuple[str, ...]
     held_out: tuple[str, ...]
@@ -45,7 +45,7 @@ def main(out: Path) -> None:
     stamp = out / "built-from.json"
     origin = json.dumps({"python": platform.python_version(), "vocabulary": VOCABULARY, "bytes": CODE_BYTES})
     if stamp.exists() and stamp.read_text() == origin:
-        console.print(f"corpus: {out} is there already")
+        console.print(f"corpus: {out} is up to date")
         return
     sources = {"code": _split(list(_code())), "prose": _split(list(_prose()))}
     sample = _sample([text for source in sources.values() for text in source.training])
@@ -63,7 +63,7 @@ def _write(tokenizer: Tokenizer, out: Path, name: str, source: Texts, console: C
 
 
 def _code() -> Iterator[str]:
-    """Modules of the standard library, without its tests, up to CODE_BYTES."""
+    """Iterate over modules of the standard library, without its tests, up to CODE_BYTES."""
     total = 0
     for _, text in _modules():
         if total > CODE_BYTES:
@@ -73,8 +73,8 @@ def _code() -> Iterator[str]:
 
 
 def _prose() -> Iterator[str]:
-    """The language reference as `help()` has it, then the longer docstrings of the standard library."""
-    from pydoc_data.topics import topics  # one megabyte, wanted here only
+    """Iterate over the language reference of `help()`, then the longer docstrings of the standard library."""
+    from pydoc_data.topics import topics  # one megabyte, used only here
 
     yield from (topics[name] for name in sorted(topics))
     seen: set[str] = set()
@@ -112,7 +112,7 @@ def _split(documents: Sequence[str]) -> Texts:
 
 
 def _sample(documents: Sequence[str]) -> list[str]:
-    """Documents spread over the whole corpus, TOKENIZER_BYTES of them in all."""
+    """Select documents spread over the whole corpus, TOKENIZER_BYTES in total."""
     stride = max(1, sum(map(len, documents)) // TOKENIZER_BYTES)
     return list(documents[::stride])
 

@@ -1,4 +1,4 @@
-"""Files that are written from code: writing them, and telling when they have drifted from it."""
+"""Generated files: write them, or report their drift from the code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def drift(root: Path, texts: Mapping[Path, str]) -> str:
-    """A unified diff from the files below `root` to these texts; empty when they are up to date."""
+    """Return a unified diff from the files below `root` to these texts; empty if they are up to date."""
     diffs: list[str] = []
     for path, wanted in sorted(texts.items()):
         found = (root / path).read_text(encoding="utf-8") if (root / path).exists() else ""
@@ -21,7 +21,7 @@ def drift(root: Path, texts: Mapping[Path, str]) -> str:
 def write_or_check(
     program: str, about: str | None, root: Path, texts: Mapping[Path, str], drift: Callable[[Path], str]
 ) -> int:
-    """A program's whole work: write the files, or with --check print their drift and return 1 when there is any."""
+    """Write the files, or with --check print their drift and return 1 if there is any."""
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description=about)
     parser.add_argument("--check", action="store_true", help="print the diff and exit 1 instead of writing")
     if parser.parse_args().check:

@@ -1,9 +1,9 @@
-"""Whether it pays to reduce gradients in buckets while backward goes on: beside one reduction at the end, and DDP.
+"""Benchmark of gradient reduction: buckets overlapped with backward, one reduction at the end, and DDP.
 
     python benchmarks/buckets/run.py [--rounds 5] [--steps 6] [--ranks 2]
 
-Each rank is a process with one thread, over gloo on one machine. A step is two micro-batches forward and backward and
-their reduction, without an optimizer. Every round runs each way once, in an order that is turned round every time.
+Each rank is a process with one thread, over gloo on one machine. A step is forward, backward and reduction of two
+micro-batches, without an optimizer. Every round runs each variant once, in alternating order.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--ranks", type=int, default=2, help="one a core, or scheduling is what is measured")
+    parser.add_argument("--ranks", type=int, default=2, help="one per core, to exclude scheduling effects")
     arguments = parser.parse_args()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555", "GLOO_SOCKET_IFNAME": "lo"}
     multiprocessing.spawn(_rank, (arguments.ranks, arguments.rounds, arguments.steps), nprocs=arguments.ranks)
@@ -69,7 +69,7 @@ def _rank(rank: int, ranks: int, rounds: int, steps: int) -> None:
 
 
 def flat(bucket_bytes: int) -> SECONDS_PER_STEP:
-    """Our own all-reduces, in buckets of so many bytes."""
+    """Time our all-reduce in buckets of `bucket_bytes`."""
     model = a_model()
     gradients = FlatGradients(model.parameters(), bucket_bytes)
 
@@ -83,7 +83,7 @@ def flat(bucket_bytes: int) -> SECONDS_PER_STEP:
 
 
 def ddp() -> SECONDS_PER_STEP:
-    """The same with torch's own data parallel."""
+    """Time torch's DistributedDataParallel."""
     model = a_model()
     parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
     tail = torch.zeros(3)
@@ -115,7 +115,7 @@ def micro_batches() -> list[Tensor]:
 
 
 def timed(step: Callable[[], None]) -> SECONDS_PER_STEP:
-    """Seconds that a step takes, as the mean of so many."""
+    """Return a function that measures the mean seconds per step."""
 
     def time_steps(steps: int) -> float:
         dist.barrier()
@@ -129,7 +129,7 @@ def timed(step: Callable[[], None]) -> SECONDS_PER_STEP:
 
 def show(times: dict[str, list[float]]) -> None:
     first, *_ = times
-    table = Table("way", "ms a step, median", "least", "most", f"median of ratios to {first}")
+    table = Table("variant", "ms per step, median", "minimum", "maximum", f"median of ratios to {first}")
     ratios = {
         name: statistics.median(mine / other for mine, other in zip(own, times[first], strict=True))
         for name, own in times.items()

@@ -1,4 +1,4 @@
-"""What the disk and the S3 service can do themselves, with the same bytes."""
+"""Baselines: raw bandwidth of the disk and the S3 service with the same bytes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from botocore.config import Config
 
 BLOCK = 16 << 20
 THREADS = 8
-"""As `pretrain_store.s3` has them."""
+"""Same as in `pretrain_store.s3`."""
 
 
 def write(path: Path, data: memoryview) -> None:
-    """Sequentially, then fsync."""
+    """Write sequentially, then fsync."""
     with path.open("wb", buffering=0) as file:
         for start in range(0, len(data), BLOCK):
             file.write(data[start : start + BLOCK])
@@ -25,15 +25,15 @@ def write(path: Path, data: memoryview) -> None:
 
 
 def read(path: Path) -> None:
-    """Sequentially, into one buffer."""
+    """Read sequentially into one buffer."""
     buffer = bytearray(BLOCK)
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
 
 
-def forget(folder: Path) -> None:
-    """Have the kernel drop what it caches of the files below a folder, which are synced."""
+def drop_caches(folder: Path) -> None:
+    """Drop the page cache of the synced files below a folder."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -41,7 +41,7 @@ def forget(folder: Path) -> None:
 
 
 class PlainS3:
-    """boto3 by itself."""
+    """Plain boto3."""
 
     def __init__(self, environ: Mapping[str, str], bucket: str) -> None:
         config = Config(max_pool_connections=2 * THREADS, s3={"addressing_style": "path"})
@@ -60,20 +60,20 @@ class PlainS3:
         )
 
     def make_bucket(self) -> None:
-        """The bucket, unless it is there."""
+        """Create the bucket unless it exists."""
         if self._bucket not in {bucket["Name"] for bucket in self._client.list_buckets()["Buckets"]}:
             self._client.create_bucket(Bucket=self._bucket)
 
     def upload(self, path: Path) -> None:
-        """A multipart upload."""
+        """Upload in parts."""
         self._client.upload_file(str(path), self._bucket, "plain", Config=self._transfer)
 
     def download(self, path: Path) -> None:
-        """Parallel ranged reads."""
+        """Download with parallel ranged reads."""
         self._client.download_file(self._bucket, "plain", str(path), Config=self._transfer)
 
     def clear(self, prefix: str) -> None:
-        """Remove what the benchmark put."""
+        """Delete the objects of the benchmark."""
         for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
             for item in page.get("Contents", ()):
                 self._client.delete_object(Bucket=self._bucket, Key=item["Key"])

@@ -1,20 +1,18 @@
-"""What saving and restoring costs, beside what disk, S3 service and torch do by themselves, in one run.
+"""Benchmark of saving and restoring against raw disk, raw S3 and torch.
 
     python benchmarks/checkpoint/run.py [--parameters 60e6] [--rounds 6] [--folder DIR] [--bucket NAME]
 
-A decoder with AdamW (12 bytes a parameter), one process with one thread, as a rank has it. Figures are medians; ours
-and the plain way take turns, and every second round goes the other way round. On a machine that is busy with something
-else compare the CPU seconds, or give `--patience`: each measurement of a bandwidth then waits so long for idle cores.
-How idle they were is in the JSON.
+A decoder with AdamW (12 bytes per parameter) in one process with one thread, like a rank. Figures are medians; ours and
+the baseline take turns in alternating order. On a busy machine compare CPU seconds, or give `--patience`: bandwidth
+measurements then wait for idle cores. The idle share is in the JSON.
 
-Bandwidth: our checkpointer (copy, digest, upload, manifest; and fetch, verify, load into new memory) beside the same
-bytes written in one go and synced, or read in one go after the kernel dropped its cache; for S3 beside boto3's own
-multipart upload and ranged download with as many threads. The service is the one that AWS_ENDPOINT_URL names, else moto
-as a process of its own, which is slow.
+Bandwidth: our checkpointer (copy, digest, upload, manifest; and fetch, verify, load into new memory) against
+the same bytes written sequentially and synced, or read sequentially with cold caches; for S3 against boto3's multipart
+upload and ranged download with as many threads. The service is AWS_ENDPOINT_URL, or else a moto process, which is slow.
 
-The step loop: what our save makes it wait for, beside a synchronous `torch.save` and `dcp.async_save` with defaults;
-the time of steps beside a save under way over that of others; the most memory that the process had more than without
-saves, over the size of the state, for the first save and later ones. Each in a process of its own.
+Step loop: stall of our save against a synchronous `torch.save` and `dcp.async_save` with defaults; time of steps during
+a save over that of others; additional peak memory over the size of the state, for the first save and later ones. Each
+variant runs in its own process.
 """
 
 from __future__ import annotations
@@ -48,11 +46,11 @@ WAYS = ("ours, folder", "ours, s3", "torch.save", "dcp.async_save")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=float, default=60e6)
-    parser.add_argument("--rounds", type=int, default=6, help="an even number, since they go in turns")
-    parser.add_argument("--folder", default="/tmp", help="on the disk that is measured")
-    parser.add_argument("--bucket", default="pretrain-bench", help="made if it is not there")
-    parser.add_argument("--patience", type=float, default=0, help="seconds to wait each time for idle cores")
-    parser.add_argument("--only", choices=(*LIMITS, "steps"), help="one part of it")
+    parser.add_argument("--rounds", type=int, default=6, help="even, since variants alternate")
+    parser.add_argument("--folder", default="/tmp", help="on the measured disk")
+    parser.add_argument("--bucket", default="pretrain-bench", help="created if missing")
+    parser.add_argument("--patience", type=float, default=0, help="maximum seconds to wait for idle cores")
+    parser.add_argument("--only", choices=(*LIMITS, "steps"), help="run only this part")
     arguments = parser.parse_args()
     order = {name: getattr(arguments, name) for name in ("parameters", "rounds", "folder", "bucket", "patience")}
     bandwidths: dict[str, dict[str, Any]] = {}
@@ -69,7 +67,7 @@ def main() -> None:
 
 @contextmanager
 def s3_service() -> Iterator[tuple[str, Mapping[str, str]]]:
-    """What serves S3, and the environment by which it is found."""
+    """Provide an S3 service: its name and the environment to reach it."""
     if url := os.environ.get("AWS_ENDPOINT_URL"):
         yield url, os.environ
         return
@@ -97,7 +95,7 @@ def s3_service() -> Iterator[tuple[str, Mapping[str, str]]]:
 
 
 def await_answer(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Until the service listens."""
+    """Wait until the service listens."""
     while process.poll() is None:
         try:
             urlopen(url).close()
@@ -109,7 +107,7 @@ def await_answer(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def measured(order: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """What `measure.py` finds."""
+    """Run `measure.py` and return its result."""
     done = subprocess.run(
         [sys.executable, str(HERE / "measure.py"), json.dumps(order)],
         stdout=subprocess.PIPE, text=True, env={**environ, "OMP_NUM_THREADS": "1"},
@@ -120,12 +118,12 @@ def measured(order: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, 
 
 
 def median(rounds: list[dict[str, Any]], name: str) -> float:
-    """Of what the rounds have; 0 where they have nothing."""
+    """Return the median over the rounds that have a value; 0 without any."""
     return statistics.median([found[name] for found in rounds if found.get(name) is not None] or [0.0])
 
 
 def show(bandwidths: dict[str, dict[str, Any]], ways: dict[str, dict[str, Any]], service: str) -> None:
-    """The tables for people, then one line of JSON."""
+    """Print the tables, then one line of JSON."""
     console = Console(width=150)
     figures: dict[str, Any] = {"benchmark": "checkpoint", "s3": service}
     if bandwidths:
@@ -136,7 +134,7 @@ def show(bandwidths: dict[str, dict[str, Any]], ways: dict[str, dict[str, Any]],
 
 
 def bandwidth_table(bandwidths: dict[str, dict[str, Any]], figures: dict[str, Any]) -> Table:
-    """MB/s, the ratio to the limit (the median of the rounds' own), and CPU seconds, ours and the limit's."""
+    """Build the table of MB/s, ratio to the baseline (median over rounds) and CPU seconds of both."""
     table = Table(title=f"Bandwidth, MB/s (goal: at least {GOAL} of the limit)")
     left = ("place", "what", "seconds by stage")
     for column in ("place", "MB", "what", "ours", "limit", "from, to", "ratio", "from, to", "CPU s", left[-1]):
@@ -169,15 +167,15 @@ def bandwidth_table(bandwidths: dict[str, dict[str, Any]], figures: dict[str, An
 
 
 def steps_table(ways: dict[str, dict[str, Any]], figures: dict[str, Any]) -> Table:
-    """What each way costs the step loop."""
+    """Build the table of each variant's cost for the step loop."""
     table = Table(title="The step loop (seconds; memory over the size of the state)")
     columns = (
         "way",
         "stall",
         "first stall",
         "steps beside",
-        "their time",
-        "lost a save",
+        "step time",
+        "lost per save",
         "CPU",
         "memory, first",
         "later",

@@ -1,4 +1,4 @@
-"""What is saved: a decoder with AdamW, whose state is 12 bytes a parameter, and steps of it; and our checkpointer."""
+"""Workload: a decoder with AdamW (12 bytes of state per parameter), and our checkpointer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from pretrain_api.checkpoint.lineage import JobIdentity
 from pretrain_api.messages.protocol import Generation
 from pretrain_api.messages.trainer_config import TrainerConfig, trainer_config
 from pretrain_api.spec.job import Checkpoint, Interval, Retain, Storage
-from pretrain_api.spec.model import resolve
-from pretrain_api.spec.training import Model
+from pretrain_api.spec.model import Model, resolve
 from pretrain_cli.inputs.job_file import load_job
 from pretrain_trainer.checkpoint import Checkpointer
 from pretrain_trainer.checkpoint.dcp.state import tensors_of
@@ -34,7 +33,7 @@ _IDENTITY = JobIdentity(
 
 
 class Work:
-    """A model of about so many parameters. A step takes one sequence: long enough to be disturbed, no longer."""
+    """Model of about `parameters` parameters. A step takes one sequence: just long enough to be disturbed by a save."""
 
     def __init__(self, parameters: float, initialised: bool = True) -> None:
         layers = max(1, round((parameters - ROWS * WIDTH) / (12 * WIDTH * WIDTH)))
@@ -47,19 +46,19 @@ class Work:
         self._windows = torch.randint(ROWS, (1, CONTEXT + 1), generator=torch.Generator().manual_seed(1))
 
     def step(self) -> None:
-        """Forward, backward, update."""
+        """Run forward, backward and update."""
         self.optimizer.zero_grad()
         self._objective(self.model, self._windows).backward()
         self.optimizer.step()
 
     @property
     def bytes(self) -> int:
-        """Size of the state."""
+        """Bytes of the state."""
         return sum(tensor.nbytes for tensor in tensors_of(self.model, self.optimizer).values())
 
 
 class Ours:
-    """Our checkpointer, as a job of one worker has it: generation after generation of one history."""
+    """Our checkpointer in a job with one worker: consecutive generations of one history."""
 
     def __init__(self, storage: Storage, ranks: Ranks, environ: Mapping[str, str] = os.environ) -> None:
         checkpoint = Checkpoint(storage=storage, interval=Interval(steps=1_000_000), retain=Retain(last=2))
@@ -73,7 +72,7 @@ class Ours:
         """Seconds of the last save and restore, by stage."""
 
     def reopened(self) -> Checkpointer:
-        """The next generation, whose parent is the newest checkpoint."""
+        """Open the next generation, whose parent is the latest checkpoint."""
         self._number += 1
         generation = Generation(
             number=self._number,
@@ -88,12 +87,12 @@ class Ours:
         return self.generation
 
     def begin(self, work: Work) -> None:
-        """Begin to save."""
+        """Start a save."""
         self._step += 1
         self.generation.save(TrainingProgress(self._step), work.model, work.optimizer)
 
     def finish(self) -> float:
-        """Wait until it is in force; seconds from the beginning until then."""
+        """Wait for the commit and return the seconds since the start."""
         self.generation.wait()
         (outcome,) = self.generation.poll()
         if not hasattr(outcome, "seconds"):

@@ -1,9 +1,9 @@
-"""What exact sums cost: steps with `training.exact` beside plain ones, in alternating blocks of one run.
+"""Benchmark of exact sums: steps with and without `training.exact`, in alternating blocks.
 
     python benchmarks/exact/run.py [--ranks 2] [--blocks 6] [--steps 5]
 
-The same processes hold a plain and an exact model of the quickstart's kind and take turns with them: forward and
-backward of the step's micro-batches, the reduction, clipping and AdamW, with all-reduce and with FSDP2.
+The same processes alternate between a plain and an exact model like the quickstart's: forward and backward of the
+micro-batches, reduction, clipping and AdamW, with all-reduce and with FSDP2.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ ROWS = 1024
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=2, help="one a core")
+    parser.add_argument("--ranks", type=int, default=2, help="one per core")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--context", type=int, default=64)
-    parser.add_argument("--micro-batches", type=int, default=6, help="in a step, over all ranks")
+    parser.add_argument("--micro-batches", type=int, default=6, help="per step, over all ranks")
     parser.add_argument("--blocks", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=5, help="in a block")
+    parser.add_argument("--steps", type=int, default=5, help="per block")
     arguments = parser.parse_args()
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def work(rank: int, arguments: argparse.Namespace, port: int, results: torch.multiprocessing.SimpleQueue) -> None:
-    """One rank: all four variants, in turns; rank 0 tells seconds a step by variant and block."""
+    """Run all four variants in turns; rank 0 returns seconds per step by variant and block."""
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=arguments.ranks)
@@ -80,7 +80,7 @@ def work(rank: int, arguments: argparse.Namespace, port: int, results: torch.mul
 
 
 class Variant:
-    """A model with its optimizer and its way to sum gradients."""
+    """Model with its optimizer and gradient reduction."""
 
     def __init__(self, ranks: Ranks, arguments: argparse.Namespace, shard: str, exact: int) -> None:
         shape = resolve(Model(layers=arguments.layers, heads=4, width=arguments.width, context=arguments.context))
@@ -102,7 +102,7 @@ class Variant:
         self.objective = Objective()
 
     def steps(self, count: int) -> float:
-        """This process's CPU seconds a step: on a machine that is shared, those of the clock say nothing."""
+        """Return this process's CPU seconds per step: wall-clock time means nothing on a shared machine."""
         dist.barrier()
         began = time.process_time()
         for _ in range(count):
@@ -116,9 +116,9 @@ class Variant:
 
 
 def show(seconds: dict[str, list[tuple[float, float]]], arguments: argparse.Namespace) -> None:
-    """The table for people, then one line of JSON."""
+    """Print the table, then one line of JSON."""
     table = Table(
-        title=f"CPU milliseconds a step of rank 0, medians of {arguments.blocks} blocks of {arguments.steps} steps"
+        title=f"CPU milliseconds per step of rank 0, medians of {arguments.blocks} blocks of {arguments.steps} steps"
     )
     for column in ("sums by", "plain", "exact", "exact / plain, median", "lowest", "highest"):
         table.add_column(column, justify="right")

@@ -1,4 +1,4 @@
-"""The operator as a process of its own, seen from outside: its CPU time, its memory, its metrics."""
+"""Operator process observed from outside: CPU time, memory and metrics."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from pretrain_operator.metrics.families import API_CALLS, RECONCILE
 
 QUIET_SECONDS = 0.5
 QUIET_SHARE = 0.2
-"""An operator that takes less of a core for so long has nothing to do."""
+"""An operator below this share of a core for QUIET_SECONDS is idle."""
 START_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What an operator has done since it was started."""
+    """Counters of an operator since its start."""
 
     cpu_seconds: float
     rss_bytes: int
-    looks: Histogram
+    reconciles: Histogram
     calls: dict[str, float]
-    """Of the API server, by verb. kopf's, which are a list and watches, are not among them."""
+    """API calls by verb, as the operator counts them."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """From the start of the process until it had looked at every job and had nothing more to do."""
+    """Cost of a start, until every job is reconciled and the operator is idle."""
 
     seconds: float
     cpu_seconds: float
 
 
 class Operator:
-    """One process. Nothing but SIGTERM is sent to it, so that its Lease is free for the next one."""
+    """Operator process, stopped by SIGTERM so that it releases its Lease."""
 
     def __init__(self, kubeconfig: Path, log: Path, profile: Path | None = None) -> None:
-        """With `profile` it is slower, and writes there what cProfile saw."""
+        """Start the operator; with `profile` under cProfile, which slows it down."""
         self._log = log
         self._metrics_port = free_port()
         profiler = [] if profile is None else ["-m", "cProfile", "-o", str(profile)]
@@ -62,22 +62,21 @@ class Operator:
         self._began = time.monotonic()
 
     def started(self, jobs: int) -> Start:
-        """Wait until it has looked at so many jobs and rests. Its metrics, which cost it time, are asked for only
-        when it rests."""
+        """Wait until it has reconciled `jobs` jobs and is idle; reads metrics only while idle, to save CPU."""
         while True:
-            at, cpu = self.rests()
+            at, cpu = self.wait_idle()
             try:
-                if self.figures().looks.count >= jobs:
+                if self.figures().reconciles.count >= jobs:
                     return Start(at - self._began, cpu)
             except OSError:  # it does not listen yet
                 pass
             if time.monotonic() > self._began + START_SECONDS:
                 sys.exit(
-                    f"the operator has not looked at {jobs} jobs within {START_SECONDS:.0f} s: {self._last_words()}"
+                    f"the operator has not reconciled {jobs} jobs within {START_SECONDS:.0f} s: {self._last_words()}"
                 )
 
-    def rests(self) -> tuple[float, float]:
-        """Wait until it has nothing to do; returns since when, and its CPU time by then."""
+    def wait_idle(self) -> tuple[float, float]:
+        """Wait until the operator is idle; return since when, and its CPU time at that moment."""
         seen = [(time.monotonic(), self.cpu_seconds())]
         while True:
             time.sleep(0.02)
@@ -90,7 +89,7 @@ class Operator:
                 return at, before
 
     def cpu_seconds(self) -> float:
-        """Of all its threads."""
+        """Return the CPU time of all its threads."""
         try:
             times = self._seen.cpu_times()
         except psutil.Error:
@@ -98,7 +97,7 @@ class Operator:
         return times.user + times.system
 
     def figures(self) -> Figures:
-        """Raises OSError while it does not listen."""
+        """Read its counters. Raises OSError until it listens."""
         cpu, rss = self.cpu_seconds(), self._seen.memory_info().rss
         with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=60) as answer:
             text = answer.read().decode()
@@ -108,7 +107,7 @@ class Operator:
         return Figures(cpu, rss, Histogram.of(text, RECONCILE.name), calls)
 
     def end(self) -> None:
-        """SIGTERM, and SIGKILL if that does not end it."""
+        """Stop it by SIGTERM, or by SIGKILL after 30 s."""
         self._process.terminate()
         try:
             self._process.wait(30)
@@ -121,13 +120,13 @@ class Operator:
 
 
 def free_port() -> int:
-    """A TCP port that nobody uses now."""
+    """Return a free TCP port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
 
 
 def until_still(count: Callable[[], float], seconds: float) -> float:
-    """Wait until a count has not changed for so long; returns when it changed last, as far as was seen."""
+    """Wait until a count is unchanged for `seconds`; return the time of its last change."""
     last, since = count(), time.monotonic()
     while time.monotonic() < since + seconds:
         time.sleep(seconds / 3)

@@ -1,10 +1,10 @@
-"""What the machinery costs: step time of a job beside the same loop under plain torchrun, in alternating pairs.
+"""Benchmark of overhead: step time under the agent and under plain torchrun, in alternating pairs.
 
     python benchmarks/overhead/run.py [--pairs 5] [--steps 300]
 
-Ours: `pretrain run` with agents, reports of every step and an asynchronous checkpoint every 50 steps. Beside it: the
-same trainer started by `torchrun --standalone` with as many processes, no agent and no checkpoint before the last
-step. Both are timed from step 50 to the last but one, from the outside.
+Ours: `pretrain run` with agents, reports of every step and an asynchronous checkpoint every 50 steps. Baseline: the
+same trainer under `torchrun --standalone` with as many processes, no agent and no checkpoint before the last step. Both
+are timed externally from step 50 to the last step but one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--workers", type=int, default=2, help="one a core, or scheduling is what is measured")
+    parser.add_argument("--workers", type=int, default=2, help="one per core, to exclude scheduling effects")
     arguments = parser.parse_args()
     prepare_corpus()
     pairs = []
@@ -39,7 +39,7 @@ def main() -> None:
         for number in range(arguments.pairs):
             status.update(f"pair {number + 1} of {arguments.pairs}")
             folder = Path(temporary) / str(number)
-            if number % 2:  # a machine that grows slower or faster favours neither
+            if number % 2:  # alternate, so that drift of the machine favours neither
                 plain = time_plain(folder, config, arguments.steps, arguments.workers)
                 ours = time_ours(folder, arguments.steps, arguments.workers)
             else:
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def prepared(folder: Path, steps: int, workers: int) -> Path:
-    """The trainer's configuration as a short run of ours writes it, for as many steps as are timed."""
+    """Write the trainer's configuration by a short run of ours, with the number of timed steps."""
     pretrain_run(folder, f"--workers={workers}", f"--set=training.steps={FIRST}", "--set=training.evaluation=null")
     written = folder / "trainer.json"
     config = json.loads(written.read_text())
@@ -60,7 +60,7 @@ def prepared(folder: Path, steps: int, workers: int) -> Path:
 
 
 def time_ours(folder: Path, steps: int, workers: int) -> float:
-    """Seconds a step under the agent."""
+    """Measure seconds per step under the agent."""
     _, records = pretrain_run(
         folder / "ours", f"--workers={workers}", f"--set=training.steps={steps}", "--set=training.evaluation=null"
     )
@@ -68,7 +68,7 @@ def time_ours(folder: Path, steps: int, workers: int) -> float:
 
 
 def time_plain(folder: Path, prepared: Path, steps: int, workers: int) -> float:
-    """Seconds a step under plain torchrun."""
+    """Measure seconds per step under plain torchrun."""
     config = trainer_config(folder / "plain", prepared, interval={"steps": 10 * steps})
     times: dict[int, float] = {}
     launcher = Torchrun(
@@ -86,14 +86,14 @@ def time_plain(folder: Path, prepared: Path, steps: int, workers: int) -> float:
 
 
 def seconds_a_step(times: dict[int, float], steps: int) -> float:
-    """Mean from step FIRST to the last but one, checkpoints included."""
+    """Compute the mean from step FIRST to the last but one, checkpoints included."""
     return (times[steps - 1] - times[FIRST]) / (steps - 1 - FIRST)
 
 
 def show(pairs: list[tuple[float, float]]) -> None:
-    """The table for people, then one line of JSON."""
+    """Print the table, then one line of JSON."""
     ratios = [ours / plain for ours, plain in pairs]
-    table = Table(title="Milliseconds a step")
+    table = Table(title="Milliseconds per step")
     for column in ("pair", "under the agent, checkpoint every 50", "plain torchrun, none", "ratio"):
         table.add_column(column, justify="right")
     for number, (ours, plain) in enumerate(pairs, 1):

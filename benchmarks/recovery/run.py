@@ -1,12 +1,11 @@
-"""Kill-to-next-step: this project beside plain torchrun, same model, same trainer, same machine, one run.
+"""Benchmark of recovery: time from a kill to the next step, against plain torchrun on the same machine.
 
     python benchmarks/recovery/run.py [--kills 3] [--spacing 150] [--patience 150] [--memory 5] [--no-peer]
 
-Three workers train the quickstart's model. Ours: a whole worker (agent and rank) is killed `--kills` times where it
-holds rank 0 and as often where it does not, and a rank's process alone; times are those of the run's own report, which
-counts from the signal. With `--memory N` once more, with a state in the workers' memory every N steps. Plain torchrun:
-`--rdzv-backend=c10d`, defaults, three launchers, one killed with its rank; the time is from the signal to the next step
-that a survivor prints, given up after `--patience` seconds.
+Three workers train the quickstart's model. Ours: kills of rank 0's worker (agent and rank), of another worker and of a
+single rank, `--kills` times each; times come from the run's report and count from the signal. `--memory N` repeats this
+with in-memory checkpoints every N steps. Plain torchrun: `--rdzv-backend=c10d` with defaults, three launchers, one
+killed with its rank; the time counts from the signal to the next step of a survivor, at most `--patience` seconds.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=3, help="kills of each kind")
     parser.add_argument("--spacing", type=int, default=150, help="steps between kills")
-    parser.add_argument("--patience", type=float, default=150, help="seconds to wait for plain torchrun")
-    parser.add_argument("--memory", type=int, metavar="N", help="also with checkpoint.memory every N steps")
-    parser.add_argument("--no-peer", action="store_true", help="without plain torchrun")
+    parser.add_argument("--patience", type=float, default=150, help="maximum seconds to wait for plain torchrun")
+    parser.add_argument("--memory", type=int, metavar="N", help="repeat with checkpoint.memory every N steps")
+    parser.add_argument("--no-peer", action="store_true", help="skip plain torchrun")
     arguments = parser.parse_args()
     console = Console(stderr=True)
     prepare_corpus()
@@ -66,9 +65,9 @@ def main() -> None:
 
 
 def measure_ours(out: Path, kills: int, spacing: int, *options: str) -> tuple[dict[str, list[dict]], list[float]]:
-    """(incidents by what was killed, seconds without a step of each growth)."""
-    # Survivors keep their order and a newcomer is the last: so killing slots 0, 1, 2, 0, … always kills rank 0's,
-    # and killing the newest again and again never does.
+    """Measure incidents by target of the kill, and the seconds without a step of each growth."""
+    # Survivors keep their order and a new worker is last. So killing slots 0, 1, 2, 0, … always kills rank 0's worker,
+    # and killing the newest worker never does.
     targets = [("rank 0's worker", f"kill:worker={n % 3}") for n in range(kills)]
     targets += [("another worker", f"kill:worker={(kills - 1) % 3}")] * kills
     targets += [("a rank's process", "kill:rank=1")] * kills
@@ -91,7 +90,7 @@ def measure_ours(out: Path, kills: int, spacing: int, *options: str) -> tuple[di
 
 @dataclass(frozen=True)
 class Outcome:
-    """What plain torchrun did after the kill: `seconds` to the next step, or to when it was given up or gave up."""
+    """Outcome of plain torchrun after the kill: `seconds` to the next step, its exit or the timeout."""
 
     resumed: bool
     seconds: float
@@ -106,7 +105,7 @@ class Outcome:
 
 
 def measure_torchrun(config: Path, victim: int, patience: float) -> Outcome:
-    """Kill one of three launchers and wait for the next step of the others."""
+    """Kill one of three launchers and wait for the next step of the survivors."""
     steps: list[tuple[float, int]] = []
     stepped = threading.Condition()
 
@@ -123,7 +122,7 @@ def measure_torchrun(config: Path, victim: int, patience: float) -> Outcome:
     try:
         for _ in range(3):
             launchers.append(Torchrun(config, options, on_step))
-            time.sleep(2)  # The first to come hosts the store: it is the one to be killed as rank 0's.
+            time.sleep(2)  # The first launcher hosts the store: it is the one killed as rank 0's.
         with stepped:
             if not stepped.wait_for(lambda: len(steps) > 60, timeout=180):
                 sys.exit("plain torchrun did not begin to train within 180 s")
@@ -133,7 +132,7 @@ def measure_torchrun(config: Path, victim: int, patience: float) -> Outcome:
         while time.monotonic() < deadline and any(launcher.running for launcher in launchers):
             with stepped:
                 stepped.wait(timeout=1)
-                # Lines in the pipe at the moment of the kill are not steps after it.
+                # Lines in the pipe at the time of the kill are not steps after it.
                 if later := [at for at, _ in steps if at > killed + 1]:
                     return Outcome(True, later[0] - killed, sum(launcher.running for launcher in launchers))
         return Outcome(False, time.time() - killed, sum(launcher.running for launcher in launchers))
@@ -143,14 +142,14 @@ def measure_torchrun(config: Path, victim: int, patience: float) -> Outcome:
 
 
 def free_port() -> int:
-    """A TCP port that nobody uses now."""
+    """Return a free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def show(ours: dict[str, list[dict]], growing: list[float], peers: dict[str, Outcome]) -> None:
-    """The table for people, then one line of JSON."""
+    """Print the table, then one line of JSON."""
     medians = {
         name: {phase: statistics.median(incident[f"{phase}Seconds"] for incident in incidents) for phase in PHASES}
         for name, incidents in ours.items()

@@ -1,4 +1,4 @@
-"""A GPT-2 and its training loop in plain PyTorch, after nanoGPT (Karpathy): what our trainer is measured beside."""
+"""Baseline: GPT-2 and its training loop in plain PyTorch, after nanoGPT (Karpathy)."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Gpt(nn.Module):
         return functional.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
 
 
-class Run:
-    """The loop: gradient accumulation, clipping, fused AdamW, a cosine, and the loss read every LOG_EVERY steps."""
+class PlainLoop:
+    """Training loop: gradient accumulation, clipping, fused AdamW, a cosine schedule; reads the loss rarely."""
 
     def __init__(
         self, shape: ResolvedModel, rows: int, micro_batch: int, micro_batches: int, device: str, compiled: bool

@@ -1,12 +1,12 @@
-"""Our trainer's step beside a plain PyTorch loop in nanoGPT's style: same shapes, data, device; alternating pairs.
+"""Benchmark of throughput: our trainer against a plain PyTorch loop like nanoGPT, in alternating pairs.
 
     python benchmarks/throughput/run.py [--pairs 4] [--steps 11]                               # a CPU
     python benchmarks/throughput/run.py --preset gpt2-124m --micro-batch 16 --micro-batches 8  # a GPU
     python benchmarks/throughput/run.py --preset llama-1b --context 2048 --micro-batch 4 --micro-batches 8
 
-Ours is the whole trainer: `train()` with its data order, divergence detector and reports of every step; its one
-checkpoint comes after the last timed step. The plain loop is written out in `plain.py` and knows the gpt2 family.
-Beside a llama stands torchtitan, where it is installed and --titan gives its command. One process, one device.
+Ours is the whole trainer: `train()` with its data order, divergence detector and reports of every step; its only
+checkpoint comes after the last timed step. The plain loop in `plain.py` supports the gpt2 family. The baseline for
+llama is torchtitan, if installed and given by --titan. One process, one device.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TITAN_SECONDS = 1800
 
 @dataclass
 class Watch(UnattendedLink):
-    """Keeps when each step was reported, and its MFU."""
+    """Link that records the time and MFU of each reported step."""
 
     times: list[float] = field(default_factory=list)
     mfu: float | None = None
@@ -59,13 +59,13 @@ class Watch(UnattendedLink):
 
 
 def now() -> float:
-    """Seconds of the clock, or on a CPU those of this process: there it is the only one that works."""
+    """Return wall-clock seconds, or CPU seconds of this process on a CPU."""
     return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", help="a shape of the model; absent: 4 layers, width 256, context 128")
+    parser.add_argument("--preset", help="preset of the model; default: 4 layers, width 256, context 128")
     parser.add_argument("--context", type=int)
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--micro-batches", type=int, default=4)
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--titan", help="command line that trains the same shape with torchtitan; its tps are shown")
+    parser.add_argument("--titan", help="command that trains the same shape with torchtitan; shows its tps")
     arguments = parser.parse_args()
     prepare_corpus()
     config = configured(arguments)
@@ -85,7 +85,9 @@ def main() -> None:
         turns = [lambda: ours(config), lambda: (plain_steps(arguments, shape, rows), None)]
         if shape.family != "gpt2":
             turns = turns[:1]
-        order = sorted(range(len(turns)), reverse=number % 2 == 0)  # a machine that slows down favours neither
+        order = sorted(
+            range(len(turns)), reverse=number % 2 == 0
+        )  # alternate, so that drift of the machine favours neither
         results = {index: turns[index]() for index in order}
         mfu = results[0][1] or mfu
         pairs.append((results[0][0], results[1][0] if len(turns) > 1 else None))
@@ -93,7 +95,7 @@ def main() -> None:
 
 
 def configured(arguments: argparse.Namespace) -> TrainerConfig:
-    """A run over the quickstart's corpus."""
+    """Build the configuration of a run over the quickstart's corpus."""
     own = {"family": "gpt2", "layers": 4, "heads": 4, "width": 256, "context": 128}
     model = {"preset": arguments.preset} if arguments.preset else own
     if arguments.context:
@@ -123,8 +125,8 @@ def configured(arguments: argparse.Namespace) -> TrainerConfig:
 
 
 def ours(config: TrainerConfig) -> tuple[float, float | None]:
-    """(seconds a step, MFU) of the trainer."""
-    link, environ = Watch(), alone(os.environ)
+    """Measure seconds per step and MFU of our trainer."""
+    link, environ = Watch(), without_ranks(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         storage = config.checkpoint.storage.model_copy(update={"path": folder})
         checkpoint = config.checkpoint.model_copy(update={"storage": storage})
@@ -132,23 +134,23 @@ def ours(config: TrainerConfig) -> tuple[float, float | None]:
     return (link.times[-1] - link.times[WARM_STEPS]) / (len(link.times) - 1 - WARM_STEPS), link.mfu
 
 
-def alone(environ: Mapping[str, str]) -> dict[str, str]:
-    """Without what would make this process one of many."""
+def without_ranks(environ: Mapping[str, str]) -> dict[str, str]:
+    """Remove the variables that make this process a rank."""
     return {name: value for name, value in environ.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_ADDR")}
 
 
 def plain_steps(arguments: argparse.Namespace, shape: ResolvedModel, rows: int) -> float:
-    """Seconds a step of the plain loop."""
+    """Measure seconds per step of the plain loop."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(arguments.threads)
     times: list[float] = []
-    run = plain.Run(shape, rows, arguments.micro_batch, arguments.micro_batches, device, arguments.compile)
+    run = plain.PlainLoop(shape, rows, arguments.micro_batch, arguments.micro_batches, device, arguments.compile)
     run.train(arguments.steps, lambda: times.append(now()))
     return (times[-1] - times[WARM_STEPS]) / (len(times) - 1 - WARM_STEPS)
 
 
 def titan(command: str | None) -> float | None:
-    """The last tokens/s that torchtitan printed."""
+    """Run torchtitan and return the last tokens/s that it prints."""
     if command is None:
         return None
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=TITAN_SECONDS)
@@ -161,8 +163,8 @@ def titan(command: str | None) -> float | None:
 def show(
     pairs: list[tuple[float, float | None]], tokens: int, flops: int, mfu: float | None, tps: float | None
 ) -> None:
-    """The table for people, then one line of JSON. A ratio above 1: ours is faster."""
-    table = Table(title="Milliseconds a step (on a CPU: of CPU time)")
+    """Print the table, then one line of JSON. A ratio above 1 means that ours is faster."""
+    table = Table(title="Milliseconds per step (on a CPU: CPU time)")
     for column in ("pair", "ours", "plain PyTorch", "speed, ours / plain"):
         table.add_column(column, justify="right")
     ratios = []

@@ -492,7 +492,7 @@ async def test_looking_costs_no_call(world: World) -> None:
     ],
 )
 async def test_what_workers_were_started_with_cannot_be_changed(world: World, field: str, patch: Object) -> None:
-    with pytest.raises(ApiError, match=f"{field} is fixed once the job exists: delete the job and create it anew"):
+    with pytest.raises(ApiError, match=f"{field} is immutable: delete the job and create it again"):
         await world.api.merge_patch(JOBS, world.namespace, "gpt2", {"spec": patch})
 
 

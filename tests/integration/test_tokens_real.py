@@ -17,8 +17,8 @@ import pytest_asyncio
 from aiohttp import ClientSession, WSServerHandshakeError, web
 from cryptography.hazmat.primitives import serialization
 
-from pretrain_agent.worker.connection import Connection
-from pretrain_agent.worker.outbox import Outbox
+from pretrain_agent.worker.connection import CoordinatorConnection
+from pretrain_agent.worker.report_buffer import ReportBuffer
 from pretrain_api.messages.protocol import CoordinatorMessage, Heartbeat, Hello, HostStore
 from pretrain_api.spec.job import API_VERSION, KIND
 from pretrain_operator.coordinator.server import AgentServer
@@ -246,24 +246,24 @@ async def test_an_agent_with_its_pods_token_reports_over_tls(door: Door, tmp_pat
     (tmp_path / "token").write_text(door.a_token(await door.a_pod("a")))
     runner = await door.open(authority.server(tmp_path, "127.0.0.1"))
     heard: list[CoordinatorMessage] = []
-    outbox = Outbox()
+    reports = ReportBuffer()
 
     async def hear(message: CoordinatorMessage) -> None:
         heard.append(message)
 
-    agent = Connection(
+    agent = CoordinatorConnection(
         url=door.url,
         token_file=tmp_path / "token",
         ca_file=tmp_path / "ca.crt",
-        outbox=outbox,
+        reports=reports,
         hello=lambda: Hello(job_uid=JOB, slot=0, attempt=0, agent_id="a", host="10.0.0.1"),
         heartbeat=Heartbeat,
         receive=hear,
         random=lambda: 0.5,
     )
     running = asyncio.create_task(agent.run())
-    outbox.add(1, 0.0, a_step(1))
+    reports.add(1, 0.0, a_step(1))
     agent.report_added(urgent=True)
-    await until(lambda: any(isinstance(message, HostStore) for message in heard) and outbox.is_empty)
+    await until(lambda: any(isinstance(message, HostStore) for message in heard) and reports.is_empty)
     running.cancel()
     await runner.cleanup()

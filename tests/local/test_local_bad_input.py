@@ -24,7 +24,7 @@ def run(job: Path, out: Path, *arguments: str) -> Result:
         (("--set", "workers.elastic.min=9"), "min (9) is greater than max (5)"),
         (("--set", "training.data.tokenizer=nowhere.json"), "spec.training.data.tokenizer"),
         (("--set", "training.data.sources[0].uri=nowhere"), "spec.training.data.sources[0].uri"),
-        (("--fault", "kill:worker=7,step=10"), "--fault kill:worker=7,step=10: there is no worker 7 then"),
+        (("--fault", "kill:worker=7,step=10"), "--fault kill:worker=7,step=10: there is no worker 7 at that step"),
         (("--fault", "kill:worker=1"), "write ACTION:TARGET=N,step=S"),
     ],
 )

@@ -22,7 +22,7 @@ def test_a_stopped_run_goes_on_by_the_same_command(job: Path, baseline: Baseline
         stopped = started.finish()
 
     assert stopped.code == 130, stopped.explain()
-    assert f"to go on from step {len(stopped.losses)}." in stopped.stdout
+    assert f"to resume from step {len(stopped.losses)}." in stopped.stdout
     assert stopped.report.result == "Stopped"
     assert stopped.report.checkpoints.latest_step == len(stopped.losses) < STEPS
     psutil.wait_procs(below, timeout=10)
@@ -47,7 +47,7 @@ def test_a_second_signal_ends_at_once(job: Path, tmp_path: Path) -> None:
         stopped = started.finish()
 
     assert stopped.code == 130, stopped.explain()
-    assert "Ended at once, without a report. Run the same command again" in stopped.stdout
+    assert "Stopped without a report. Run the same command" in stopped.stdout
     psutil.wait_procs(below, timeout=10)
     assert not alive(below)
 
@@ -77,7 +77,7 @@ def test_a_finished_run_says_so_and_goes_on_for_more_steps(job: Path, baseline: 
     longer = run(job, tmp_path, "--set", "training.steps=50")
 
     assert again.code == 0
-    assert "has done its 30 steps already" in again.stdout
+    assert "has already done its 30 steps" in again.stdout
     assert (tmp_path / "report.html").exists()
     assert longer.code == 0, longer.explain()
     assert len(longer.losses) == 50

@@ -22,7 +22,7 @@ HEALTH = "import urllib.request as r, sys; print(r.urlopen(sys.argv[1], timeout=
 LISTENER = """
 import asyncio, sys
 from pretrain_agent.worker import connection
-from pretrain_agent.worker.outbox import Outbox
+from pretrain_agent.worker.report_buffer import ReportBuffer
 from pretrain_api.messages.protocol import Heartbeat, Hello
 
 connection.UNANSWERED = 1e6  # It alone would find out, too late.
@@ -31,7 +31,9 @@ async def listen():
     async def receive(message):
         pass
     hello = Hello(job_uid="job-1", slot=0, attempt=0, agent_id="a", host="h")
-    line = connection.Connection(sys.argv[1], None, None, Outbox(), lambda: hello, Heartbeat, receive, lambda: 0.5)
+    line = connection.CoordinatorConnection(
+        sys.argv[1], None, None, ReportBuffer(), lambda: hello, Heartbeat, receive, lambda: 0.5
+    )
     running = asyncio.create_task(line.run())
     while True:
         await line.joined.wait()

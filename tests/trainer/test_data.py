@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pretrain_api.dataset import DATASET_FILE, Dataset
+from pretrain_api.spec.data import Source
 from pretrain_api.spec.model import resolve
-from pretrain_api.spec.training import Source
 from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.datasets.corpus import Batches, Corpus, open_corpus, open_source, read_windows
 from pretrain_trainer.datasets.unigram import unigram_loss

@@ -16,13 +16,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from typer.testing import CliRunner
 
 from pretrain_api.checkpoint.lineage import manifest_key
-from pretrain_api.messages.export import PROVENANCE_FILE, Advanced, ExportEvent, ExportRequest, PassedOver, Provenance
+from pretrain_api.messages.export import (
+    PROVENANCE_FILE,
+    Advanced,
+    CheckpointSkipped,
+    ExportEvent,
+    ExportRequest,
+    Provenance,
+)
 from pretrain_api.messages.reports import Evaluated
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_api.spec.job import Checkpoint
 from pretrain_api.spec.model import resolve
 from pretrain_cli.app import main
-from pretrain_cli.commands.export import Wanted, prepare
+from pretrain_cli.commands.export import ExportOptions, prepare
 from pretrain_trainer.core.errors import CheckpointRejectedError, InvalidInput, NoUsableCheckpointError
 from pretrain_trainer.hf.export import export
 from pretrain_trainer.hf.folder import ModelFolder, digests
@@ -159,7 +166,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(copied: Trained
     exported = export(copied.request(tmp_path / "out"), {}, events.append)
 
     assert exported.step == 4
-    passed_over = [event.message for event in events if isinstance(event, PassedOver)]
+    passed_over = [event.message for event in events if isinstance(event, CheckpointSkipped)]
     assert passed_over[0].startswith("the checkpoint of step 6")
     with pytest.raises(CheckpointRejectedError, match="another sha256"):
         export(copied.request(tmp_path / "six", step=6), {}, events.append)
@@ -224,7 +231,7 @@ def test_a_job_file_names_a_run_in_s3(gpt2: TrainedRun, bucket: dict[str, str], 
     s3 = Checkpoint.model_validate({"storage": {"s3": {"bucket": "runs"}}})
     job = a_job_file(gpt2.config.model_copy(update={"checkpoint": s3}), tmp_path / "job.yaml")
 
-    request = prepare(Wanted(job, tmp_path / "out", 4, "float32"))
+    request = prepare(ExportOptions(job, tmp_path / "out", 4, "float32"))
     exported = export(request, bucket, lambda _: None)
 
     assert exported.step == 4
@@ -235,4 +242,4 @@ def test_a_folder_that_is_no_runs_is_named(tmp_path: Path) -> None:
     ended = pretrain_export(tmp_path, "--out", tmp_path / "out")
 
     assert (ended.exit_code, ended.stderr.count("\n")) == (2, 1)
-    assert "is no run's folder, for it has no job.yaml" in ended.stderr
+    assert "is not the folder of a run, since it has no job.yaml" in ended.stderr

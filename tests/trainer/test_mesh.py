@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain_api.spec.replicas import worker_unit
+from pretrain_api.spec.replicas import workers_per_replica
 from pretrain_api.spec.training import Parallelism
 from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.core.mesh import Mesh
@@ -18,7 +18,7 @@ def test_every_multiple_of_the_unit_is_a_world_of_whole_replicas(
     tensor: int, pipeline: int, processes: int, units: int
 ) -> None:
     parallelism = Parallelism(tensor=tensor, pipeline=pipeline)
-    world_size = units * worker_unit(parallelism, processes) * processes
+    world_size = units * workers_per_replica(parallelism, processes) * processes
 
     mesh = Mesh.of(parallelism, world_size, processes)
     places = [mesh.place(rank) for rank in range(world_size)]
@@ -32,7 +32,7 @@ def test_every_multiple_of_the_unit_is_a_world_of_whole_replicas(
 @given(tensor=SMALL, pipeline=SMALL, processes=SMALL, workers=st.integers(1, 20))
 def test_no_other_number_of_workers_is_one(tensor: int, pipeline: int, processes: int, workers: int) -> None:
     parallelism = Parallelism(tensor=tensor, pipeline=pipeline)
-    if workers % worker_unit(parallelism, processes) == 0:
+    if workers % workers_per_replica(parallelism, processes) == 0:
         return
 
     with pytest.raises(InvalidInput, match="processes for each replica of the model"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pretrain_api.messages.reports import MemoryUse, Progress, StepDone
-from pretrain_api.status.step_parts import STEP_PARTS, parts_of
+from pretrain_api.status.records import STEP_PARTS, parts_of
 from pretrain_trainer.observability import cpu_peak as cpupeak
 from pretrain_trainer.observability.cpu_peak import MEASURED_AFTER, CpuPeak
 from pretrain_trainer.observability.gpu_peaks import GPUS, gpu_peak

@@ -18,7 +18,7 @@ def test_a_folder_is_gone_after_its_use(tmp_path: Path) -> None:
 
 def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    mine, theirs = context.Pipe(duplex=False)
+    mine, theirs = context.Pipe()
     process = context.Process(target=_hold, args=(tmp_path, theirs))
     process.start()
     try:

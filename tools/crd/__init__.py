@@ -1,1 +1,1 @@
-"""The CustomResourceDefinition of PretrainJob, generated from the models."""
+"""Generator of the CustomResourceDefinition of PretrainJob."""

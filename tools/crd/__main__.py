@@ -1,4 +1,4 @@
-"""`python -m tools.crd [--check]`: write what follows from the models, or fail when it has drifted from them."""
+"""`python -m tools.crd [--check]`: write the CRD and its field tables, or fail if they have drifted from the models."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tools import generated
 from tools.crd import field_tables as fields
 from tools.crd.definition import custom_resource_definition
 
-_HEADER = "# Generated from api/src/pretrain_api/spec/job.py by `python -m tools.crd`: change that, not this.\n"
+_HEADER = "# Generated from api/src/pretrain_api/spec/job.py by `python -m tools.crd`: do not edit.\n"
 
 
 def rendered() -> str:
-    """The CustomResourceDefinition as YAML text, the same for the same models."""
+    """Render the CustomResourceDefinition as YAML, deterministically."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
@@ -34,12 +34,12 @@ MADE = {
 
 
 def drift(root: Path) -> str:
-    """What the files below `root` are not; empty when they are up to date."""
+    """Return the drift of the files below `root`; empty if they are up to date."""
     return generated.drift(root, _made())
 
 
 def main() -> int:
-    """Write the files, or with --check tell their drift."""
+    """Write the files, or with --check report their drift."""
     return generated.write_or_check("tools.crd.__main__", __doc__, Path(), _made(), drift)
 
 

@@ -1,10 +1,9 @@
-"""The cross-field rules as CEL, so that the API server refuses what `pretrain_api.spec.job` refuses.
+"""Cross-field rules as CEL, so that the API server refuses what `pretrain_api.spec.job` refuses.
 
-Each rule is the twin of a validator in `job`, `training` or `presets`. Of some of those a part has none, for CEL cannot
-say it, or only at a cost: that `onLog` compiles as a Python regular expression, that a duration is at most ten years,
-that a warm-up or a decay in tokens fits the run, that a perceptron's width which the family gives can be cut, and which
-replicas fit processes that nobody wrote down. Rules on `oldSelf` have no twin: they keep what the workers are started
-with, which is written down once, from being changed behind them.
+Each rule matches a validator in `job`, `training` or `model`. CEL cannot express, or only at a high cost: that `onLog`
+compiles as a Python regular expression, that a duration is at most ten years, that a warm-up or decay in tokens fits
+the run, that a default `hidden` is divisible, and replicas without `processesPerWorker`. Rules on `oldSelf` match no
+validator: they protect the fields that running workers were started with.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from pretrain_api.spec import job, training
+from pretrain_api.spec import data, job, training
 from pretrain_api.spec.model import Model, RopeScaling
 from pretrain_api.spec.presets import PRESETS
 
 
 class CelRule(NamedTuple):
-    """An entry of `x-kubernetes-validations`: `rule` holds, or `message` is the answer."""
+    """Entry of `x-kubernetes-validations`: `message` is the error if `rule` does not hold."""
 
     rule: str
     message: str
 
 
 def _field(model: str, name: str, presets: Mapping[str, object]) -> str:
-    """CEL for a model's field, or the preset's when it is absent."""
+    """Build CEL for a model's field, or the preset's if it is absent."""
     table = ", ".join(f"'{preset}': {value!r}" for preset, value in presets.items())
     return f"(has({model}.{name}) ? {model}.{name} : {{{table}}}[{model}.preset])"
 
@@ -38,15 +37,13 @@ def _number(model: str, name: str) -> str:
 
 
 def _known(model: str, *names: str) -> str:
-    """CEL for: the preset or the user gives all these fields."""
+    """Build CEL that checks that the preset or the user gives all these fields."""
     own = " && ".join(f"has({model}.{name})" for name in names)
     return f"(has({model}.preset) || ({own}))"
 
 
 def _fixed(field: str) -> CelRule:
-    return CelRule(
-        "self == oldSelf", f"{field} is fixed once the job exists: delete the job and create it anew, checkpoints stay"
-    )
+    return CelRule("self == oldSelf", f"{field} is immutable: delete the job and create it again; checkpoints are kept")
 
 
 _HEADS, _WIDTH = _number("self", "heads"), _number("self", "width")
@@ -55,7 +52,7 @@ _IS_LLAMA = (
     f"{_field('self', 'family', {name: shape.family for name, shape in PRESETS.items()})} == 'llama'"
 )
 _PRESET_KV_HEADS = {preset: shape.kv_heads or shape.heads for preset, shape in PRESETS.items()}
-# A preset's own number counts only while heads and width are the preset's too, as in `model.resolve`.
+# A preset's kvHeads applies only if heads and width are the preset's too, as in `model.resolve`.
 _KV_HEADS = (
     "(has(self.model.kvHeads) ? self.model.kvHeads : "
     "(has(self.model.preset) && !has(self.model.heads) && !has(self.model.width)) ? "
@@ -136,8 +133,8 @@ _SPEC_RULES = (
     CelRule(
         f"!has(self.workers.processesPerWorker) || "
         f"self.workers.replicas * self.workers.processesPerWorker % {_REPLICA} == 0",
-        "workers.replicas times processesPerWorker is no multiple of parallelism.tensor times parallelism.pipeline, "
-        "the processes of one replica of the model: change replicas to a number that is",
+        "workers.replicas times processesPerWorker is not a multiple of parallelism.tensor times "
+        "parallelism.pipeline, the processes of one replica of the model: change replicas",
     ),
     CelRule(
         f"self.training.parallelism.shard != 'hybrid' || !has(self.workers.processesPerWorker) || "
@@ -179,7 +176,7 @@ RULES: Mapping[type[BaseModel], tuple[CelRule, ...]] = MappingProxyType(
                 "step and optimizer are for run: leave them out",
             ),
         ),
-        training.Sampling: (
+        data.Sampling: (
             CelRule(
                 "self.prompt == '' || !has(self.prompts) || self.prompts.size() == 0",
                 "give prompt or prompts, not both",

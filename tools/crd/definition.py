@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition of PretrainJob, generated from the models."""
+"""CustomResourceDefinition of PretrainJob, generated from the models."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tools.crd.structural import structural_spec, structural_status
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "pretrainjobs"
 _COLUMNS = (
-    ("Phase", "string", ".status.phase", "What the job does now"),
+    ("Phase", "string", ".status.phase", "Phase of the job"),
     ("Step", "integer", ".status.step", "Completed optimizer updates"),
     ("Loss", "number", ".status.loss", "Training loss of the last step, nats per token"),
-    ("Tokens/s", "number", ".status.tokensPerSecond", "Of the last step"),
+    ("Tokens/s", "number", ".status.tokensPerSecond", "Tokens per second of the last step"),
     ("Workers", "integer", ".status.replicas", "Workers that exist"),
-    ("Generation", "integer", ".status.generation", "Number of the set of workers that trains"),
-    ("Goodput", "number", ".status.goodput.ratio", "Time spent training over all time"),
+    ("Generation", "integer", ".status.generation", "Number of the current generation"),
+    ("Goodput", "number", ".status.goodput.ratio", "Training time over total time"),
     ("Age", "date", ".metadata.creationTimestamp", "Time since the job was created"),
 )
 _WIDE_COLUMNS = (
     ("MFU", "number", ".status.mfu", "Model FLOPs over the devices' peak"),
-    ("ETA", "string", ".status.eta", "When the last step will be done at the present pace"),
+    ("ETA", "string", ".status.eta", "Expected time of the last step"),
 )
 
 
 def custom_resource_definition() -> dict[str, Any]:
-    """The whole object, ready to be written as YAML or applied."""
+    """Build the whole object, ready to be written as YAML or applied."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",

@@ -1,7 +1,7 @@
-"""From a pydantic model to a structural schema, the dialect of JSON Schema that CustomResourceDefinitions want.
+"""Translation of pydantic models to structural schemas, the JSON Schema dialect of CustomResourceDefinitions.
 
-References are inlined. An optional field may be absent; it may be null only where that says something else. Defaults of
-objects are written out, since the API server checks them against the rules as they are.
+References are inlined. An optional field may be absent, but null only if that differs from absence. Defaults of objects
+are written out, since the API server validates them as they are.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ _EXTENSIONS = "x-kubernetes-"
 
 
 def structural_spec(model: type[BaseModel]) -> Schema:
-    """The schema of what users write: with defaults and CEL rules."""
+    """Translate a model of user input: with defaults and CEL rules."""
     schema = model.model_json_schema(schema_generator=_AsUsersWrite)
     return _Translation(schema.get("$defs", {}), defaults=True).object(schema)
 
 
 def structural_status(model: type[BaseModel]) -> Schema:
-    """The schema of what the operator writes: without defaults, and null is as good as absent."""
+    """Translate a model written by the operator: without defaults; null equals absence."""
     schema = model.model_json_schema()
     return _Translation(schema.get("$defs", {}), defaults=False).object(schema)
 
 
 class _AsUsersWrite(GenerateJsonSchema):
-    """Writes default durations as `5m`, where pydantic writes ISO 8601."""
+    """Schema generator that writes default durations as `5m` instead of ISO 8601."""
 
     def encode_default(self, dft: Any) -> Any:
-        """The default as JSON."""
+        """Encode a default as JSON."""
         return format_duration(dft) if isinstance(dft, timedelta) else super().encode_default(dft)
 
 
 class _Translation:
-    """One model's translation: its definitions, and which of the two dialects is wanted."""
+    """Translation of one model: its definitions, with or without defaults."""
 
     def __init__(self, definitions: Mapping[str, Schema], *, defaults: bool) -> None:
         self._definitions = definitions
         self._defaults = defaults
 
     def object(self, schema: Schema) -> Schema:
-        """An object with properties."""
+        """Translate an object with properties."""
         result: Schema = _copied(schema) | {
             "type": "object",
             "properties": {name: self._property(field) for name, field in schema["properties"].items()},
@@ -93,7 +93,7 @@ class _Translation:
         return result
 
     def _array(self, schema: Schema) -> Schema:
-        """A list. A tuple of fixed length has equal items: structural schemas know no others."""
+        """Translate a list, or a tuple of equal items: structural schemas support no others."""
         items = schema["items"] if "items" in schema else schema["prefixItems"][0]
         return {"items": self._translate(items)}
 
@@ -106,7 +106,7 @@ def _without_nulls(default: Any) -> Any:
 
 
 def _copied(schema: Schema) -> Schema:
-    """The keywords that mean the same in both dialects; exclusive bounds are flags here."""
+    """Copy the keywords common to both dialects; exclusive bounds become flags."""
     result = {key: schema[key] for key in _COPIED if key in schema}
     if "const" in schema:
         result["enum"] = [schema["const"]]

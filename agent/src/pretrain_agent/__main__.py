@@ -9,16 +9,16 @@ from pretrain_agent.system.init import leave_init_behind
 
 
 def main() -> None:
-    """Run the agent and exit as it says."""
+    """Run the agent and exit with its exit code."""
     leave_init_behind()
-    # Imported here, because a fork server may import this module in every rank.
+    # Imported here since a fork server may import this module in every rank.
     from pretrain_agent.settings import parse_settings
     from pretrain_agent.worker.runner import run_agent
 
     code = run_agent(parse_settings(sys.argv[1:]))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # Python would first wait for every rank, and one stuck in the kernel is waited for for ever.
+    os._exit(code)  # A normal exit waits for every rank, and for one stuck in the kernel forever.
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
-"""What the agent is started with."""
+"""Command line of the agent."""
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict
+
+USAGE = "--coordinator URL --job-uid UID --slot N --attempt N [options] -- (-m MODULE | SCRIPT) ARGS..."
 
 
 @dataclass(frozen=True)
-class Program:
+class TrainingProgram:
     """The training program: a module (as in `python -m`) or the path of a script."""
 
     target: str
@@ -17,96 +23,85 @@ class Program:
     args: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The command line, parsed."""
+class AgentOptions(BaseSettings):
+    """Run one worker of a training job: join the generations that the coordinator forms.
 
-    coordinator: str
-    job_uid: str
-    slot: int
-    attempt: int
-    program: Program
-    host: str = "127.0.0.1"
-    node: str = ""
-    processes: int = 1
-    http_port: int = 0
-    preload: tuple[str, ...] = ()
-    run_dir: Path | None = None
-    grace: float = 30.0
-    token_file: Path | None = None
-    ca_file: Path | None = None
+    The training program follows the options: `-- -m MODULE ARGS...` or `-- SCRIPT ARGS...`.
+    """
 
-
-def parse_settings(argv: Sequence[str]) -> Settings:
-    """Parse the command line; on a mistake print it and exit with code 2, as argparse does."""
-    parser = _parser()
-    if "--" not in argv:
-        own, rest = list(argv), list[str]()
-    else:
-        split = list(argv).index("--")
-        own, rest = list(argv[:split]), list(argv[split + 1 :])
-    options = parser.parse_args(own)
-    return Settings(
-        coordinator=options.coordinator,
-        job_uid=options.job_uid,
-        slot=options.slot,
-        attempt=options.attempt,
-        program=_program(parser, rest),
-        host=options.host,
-        node=options.node,
-        processes=options.processes,
-        http_port=options.http_port,
-        preload=tuple(options.preload),
-        run_dir=options.run_dir,
-        grace=options.grace,
-        token_file=options.token_file,
-        ca_file=options.ca_file,
+    model_config = SettingsConfigDict(
+        frozen=True, cli_prog_name="pretrain-agent", cli_kebab_case=True, cli_avoid_json=True, cli_hide_none_type=True
     )
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pretrain-agent",
-        description="Runs a worker's share of a training job: joins the generations that the coordinator forms.",
-        usage="%(prog)s --coordinator URL --job-uid UID --slot N --attempt N [options] -- (-m MODULE | SCRIPT) ARGS...",
+    coordinator: str = Field(description="WebSocket address of the coordinator, ws:// or wss://")
+    job_uid: str = Field(description="UID of the PretrainJob")
+    slot: int = Field(ge=0, description="this worker's place in the job, from 0")
+    attempt: int = Field(ge=0, description="number of earlier starts of this slot")
+    host: str = Field(default="127.0.0.1", description="address at which other workers reach this one")
+    node: str = Field(default="", description="name of the machine")
+    processes: int = Field(default=1, ge=1, description="training processes to start here")
+    http_port: int = Field(default=0, ge=0, description="port of /metrics and /healthz; 0: any free port")
+    preload: tuple[str, ...] = Field(
+        default=(), description="module to import before ranks are forked; may be given again"
     )
-    parser.add_argument("--coordinator", required=True, help="WebSocket address of the coordinator, ws:// or wss://")
-    parser.add_argument("--job-uid", required=True, help="UID of the PretrainJob")
-    parser.add_argument("--slot", required=True, type=_natural, help="this worker's place in the job, from 0")
-    parser.add_argument("--attempt", required=True, type=_natural, help="how often this slot was started before")
-    parser.add_argument("--host", default="127.0.0.1", help="address at which other workers reach this one")
-    parser.add_argument("--node", default="", help="name of the machine")
-    parser.add_argument("--processes", default=1, type=_positive, help="training processes to start here")
-    parser.add_argument("--http-port", default=0, type=_natural, help="port of /metrics and /healthz; 0: any free one")
-    parser.add_argument("--preload", action="append", default=[], help="module that ranks start with imported")
-    parser.add_argument(
-        "--run-dir", type=Path, help="folder for the ranks' output (logs/); absent: it goes where the agent's goes"
+    run_dir: Path | None = Field(
+        default=None, description="folder for the ranks' output (logs/); absent: the agent's own output"
     )
-    parser.add_argument("--grace", default=30.0, type=float, help="seconds after SIGTERM for a last checkpoint")
-    parser.add_argument("--token-file", type=Path, help="file with the bearer token for the coordinator")
-    parser.add_argument(
-        "--ca-file", type=Path, help="certificates (PEM) of whoever signs the coordinator's, for wss://"
+    grace: float = Field(default=30.0, description="seconds after SIGTERM for a last checkpoint")
+    token_file: Path | None = Field(default=None, description="file with the bearer token for the coordinator")
+    ca_file: Path | None = Field(
+        default=None, description="CA certificates (PEM) that sign the coordinator's certificate, for wss://"
     )
-    return parser
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the command line only: variables such as HOST and NODE belong to the machine."""
+        return (init_settings,)
 
 
-def _program(parser: argparse.ArgumentParser, rest: list[str]) -> Program:
+class AgentSettings(AgentOptions):
+    """The parsed command line."""
+
+    program: TrainingProgram
+
+
+def parse_settings(argv: Sequence[str]) -> AgentSettings:
+    """Parse the command line. On a mistake print it and exit with code 2."""
+    own, separator, rest = list(argv), "--", list[str]()
+    if separator in own:
+        split = own.index(separator)
+        own, rest = own[:split], own[split + 1 :]
+    try:
+        options = CliApp.run(AgentOptions, cli_args=own)
+    except ValidationError as error:
+        _refuse("; ".join(_mistake(detail) for detail in error.errors()))
+    return AgentSettings(**dict(options), program=_program(rest))
+
+
+def _program(rest: list[str]) -> TrainingProgram:
     is_module = rest[:1] == ["-m"]
     target = rest[1:] if is_module else rest
     if not target:
-        parser.error("no training program: end the command with `-- SCRIPT.py ARGS...` or `-- -m MODULE ARGS...`")
-    return Program(target=target[0], is_module=is_module, args=tuple(target[1:]))
+        _refuse("no training program: end the command with `-- SCRIPT.py ARGS...` or `-- -m MODULE ARGS...`")
+    return TrainingProgram(target=target[0], is_module=is_module, args=tuple(target[1:]))
 
 
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative: give 0 or more")
-    return value
+def _mistake(detail: Any) -> str:
+    option = f"--{str(detail['loc'][0]).replace('_', '-')}"
+    if detail["type"] == "missing":
+        return f"{option} is required"
+    if detail["type"] == "greater_than_equal":
+        return f"{option} {detail['input']}: give {detail['ctx']['ge']} or more"
+    return f"{option} {detail['input']}: {detail['msg']}"
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is too small: give 1 or more")
-    return value
+def _refuse(message: str) -> NoReturn:
+    print(f"usage: pretrain-agent {USAGE}\npretrain-agent: error: {message}", file=sys.stderr)
+    raise SystemExit(2)

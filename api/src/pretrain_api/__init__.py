@@ -1,1 +1,1 @@
-"""Types that every part of pretrain-operator shares."""
+"""Types shared by all packages of pretrain-operator."""

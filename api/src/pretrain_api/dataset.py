@@ -1,4 +1,4 @@
-"""A tokenised source on disk: shards `NNNNN.bin` of little-endian tokens without a header, beside `dataset.json`."""
+"""Tokenised dataset on disk: shards `NNNNN.bin` of little-endian tokens without a header, beside `dataset.json`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DATASET_FILE = "dataset.json"
 
 
 class Shard(Frozen):
-    """One file of tokens."""
+    """File of tokens."""
 
     name: str = Field(pattern=r"^\d{5}\.bin$")
     tokens: int = Field(ge=0)
@@ -20,7 +20,7 @@ class Shard(Frozen):
 
 
 class Dataset(Frozen):
-    """The contents of `dataset.json`."""
+    """Contents of `dataset.json`."""
 
     version: int = 1
     dtype: Literal["uint16", "uint32"]
@@ -31,5 +31,5 @@ class Dataset(Frozen):
 
     @property
     def tokens(self) -> int:
-        """Tokens in all shards."""
+        """Number of tokens in all shards."""
         return sum(shard.tokens for shard in self.shards)

@@ -1,4 +1,4 @@
-"""Mistakes that a user mends: `InvalidJob`, which carries one `Problem` for each."""
+"""Mistakes in a user's job: `InvalidJob`, with one `Problem` for each."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Location = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it is, what is wrong, and what is allowed or what to do."""
+    """Mistake in a job: its field, what is wrong, and the fix."""
 
     path: str
-    """As users write it: `spec.training.data.sources[1].uri`; empty: the whole file."""
+    """Field as users write it: `spec.training.data.sources[1].uri`; empty: the whole file."""
     message: str
     line: int | None = None
     location: Location = ()
     origin: str = ""
-    """The `--set` option that it comes from; empty: the file."""
+    """`--set` option that contains the mistake; empty: the file."""
 
     def __str__(self) -> str:
         where = f" ({self.origin})" if self.origin else ""
@@ -26,16 +26,16 @@ class Problem:
 
 
 class InvalidJob(Exception):
-    """The job cannot be run as it is: the user mends it. Exit code 2."""
+    """The job is invalid and the user must fix it. Exit code 2."""
 
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:
         self.source = source
-        """The job file's name."""
+        """Name of the job file."""
         self.problems = tuple(problems)
         super().__init__("\n".join(self.lines()))
 
     def lines(self) -> tuple[str, ...]:
-        """One line for each mistake, beginning with the file and the line in it, where known."""
+        """Format one line for each mistake, starting with the file and, where known, its line."""
         return tuple(
             f"{self.source}:{problem.line}: {problem}" if problem.line else f"{self.source}: {problem}"
             for problem in self.problems
@@ -43,7 +43,7 @@ class InvalidJob(Exception):
 
 
 def path_text(location: Location) -> str:
-    """`("spec", "sources", 1, "uri")` -> `spec.sources[1].uri`."""
+    """Format a location: `("spec", "sources", 1, "uri")` -> `spec.sources[1].uri`."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}"

@@ -1,1 +1,1 @@
-"""The pretrain command."""
+"""Command-line interface: `pretrain` and its commands."""

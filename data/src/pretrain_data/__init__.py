@@ -1,1 +1,1 @@
-"""Tokenised datasets: writing and verification."""
+"""Tokenised datasets: `writer` writes them, `verification` reads and verifies them. numpy and tokenizers only."""

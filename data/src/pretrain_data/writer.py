@@ -1,4 +1,4 @@
-"""Texts to tokenised sources on disk: `NNNNN.bin` shards beside `dataset.json` (see `pretrain_api.dataset`)."""
+"""Writer of tokenised datasets: `NNNNN.bin` shards beside `dataset.json` (see `pretrain_api.dataset`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH_DOCUMENTS = 256
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int, path: Path) -> Tokenizer:
-    """Train a byte-level BPE of `vocabulary` tokens, END_OF_TEXT among them, and save it as `path`."""
+    """Train a byte-level BPE tokeniser of `vocabulary` tokens, including END_OF_TEXT, and save it as `path`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

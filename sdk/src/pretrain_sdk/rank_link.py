@@ -1,7 +1,7 @@
-"""A rank's end of the Unix socket to its agent: reports go out, commands come in, and a step never waits for either.
+"""Link of a rank to its agent over a Unix socket: sends reports and receives commands without blocking a step.
 
-The socket carries JSON lines. The rank's first line is `Started`, which the agent answers with the `Generation`;
-after that come `Command` lines. There is no thread: everything happens inside the rank's own calls.
+The socket carries JSON lines. The rank's first line is `Started`; the agent answers with the `Generation`, then sends
+`Command` lines. There is no thread: all I/O happens in the rank's own calls.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from pretrain_api.messages.reports import Progress, ReportBody, Started, StepDon
 
 SOCKET_VARIABLE = "PRETRAIN_AGENT_SOCKET"
 MAX_PENDING_LINES = 2000
-"""Lines kept for an agent that does not read: at 20 steps a second, 100 s."""
+"""Lines buffered for an agent that does not read: 100 s at 20 steps per second."""
 CONNECT_SECONDS = 30.0
 CLOSE_SECONDS = 1.0
 READ_BYTES = 65536
 
 
 class AgentLink(Protocol):
-    """What a rank says to its agent and hears from it."""
+    """Interface of a rank to its agent."""
 
     generation: Generation | None
-    """The generation that this rank belongs to; None when it was started without an agent."""
+    """Generation of this rank; None without an agent."""
 
     def report(self, body: ReportBody) -> None:
-        """Send a report. Never blocks, never raises; an agent that does not read misses steps, the oldest first."""
+        """Send a report. Never blocks and never raises; if the agent does not read, the oldest steps are dropped."""
         ...
 
     def commands(self) -> tuple[Command, ...]:
-        """The commands that came since the last call. Never blocks."""
+        """Return the commands received since the last call. Never blocks."""
         ...
 
     def wait_command(self, timeout: float) -> tuple[Command, ...]:
-        """Wait up to `timeout` seconds for a command: for ranks that hold."""
+        """Wait up to `timeout` seconds for a command, while the rank holds."""
         ...
 
     def close(self) -> None:
-        """Send what is pending, for at most about a second. To be called before exit."""
+        """Send pending reports for at most about a second. Call it before exit."""
         ...
 
 
 def connect(rank: int, local_rank: int, environ: Mapping[str, str]) -> AgentLink:
-    """The link to the agent that started this process; one that does nothing if none did.
+    """Connect to the agent that started this process, or return an `UnattendedLink` without an agent.
 
-    Raises ConnectionError if there is an agent and it does not answer: then this rank's generation is over.
+    Raises ConnectionError if the agent does not answer: the rank's generation is over.
     """
     path = environ.get(SOCKET_VARIABLE)
     if not path:
@@ -62,12 +62,12 @@ def connect(rank: int, local_rank: int, environ: Mapping[str, str]) -> AgentLink
 
 
 def socket_address(path: str) -> str:
-    """A socket's address from its path; `@name` is one in Linux's abstract namespace, which leaves no file behind."""
+    """Convert a socket's path to its address; `@name` is in Linux's abstract namespace, which leaves no file behind."""
     return "\0" + path[1:] if path.startswith("@") else path
 
 
 class UnattendedLink:
-    """The link of a rank that was started without an agent: nobody listens, nobody commands."""
+    """Link of a rank without an agent: drops reports and receives no commands."""
 
     generation: Generation | None = None
 
@@ -75,11 +75,11 @@ class UnattendedLink:
         """Do nothing."""
 
     def commands(self) -> tuple[Command, ...]:
-        """Nothing ever comes."""
+        """Return no commands."""
         return ()
 
     def wait_command(self, timeout: float) -> tuple[Command, ...]:
-        """Sleep for `timeout` seconds, as if nothing came."""
+        """Sleep for `timeout` seconds."""
         time.sleep(timeout)
         return ()
 
@@ -87,23 +87,23 @@ class UnattendedLink:
         """Do nothing."""
 
 
-class _Line(NamedTuple):
+class _PendingLine(NamedTuple):
     data: bytes
     droppable: bool
 
 
 class SocketLink:
-    """The link over the agent's Unix socket."""
+    """Link over the agent's Unix socket."""
 
     generation: Generation | None
 
     def __init__(self, path: str, started: Started) -> None:
-        self._pending: deque[_Line] = deque()
+        self._pending: deque[_PendingLine] = deque()
         self._partial = b""
         self._received = b""
         self._unreported_drops = 0
         self.dropped = 0
-        """Reports lost so far, because the agent did not read."""
+        """Number of reports dropped because the agent did not read."""
         self._open = True
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(CONNECT_SECONDS)
@@ -119,23 +119,23 @@ class SocketLink:
         self._socket.setblocking(False)
 
     def report(self, body: ReportBody) -> None:
-        """Send a report, or keep it for the next call when the socket is full."""
+        """Send a report, or buffer it for the next call if the socket is full."""
         if not self._open:
             return
         if len(self._pending) >= MAX_PENDING_LINES:
             self._drop_oldest_step()
-        self._pending.append(_Line(_encode(body), isinstance(body, StepDone | Progress)))
+        self._pending.append(_PendingLine(_encode(body), isinstance(body, StepDone | Progress)))
         self._flush()
 
     def commands(self) -> tuple[Command, ...]:
-        """The commands that came since the last call."""
+        """Return the commands received since the last call."""
         self._flush()
         self._receive()
         *lines, self._received = self._received.split(b"\n")
         return tuple(command for line in lines if (command := _parse_command(line)) is not None)
 
     def wait_command(self, timeout: float) -> tuple[Command, ...]:
-        """Wait up to `timeout` seconds for a command; meanwhile what is pending goes out."""
+        """Wait up to `timeout` seconds for a command, and send pending reports meanwhile."""
         deadline = time.monotonic() + timeout
         while True:
             if commands := self.commands():
@@ -143,26 +143,26 @@ class SocketLink:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return ()
-            if not self._open:  # The agent is gone; so is this process, in a moment.
+            if not self._open:  # The agent is gone, and this process will be killed in a moment.
                 time.sleep(remaining)
                 return ()
             self._poll(select.POLLIN | (select.POLLOUT if self._waiting else 0), remaining)
 
     def close(self) -> None:
-        """Send what is pending, for at most about a second, and hang up."""
+        """Send pending reports for at most about a second, and close the connection."""
         deadline = time.monotonic() + CLOSE_SECONDS
         self._flush()
         while self._open and self._waiting and (remaining := deadline - time.monotonic()) > 0:
             self._poll(select.POLLOUT, remaining)
             self._flush()
-        self._hang_up()
+        self._disconnect()
 
     @property
     def _waiting(self) -> bool:
         return bool(self._partial or self._pending)
 
     def _poll(self, events: int, timeout: float) -> None:
-        poll = select.poll()  # Unlike select() it takes descriptors above 1023, which a rank may well have.
+        poll = select.poll()  # Unlike select(), poll() supports descriptors above 1023, which a rank may have.
         poll.register(self._socket, events)
         poll.poll(timeout * 1000)
 
@@ -170,7 +170,7 @@ class SocketLink:
         while b"\n" not in self._received:
             data = self._socket.recv(READ_BYTES)
             if not data:
-                raise ConnectionResetError("it hung up")
+                raise ConnectionResetError("connection closed")
             self._received += data
         line, self._received = self._received.split(b"\n", 1)
         return line
@@ -184,7 +184,7 @@ class SocketLink:
             except OSError:
                 data = b""
             if not data:
-                self._hang_up()
+                self._disconnect()
             self._received += data
 
     def _flush(self) -> None:
@@ -196,7 +196,7 @@ class SocketLink:
             except BlockingIOError:
                 return
             except OSError:
-                self._hang_up()
+                self._disconnect()
                 return
             self._partial = self._partial[sent:]
 
@@ -215,7 +215,7 @@ class SocketLink:
                 self._unreported_drops += 1
                 return
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         self._open = False
         self._pending.clear()
         self._partial = b""
@@ -230,4 +230,4 @@ def _parse_command(line: bytes) -> Command | None:
     try:
         return Command.from_json(line)
     except ValidationError:
-        return None  # From a newer agent: not for us.
+        return None  # From a newer agent: ignored.

@@ -1,22 +1,22 @@
-"""Where ranks write, and the end of what they wrote."""
+"""Log files of ranks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 LOGS_VARIABLE = "PRETRAIN_RANK_LOGS"
-"""Tells ranks the folder of their generation's logs, where there is one."""
+"""Variable with the folder of the generation's logs, if there is one."""
 TAIL_LINES = 20
 TAIL_BYTES = 8192
 
 
 def rank_log(run_dir: Path, number: int, rank: int, stream: str) -> Path:
-    """The file of one stream (`out` or `err`) of one global rank in one generation."""
+    """Return the log file of one stream (`out` or `err`) of a global rank in a generation."""
     return run_dir / "logs" / f"g{number:06d}" / f"rank{rank}.{stream}"
 
 
 def last_lines(path: Path) -> str:
-    """The last 20 lines of a file; empty if there is none."""
+    """Read the last 20 lines of a file; empty if it does not exist."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pretrain_api.checkpoint.lineage import IDENTITY_KEY, ORIGIN_KEY, JobIdentity, Manifest, Origin, parse_manifest_key
 from pretrain_api.messages.export import PROVENANCE_FILE, Provenance
-from pretrain_api.spec.architecture import from_hugging_face, unfit
+from pretrain_api.spec.architecture import from_hugging_face, incompatibility
 from pretrain_api.spec.job import Storage
 from pretrain_api.spec.training import From
 from pretrain_store.directory import DirectoryStore
@@ -84,7 +84,7 @@ def choose_checkpoint(
             f"{field}: {start.uri} was trained with another tokeniser than training.data.tokenizer: use "
             "that tokeniser, and data made with it"
         )
-    if identity.model_digest != wanted.model_digest and (said := unfit(identity.model, wanted.model)):
+    if identity.model_digest != wanted.model_digest and (said := incompatibility(identity.model, wanted.model)):
         raise InvalidOrigin(f"{field}: {said}, in {start.uri}: change it, or start from something else")
     keys = intact_chain(read_listing(there))
     key = _key(keys, start, pinned)
@@ -107,7 +107,7 @@ def weight_files(there: Readable, start: From, wanted: JobIdentity, tokenizer: b
         ) from None
     except ValueError as error:
         raise InvalidOrigin(f"{field}: {start.uri}: {error}: start from something else") from error
-    if said := unfit(found, wanted.model):
+    if said := incompatibility(found, wanted.model):
         raise InvalidOrigin(f"{field}: {said}, in {start.uri}: change it, or start from something else")
     _refuse_other_tokenizer(there, start, tokenizer)
     try:

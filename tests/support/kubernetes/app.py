@@ -17,8 +17,8 @@ from typing import Any
 
 import jwt
 
-from pretrain_agent.worker.connection import Connection
-from pretrain_agent.worker.outbox import Outbox
+from pretrain_agent.worker.connection import CoordinatorConnection
+from pretrain_agent.worker.report_buffer import ReportBuffer
 from pretrain_api.checkpoint.lineage import manifest_key
 from pretrain_api.messages import protocol, reports
 from pretrain_api.messages.protocol import CoordinatorMessage, Generation, Heartbeat, Hello
@@ -80,10 +80,10 @@ class SimAgent:
         self._generation: Generation | None = None
         self._highest = 0
         self._held: protocol.Command | None = None
-        self._outbox = Outbox()
+        self._reports = ReportBuffer()
         self._ranks: asyncio.Task[None] | None = None
-        self._connection = Connection(
-            url, token, ca, self._outbox, self.hello, self.heartbeat, self.receive, lambda: 0.0
+        self._connection = CoordinatorConnection(
+            url, token, ca, self._reports, self.hello, self.heartbeat, self.receive, lambda: 0.0
         )
         self._line = asyncio.create_task(self._connection.run())
 
@@ -190,7 +190,7 @@ class SimAgent:
         self._generation = None
 
     def _say(self, number: int, body: reports.ReportBody) -> None:
-        self._outbox.add(number, time.time(), body)
+        self._reports.add(number, time.time(), body)
         self._connection.report_added(urgent=True)
 
 

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 
-from pretrain_api.status.records import Appraisal, EvaluationRecord, SampleRecord, StepRecord
+from pretrain_api.status.records import EvaluationRecord, EvaluationResult, SampleRecord, StepRecord
 from pretrain_operator.cluster import Event, Placement
 from pretrain_operator.local.cluster import LocalCluster
 
@@ -32,8 +32,8 @@ async def serve(control: socket.socket, epoch: str) -> None:
             seen.status.model_copy(update={"generation": int(epoch), "replicas": len(seen.pods)})
         )
         cluster.record_step(a_step(int(epoch)))
-        for record in appraisals(int(epoch)):
-            cluster.record_appraisal(record)
+        for record in evaluations(int(epoch)):
+            cluster.record_evaluation(record)
         if seen.stopping and not seen.pods:
             await cluster.close()
             return
@@ -61,7 +61,7 @@ def a_step(generation: int) -> StepRecord:
     )
 
 
-def appraisals(generation: int) -> list[Appraisal]:
+def evaluations(generation: int) -> list[EvaluationResult]:
     place = {"step": 1, "generation": generation, "time": 0.0}
     samples = [SampleRecord(number=number, prompt="a", text="b\u2028c", **place) for number in (0, 1)]
     return [EvaluationRecord(losses={"prose": 2.5}, seconds=0.1, **place), *samples]

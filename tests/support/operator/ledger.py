@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pretrain_api.status.job import JobStatus, NodeFailure, Suspect
-from pretrain_api.status.records import Appraisal, StepRecord
+from pretrain_api.status.records import EvaluationResult, StepRecord
 from pretrain_operator.cluster import Event, InjectedFault
 from pretrain_operator.facts.fact import (
     Fact,
@@ -28,7 +28,7 @@ class Book:
         self.recovery = a_job(recovery=recovery).spec.recovery
         self.ledger = Ledger(status or JobStatus())
         self.records: list[StepRecord] = []
-        self.appraisals: list[Appraisal] = []
+        self.evaluations: list[EvaluationResult] = []
         self.told: list[Event] = []
         self.measurements: list[Measurement] = []
 
@@ -36,7 +36,7 @@ class Book:
         for fact in facts:
             effects = self.ledger.record(fact, self.recovery)
             self.records += effects.steps
-            self.appraisals += effects.appraisals
+            self.evaluations += effects.evaluations
             self.told += effects.events
             self.measurements += effects.measurements
         return self.status

@@ -145,7 +145,7 @@ class _Cast:
             worker.restarts.labels("WorkerLost").inc()
             worker.rank_started(0, os.getpid())
             self.channel.say(a_start(number), number)
-        self.workers[0].heard(0, Restored(step=0, seconds={"verify": 0.1, "load": 0.2}))
+        self.workers[0].record(0, Restored(step=0, seconds={"verify": 0.1, "load": 0.2}))
 
     def step(self, step: int) -> None:
         """Both workers do a step."""
@@ -154,8 +154,8 @@ class _Cast:
         own: dict[str, Any] = {"data_seconds": 0.001, "compute_seconds": 0.03, "loss_contribution": 5.0 / step}
         own["memory"] = memory
         done = a_step(step, seconds=0.05, stall=0.001).model_copy(update={**own, "mfu": 0.4})
-        self.workers[0].heard(0, done)
-        self.workers[1].heard(0, Progress(step=step, seconds=0.05, **own))
+        self.workers[0].record(0, done)
+        self.workers[1].record(0, Progress(step=step, seconds=0.05, **own))
         self.channel.say(done)
 
     def extras(self, step: int) -> None:
@@ -165,7 +165,7 @@ class _Cast:
         if step % 5 == 0:
             saved = a_save(step, self.world.number).model_copy(update={"stages": STAGES, "bytes": 2**20})
             assert isinstance(saved, Saved)
-            self.workers[0].heard(0, saved)
+            self.workers[0].record(0, saved)
             self.channel.say(saved)
             self.channel.say(SaveFailed(step=step, message="no space left"))
             evaluated = Evaluated(step=step, losses={"held-out": 4.0}, metrics={"endings/right": 0.5}, seconds=0.01)

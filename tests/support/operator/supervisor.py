@@ -13,7 +13,7 @@ import psutil
 
 from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import JobStatus
-from pretrain_api.status.records import Appraisal, StepRecord
+from pretrain_api.status.records import EvaluationResult, StepRecord
 from pretrain_operator.cluster import Event
 from pretrain_operator.local import parent_death
 from pretrain_operator.local.pods import WorkerCommand
@@ -56,7 +56,7 @@ class Watching:
     """An audience that remembers, and lets tests wait for a condition."""
 
     steps: list[StepRecord] = field(default_factory=list)
-    appraisals: list[Appraisal] = field(default_factory=list)
+    evaluations: list[EvaluationResult] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     statuses: list[JobStatus] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -65,8 +65,8 @@ class Watching:
         self.steps.append(record)
         self.changed.set()
 
-    def appraisal(self, record: Appraisal) -> None:
-        self.appraisals.append(record)
+    def evaluation(self, record: EvaluationResult) -> None:
+        self.evaluations.append(record)
         self.changed.set()
 
     def event(self, event: Event) -> None:

@@ -148,8 +148,8 @@ BAD_JOBS = (
     BadJob(
         "workers that hold no whole replicas",
         {f"{_T}.parallelism": {"tensor": 2}, f"{_W}.replicas": 3, f"{_W}.processesPerWorker": 1},
-        "workers.replicas times processesPerWorker is no multiple of",
-        "3 workers of 1 cannot be filled: use 2 or 4",
+        "workers.replicas times processesPerWorker is not a multiple of",
+        "3 workers of 1 cannot divide evenly: use 2 or 4",
     ),
     BadJob(
         "hybrid shards of workers that hold no whole replicas",
@@ -175,10 +175,10 @@ BAD_JOBS = (
         "same name twice",
         {f"{_T}.data.sources": [{"name": "a", "uri": "a"}, {"name": "a", "uri": "b"}]},
         "Duplicate value",
-        "the name 'a' is there twice",
+        "the name 'a' is used twice",
     ),
     BadJob("betas", {f"{_T}.optimizer": {"betas": [0.9, 1.0]}}, "should be less than 1", "must be less than 1"),
-    BadJob("text for a number", {f"{_W}.replicas": "3"}, "must be of type integer", "a whole number is wanted"),
-    BadJob("unknown preset", {f"{_T}.model": {"preset": "gpt5"}}, "Unsupported value", "preset 'gpt5' is not known"),
+    BadJob("text for a number", {f"{_W}.replicas": "3"}, "must be of type integer", "expected a whole number"),
+    BadJob("unknown preset", {f"{_T}.model": {"preset": "gpt5"}}, "Unsupported value", "unknown preset 'gpt5'"),
 )
 """Each beyond the first fields' bounds: every cross-field rule has at least one."""

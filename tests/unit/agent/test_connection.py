@@ -11,8 +11,9 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from pretrain_agent.worker.connection import CONNECT_SECONDS, UNANSWERED, Connection
-from pretrain_agent.worker.outbox import Outbox
+from pretrain_agent.worker.connection import CONNECT_SECONDS, UNANSWERED, CoordinatorConnection
+from pretrain_agent.worker.report_buffer import ReportBuffer
+from pretrain_api.backoff import Backoff
 from pretrain_api.messages.protocol import CoordinatorMessage, Dissolved, Heartbeat, Hello, Joined, Leaving
 from pretrain_api.messages.reports import Saved
 from support.kubernetes.tls import Authority
@@ -22,13 +23,13 @@ from support.worker.agent import JOB_UID, ScriptedCoordinator, a_step, until
 class Bench:
     def __init__(self, coordinator: ScriptedCoordinator, ca_file: Path | None = None) -> None:
         self.coordinator = coordinator
-        self.outbox = Outbox()
+        self.reports = ReportBuffer()
         self.received: list[CoordinatorMessage] = []
-        self.connection = Connection(
+        self.connection = CoordinatorConnection(
             url=coordinator.url,
             token_file=None,
             ca_file=ca_file,
-            outbox=self.outbox,
+            reports=self.reports,
             hello=lambda: Hello(job_uid=JOB_UID, slot=0, attempt=0, agent_id="a", host="h"),
             heartbeat=lambda: Heartbeat(generation=1, step=77),
             receive=self._receive,
@@ -39,7 +40,7 @@ class Bench:
         self.received.append(message)
 
     def report(self, step: int, *, urgent: bool = True) -> None:
-        self.outbox.add(1, 0.0, a_step(step))
+        self.reports.add(1, 0.0, a_step(step))
         self.connection.report_added(urgent=urgent)
 
     def heard(self) -> list[int]:
@@ -63,19 +64,19 @@ async def test_reports_go_out_and_acknowledged_ones_are_forgotten(bench: Bench) 
         bench.report(step)
 
     await until(lambda: bench.heard() == list(range(1, 51)))
-    await until(lambda: bench.outbox.is_empty)
+    await until(lambda: bench.reports.is_empty)
 
 
 async def test_reports_made_in_an_outage_arrive_after_it_once_and_in_order(bench: Bench) -> None:
     bench.report(1)
-    await until(lambda: bench.outbox.is_empty)
+    await until(lambda: bench.reports.is_empty)
 
     await bench.coordinator.stop()
     for step in range(2, 40):
         bench.report(step)
     await bench.coordinator.start()
 
-    await until(lambda: bench.outbox.is_empty)
+    await until(lambda: bench.reports.is_empty)
     assert bench.heard() == list(range(1, 40))
     assert bench.coordinator.sessions[0].replayed == 0
 
@@ -97,7 +98,7 @@ async def test_what_is_not_urgent_goes_out_in_place_of_a_heartbeat(bench: Bench)
     for step in range(3):
         bench.report(step, urgent=False)
 
-    await until(lambda: bench.outbox.is_empty)
+    await until(lambda: bench.reports.is_empty)
     kinds = [message.kind for _, message in bench.coordinator.sessions[0].received if message.kind != "hello"]
     assert "report" * 3 in "".join(kinds), "no heartbeat stands between them"
 
@@ -116,7 +117,7 @@ async def test_what_is_urgent_takes_along_what_waits(bench: Bench) -> None:
 
 async def test_heartbeats_go_on_after_everything_was_forgotten(bench: Bench) -> None:
     bench.report(1)
-    await until(lambda: bench.outbox.is_empty)
+    await until(lambda: bench.reports.is_empty)
     await bench.coordinator.stop()
     await bench.coordinator.start()  # It has no memory: nothing is acknowledged, and nothing is left to be sent.
 
@@ -132,7 +133,7 @@ async def test_an_idle_agent_sends_heartbeats_with_its_step(bench: Bench) -> Non
 
 async def test_a_message_follows_the_reports_made_before_it(bench: Bench) -> None:
     await asyncio.wait_for(bench.connection.joined.wait(), 20)
-    bench.outbox.add(1, 0.0, Saved(step=1, checkpoint="c", bytes=1, stall_seconds=0, seconds=0))
+    bench.reports.add(1, 0.0, Saved(step=1, checkpoint="c", bytes=1, stall_seconds=0, seconds=0))
     bench.connection.report_added(urgent=True)
     bench.connection.send(Leaving(final=True))
     await bench.connection.flush(20)
@@ -310,7 +311,7 @@ async def test_an_agent_that_is_refused_says_so_once_and_tries_on(bench: Bench, 
     assert len([line for line in lines if line["log_level"] == "warning" and str(status) in line["error"]]) == 1
 
     bench.coordinator.refuses = 0
-    await until(lambda: bench.outbox.is_empty)
+    await until(lambda: bench.reports.is_empty)
 
 
 async def test_a_missing_token_is_waited_for(tmp_path: Path, bench: Bench) -> None:
@@ -392,4 +393,4 @@ async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None
 
 @pytest.fixture(autouse=True)
 def _quick_reconnects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretrain_agent.worker.connection.LONGEST_WAIT", 0.05)
+    monkeypatch.setattr("pretrain_agent.worker.connection.RECONNECT", Backoff(0.01, 2, 0.05, 1))

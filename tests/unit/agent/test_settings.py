@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain_agent.settings import Program, Settings, parse_settings
+from pretrain_agent.settings import AgentSettings, TrainingProgram, parse_settings
 
 REQUIRED = ["--coordinator", "ws://c", "--job-uid", "u", "--slot", "1", "--attempt", "2"]
 
@@ -10,19 +10,19 @@ REQUIRED = ["--coordinator", "ws://c", "--job-uid", "u", "--slot", "1", "--attem
 def test_a_script_with_arguments_is_the_program() -> None:
     settings = parse_settings([*REQUIRED, "--", "train.py", "--steps", "3", "--"])
 
-    assert settings == Settings(
+    assert settings == AgentSettings(
         coordinator="ws://c",
         job_uid="u",
         slot=1,
         attempt=2,
-        program=Program("train.py", is_module=False, args=("--steps", "3", "--")),
+        program=TrainingProgram("train.py", is_module=False, args=("--steps", "3", "--")),
     )
 
 
 def test_a_module_is_the_program() -> None:
     settings = parse_settings([*REQUIRED, "--preload", "a", "--preload", "b.c", "--", "-m", "trainer", "x"])
 
-    assert settings.program == Program("trainer", is_module=True, args=("x",))
+    assert settings.program == TrainingProgram("trainer", is_module=True, args=("x",))
     assert settings.preload == ("a", "b.c")
 
 
@@ -42,7 +42,7 @@ def test_options_are_read() -> None:
         ([*REQUIRED, "--", "-m"], "no training program"),
         ([*REQUIRED, "--processes", "0", "--", "x"], "give 1 or more"),
         ([*REQUIRED, "--http-port", "-1", "--", "x"], "give 0 or more"),
-        (["--", "x"], "--coordinator"),
+        (["--", "x"], "--coordinator is required"),
     ],
 )
 def test_a_mistake_ends_with_code_2_and_a_sentence(

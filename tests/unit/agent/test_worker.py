@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest_asyncio
 
 from pretrain_agent.network.metrics_server import WorkerMetrics
-from pretrain_agent.settings import Program, Settings
+from pretrain_agent.settings import AgentSettings, TrainingProgram
 from pretrain_agent.torchrun.mailbox import Mailbox
-from pretrain_agent.worker.outbox import Outbox
-from pretrain_agent.worker.worker import Worker
+from pretrain_agent.worker.agent import WorkerAgent
+from pretrain_agent.worker.report_buffer import ReportBuffer
 from pretrain_api.base import Wire
 from pretrain_api.messages.protocol import (
     AgentMessage,
@@ -76,14 +76,23 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.now = 12.0
-        self.outbox, self.mailbox, self.stores = Outbox(), Mailbox(), FakeStores()
+        self.reports, self.mailbox, self.stores = ReportBuffer(), Mailbox(), FakeStores()
         self.launcher, self.line = FakeLauncher(), FakeLine()
-        self.worker = Worker(
-            settings=Settings("ws://c", JOB_UID, 0, 0, Program("x", False, ()), processes=2, grace=2.2, run_dir=folder),
+        self.worker = WorkerAgent(
+            settings=AgentSettings(
+                coordinator="ws://c",
+                job_uid=JOB_UID,
+                slot=0,
+                attempt=0,
+                program=TrainingProgram("x", False, ()),
+                processes=2,
+                grace=2.2,
+                run_dir=folder,
+            ),
             agent_id="me",
             pid=1,
             socket_prefix=f"{folder}/s",
-            outbox=self.outbox,
+            reports=self.reports,
             mailbox=self.mailbox,
             stores=self.stores,
             metrics=WorkerMetrics(),
@@ -95,7 +104,7 @@ class Bench:
         await self.worker.receive(Formed(generation=a_generation(number, (ME, PEER))))
 
     def bodies(self, kind: type) -> list:
-        return [report.body for report in self.outbox.after(0) if isinstance(report.body, kind)]
+        return [report.body for report in self.reports.after(0) if isinstance(report.body, kind)]
 
     async def rank(self, local_rank: int = 0) -> Rank:
         path = self.mailbox.take().socket_path
@@ -312,7 +321,7 @@ async def test_the_end_of_an_old_generations_ranks_is_not_news(bench: Bench) -> 
     bench.worker.launch_failed(1, "x")
     bench.worker.ranks_started(1, {0: 1})
 
-    assert bench.outbox.is_empty
+    assert bench.reports.is_empty
     assert bench.mailbox.is_current(2)
 
 
@@ -405,7 +414,7 @@ async def test_a_finished_worker_stays_while_the_coordinator_has_not_heard_every
 
     await asyncio.sleep(2.3)  # The grace.
     assert not bench.worker.exit_code.done()
-    bench.outbox.acknowledge(bench.outbox.last_seq)
+    bench.reports.acknowledge(bench.reports.last_seq)
 
     assert await asyncio.wait_for(bench.worker.exit_code, 20) == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -180,7 +181,7 @@ def test_what_is_not_there_yet_is_refused_by_name(path: str, value: object) -> N
 
     assert finding.severity == "error"
     assert finding.path.startswith(f"spec.{path}")
-    assert "not there yet" in finding.message
+    assert re.search("not supported yet|do not support", finding.message)
 
 
 def test_a_field_that_came_later_changes_no_identity_at_its_default() -> None:
@@ -277,7 +278,7 @@ def test_defaults_written_out_are_no_warning() -> None:
 
 
 def test_a_regular_expression_must_be_one() -> None:
-    with pytest.raises(ValueError, match="is no regular expression"):
+    with pytest.raises(ValueError, match="is not a valid regular expression"):
         job({"spec.recovery.rules": [{"onLog": "(", "action": "Fail"}]})
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from dashboards import look
+from dashboards import panels as panel_kinds
 from dashboards.__main__ import FOLDER, ROOT, drift, rendered
 from pretrain_agent.network import metrics_server as exposition
-from pretrain_api.status.step_parts import STEP_PARTS
+from pretrain_api.status.records import STEP_PARTS
 from pretrain_operator.metrics import families as metrics_families
 
 FILES = sorted((ROOT / FOLDER).glob("*.json"))
@@ -139,12 +139,12 @@ def test_a_state_has_the_same_colour_wherever_it_appears() -> None:
 
 
 def test_every_state_has_a_colour() -> None:
-    assert set(look.PHASES) == set(metrics_families.PHASES)
-    assert set(look.SPENT) == set(metrics_families.GOODPUT_STATES)
-    assert set(look.WORKERS) == set(metrics_families.WORKER_STATES)
-    assert set(look.RECOVERY) == set(metrics_families.RECOVERY_PHASES)
-    assert set(look.STEP) == set(STEP_PARTS)
-    assert set(look.CAUSES) == set(metrics_families.RESTART_CAUSES)
+    assert set(panel_kinds.PHASES) == set(metrics_families.PHASES)
+    assert set(panel_kinds.SPENT) == set(metrics_families.GOODPUT_STATES)
+    assert set(panel_kinds.WORKERS) == set(metrics_families.WORKER_STATES)
+    assert set(panel_kinds.RECOVERY) == set(metrics_families.RECOVERY_PHASES)
+    assert set(panel_kinds.STEP) == set(STEP_PARTS)
+    assert set(panel_kinds.CAUSES) == set(metrics_families.RESTART_CAUSES)
 
 
 @boards

@@ -82,7 +82,7 @@ def test_a_run_shows_its_history_as_a_table_newest_first(tmp_path: Path, folder:
         "20 1 1 0 0.0 – on the line",
         "10 1 1 0 0.0 – on the line, pinned",
     ]
-    assert rollback == "generation 2 went back to step 20: LossSpike at step 27, begun at 25"
+    assert rollback == "generation 2 rolled back to step 20: LossSpike at step 27, since step 25"
 
 
 def test_the_history_for_programs(tmp_path: Path, folder: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_history_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     shown = pretrain_checkpoints(tmp_path / "checkpoints")
 
     assert (shown.exit_code, shown.stdout) == (1, "")
-    assert shown.stderr == f"folder {tmp_path}/checkpoints has no checkpoint yet: generation 1 is the newest\n"
+    assert shown.stderr == f"folder {tmp_path}/checkpoints has no checkpoint yet; latest generation: 1\n"
 
 
 def test_what_is_no_store_is_refused_with_the_remedy(service: dict[str, str], tmp_path: Path) -> None:
@@ -180,10 +180,10 @@ def test_what_is_no_store_is_refused_with_the_remedy(service: dict[str, str], tm
     Bucket(service, "bare").create()
     unstarted = a_run(tmp_path / "unstarted", {"path": str(tmp_path / "nowhere")})
     refused = {
-        tmp_path / "absent": f"there is no {tmp_path}/absent: name a run's folder, a job file, or",
-        tmp_path / "empty": f"{tmp_path}/empty is neither a run's folder, for it has no job.yaml, nor",
-        unstarted: f"there is no {tmp_path}/nowhere, where {unstarted} has its checkpoints: start the run",
-        "s3://bare/run": "s3://bare/run holds no run: name what a run's checkpoint.storage names",
+        tmp_path / "absent": f"there is no {tmp_path}/absent: give a run's folder, a job file, or",
+        tmp_path / "empty": f"{tmp_path}/empty is neither the folder of a run, since it has no job.yaml, nor",
+        unstarted: f"there is no {tmp_path}/nowhere, the checkpoint folder of {unstarted}: start the run",
+        "s3://bare/run": "s3://bare/run holds no run: give the checkpoint.storage of a run",
         "s3://absent-bucket/run": "NoSuchBucket",
         "s3://A_B": "s3://A_B is not s3://BUCKET/PREFIX",
     }
@@ -201,4 +201,4 @@ def test_a_service_that_is_away_is_no_mistake_of_the_command(tmp_path: Path) -> 
     shown = pretrain_checkpoints("s3://runs/one", **away)
 
     assert shown.exit_code == 1
-    assert "cannot be read" in shown.stderr
+    assert "cannot read the history" in shown.stderr

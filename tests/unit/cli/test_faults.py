@@ -36,14 +36,14 @@ def test_a_fault_is_understood(text: str, expected: tuple[str, str, int | None, 
     [
         ("", "write ACTION:TARGET=N,step=S, for example kill:worker=1,step=60"),
         ("kill:worker=1", "write ACTION:TARGET=N,step=S"),
-        ("explode:worker=1,step=2", "the action 'explode' is not known; use one of kill, stop, term, remove, add, nan"),
+        ("explode:worker=1,step=2", "unknown action 'explode'; use one of kill, stop, term, remove, add, nan"),
         ("kill:step=2", "kill needs one of kill:worker, kill:rank, kill:agent, kill:coordinator"),
         ("nan:worker=1,step=2", "nan needs one of nan:data"),
         ("nan:data=1,step=2", "data takes no number; write nan:data,step=S"),
         ("kill:pod=1,step=2", "kill needs one of kill:worker, kill:rank, kill:agent, kill:coordinator"),
         ("stop:rank=1,step=2", "stop needs one of stop:worker"),
         ("kill:,step=2", "kill needs one of"),
-        ("kill:worker,step=2", "say which worker, for example kill:worker=1,step=2"),
+        ("kill:worker,step=2", "name the worker, for example kill:worker=1,step=2"),
         ("kill:worker=,step=2", "worker must be a whole number from 0, not ''"),
         ("kill:worker=-1,step=2", "worker must be a whole number from 0, not '-1'"),
         ("kill:worker=x,step=2", "worker must be a whole number from 0, not 'x'"),
@@ -64,8 +64,8 @@ def faults(*texts: str) -> list[Fault]:
     return [parse_fault(text) for text in texts]
 
 
-def planned(*texts: str, replicas: int = 3, processes: int = 1, unit: int = 1) -> FaultPlan:
-    return plan_faults(faults(*texts), replicas, processes, total_steps=100, unit=unit)
+def planned(*texts: str, replicas: int = 3, processes: int = 1, quantum: int = 1) -> FaultPlan:
+    return plan_faults(faults(*texts), replicas, processes, total_steps=100, quantum=quantum)
 
 
 def test_faults_come_in_the_order_of_their_steps() -> None:
@@ -79,7 +79,7 @@ def test_adding_and_removing_tells_how_many_workers_are_wanted() -> None:
 
 
 def test_a_worker_that_is_there_only_later_is_refused_before() -> None:
-    with pytest.raises(BadFault, match="there is no worker 3 then; they are 0 to 2"):
+    with pytest.raises(BadFault, match="there is no worker 3 at that step: use 0 to 2"):
         planned("kill:worker=3,step=10", "add:worker,step=20")
 
     planned("kill:worker=3,step=30", "add:worker,step=20")
@@ -88,7 +88,7 @@ def test_a_worker_that_is_there_only_later_is_refused_before() -> None:
 def test_ranks_are_counted_over_all_workers() -> None:
     planned("kill:rank=5,step=10", processes=2)
 
-    with pytest.raises(BadFault, match="there is no rank 6 then; they are 0 to 5"):
+    with pytest.raises(BadFault, match="there is no rank 6 at that step: use 0 to 5"):
         planned("kill:rank=6,step=10", processes=2)
 
 
@@ -103,10 +103,10 @@ def test_the_last_worker_cannot_be_removed() -> None:
 
 
 def test_workers_come_and_go_in_whole_replicas() -> None:
-    assert planned("add:worker,step=10", "add:worker,step=10", replicas=2, unit=2).most == 4
+    assert planned("add:worker,step=10", "add:worker,step=10", replicas=2, quantum=2).most == 4
 
     with pytest.raises(BadFault, match="multiples of 2 here, not 3: give it 2 times with the same step"):
-        planned("add:worker,step=10", "add:worker,step=20", replicas=2, unit=2)
+        planned("add:worker,step=10", "add:worker,step=20", replicas=2, quantum=2)
 
 
 def test_a_run_without_faults_keeps_its_workers() -> None:

@@ -12,7 +12,7 @@ import pytest
 from pretrain_api.dataset import DATASET_FILE
 from pretrain_api.problems import InvalidJob
 from pretrain_api.spec.job import PretrainJob, Storage
-from pretrain_cli.inputs.preflight import Resolved, check, resolve_uris
+from pretrain_cli.inputs.preflight import ResolvedJob, check, resolve_uris
 from pretrain_data.verification import check_shards
 from pretrain_data.writer import train_tokenizer, write_dataset
 from pretrain_store.history import claim_identity
@@ -42,7 +42,7 @@ def data(corpus: Path, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def checked(data: Path, changes: dict[str, Any] | None = None) -> Resolved:
+def checked(data: Path, changes: dict[str, Any] | None = None) -> ResolvedJob:
     job = PretrainJob.model_validate(with_changes(changes or {}))
     return check(resolve_uris(job, data.parent / "job.yaml", data.parent / "out"), {})
 
@@ -103,7 +103,9 @@ def test_file_uris_are_paths(data: Path) -> None:
     assert checked(data, {"spec.training.data.tokenizer": f"file://{data}/tokenizer.json"})
 
 
-@pytest.mark.parametrize(("uri", "message"), [("http://a/b", "http:// is not known"), ("file://data/web", "file:///")])
+@pytest.mark.parametrize(
+    ("uri", "message"), [("http://a/b", "http://: unknown scheme"), ("file://data/web", "file:///")]
+)
 def test_a_uri_of_another_kind_is_refused(data: Path, uri: str, message: str) -> None:
     assert message in refused(data, {"spec.training.data.tokenizer": uri})["spec.training.data.tokenizer"]
 
@@ -121,7 +123,7 @@ class InS3:
     def __init__(self, environ: dict[str, str]) -> None:
         self.environ, self.bucket = environ, Bucket(environ)
 
-    def checked(self, data: Path) -> Resolved:
+    def checked(self, data: Path) -> ResolvedJob:
         job = PretrainJob.model_validate(with_changes(self.changes))
         return check(resolve_uris(job, data.parent / "job.yaml", data.parent / "out"), self.environ)
 
@@ -159,7 +161,7 @@ def test_data_in_s3_that_is_missing_is_said_with_the_field(in_s3: InS3, data: Pa
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"short", "has 5 bytes, and"), (None, "there is no shard s3://corpus/web/00000.bin")]
+    ("content", "message"), [(b"short", "has 5 bytes, expected"), (None, "there is no shard s3://corpus/web/00000.bin")]
 )
 def test_a_shard_in_s3_of_another_size_is_refused(in_s3: InS3, data: Path, content: bytes | None, message: str) -> None:
     in_s3.bucket.delete("web/00000.bin")
@@ -190,13 +192,13 @@ def test_everything_missing_is_said_at_once(tmp_path: Path) -> None:
 def test_a_file_that_is_no_tokeniser_is_refused(data: Path, content: bytes) -> None:
     (data / "tokenizer.json").write_bytes(content)
 
-    assert "is no tokenizer.json" in refused(data)["spec.training.data.tokenizer"]
+    assert "is not a tokenizer.json" in refused(data)["spec.training.data.tokenizer"]
 
 
 def test_another_tokeniser_than_the_datas_is_refused(data: Path) -> None:
     train_tokenizer(TEXTS, 290, data / "tokenizer.json")
 
-    assert "was made with another tokeniser" in refused(data)[URI]
+    assert "was built with another tokeniser" in refused(data)[URI]
 
 
 def test_a_folder_without_a_description_is_refused(data: Path) -> None:
@@ -209,13 +211,13 @@ def test_a_folder_without_a_description_is_refused(data: Path) -> None:
 def test_a_description_that_is_none_is_refused(data: Path, content: str) -> None:
     (data / "web" / DATASET_FILE).write_text(content)
 
-    assert "is no dataset description" in refused(data)[URI]
+    assert "is not a dataset description" in refused(data)[URI]
 
 
 def test_an_empty_source_is_refused(data: Path) -> None:
     describe(data, replace_in_description(shards=[]))
 
-    assert "is empty: give it data" in refused(data)[URI]
+    assert "is empty: add data" in refused(data)[URI]
 
 
 def test_a_truncated_shard_is_refused(data: Path) -> None:
@@ -242,7 +244,7 @@ def test_a_changed_byte_is_found(data: Path) -> None:
     shard = data / "web" / "00000.bin"
     shard.write_bytes(b"\x01" + shard.read_bytes()[1:])
 
-    assert "another sha256" in refused(data)[URI]
+    assert "different sha256" in refused(data)[URI]
 
 
 def test_big_data_is_not_hashed(data: Path) -> None:
@@ -293,7 +295,10 @@ def test_an_evaluation_of_the_users_own_is_found_beside_the_job_file(data: Path)
     named = checked(data, with_hook("package.module:endings")).job.spec.training.evaluation
     assert named is not None
     assert named.hook == "package.module:endings"
-    for hook, said in (("gone.py:endings", "cannot be read (No such file"), ("broken.py:endings", "is no Python (")):
+    for hook, said in (
+        ("gone.py:endings", "cannot be read (No such file"),
+        ("broken.py:endings", "is not valid Python ("),
+    ):
         assert said in refused(data, with_hook(hook))["spec.training.evaluation.hook"]
 
 
@@ -306,13 +311,13 @@ def test_held_out_sources_are_checked_too(data: Path) -> None:
 def test_a_storage_below_a_file_is_refused(data: Path) -> None:
     (data.parent / "out").write_text("")
 
-    assert "is a file: choose a folder" in refused(data)["spec.checkpoint.storage.path"]
+    assert "is a file: choose a writable folder" in refused(data)["spec.checkpoint.storage.path"]
 
 
 def test_a_storage_that_cannot_be_written_is_refused(data: Path) -> None:
     found = refused(data, {"spec.checkpoint.storage": {"path": "/proc/1/pretrain"}})
 
-    assert "nothing can be written in /proc/1" in found["spec.checkpoint.storage.path"]
+    assert "/proc/1 is not writable" in found["spec.checkpoint.storage.path"]
 
 
 def test_a_place_that_belongs_to_another_job_is_refused(data: Path) -> None:
@@ -321,7 +326,7 @@ def test_a_place_that_belongs_to_another_job_is_refused(data: Path) -> None:
 
     assert checked(data).identity == resolved.identity
     found = refused(data, {"spec.training.seed": 2})["spec.checkpoint.storage.path"]
-    assert "belongs to another job, with another training.seed" in found
+    assert "belongs to another job with different training.seed" in found
 
 
 def test_warnings_do_not_stop_a_job(data: Path) -> None:

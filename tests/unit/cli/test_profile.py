@@ -21,8 +21,9 @@ from pretrain_api.messages.profile_request import (
 )
 from pretrain_api.messages.protocol import Command
 from pretrain_api.status.job import JobStatus, Profile
-from pretrain_cli.commands.profile import ClusterTarget, Unanswered, await_answer, target
+from pretrain_cli.commands.profile import await_answer
 from pretrain_cli.errors import BadInput
+from pretrain_cli.targets.profile_target import ClusterJobTarget, ProfileUnanswered, profile_target
 from pretrain_operator.cluster import Snapshot
 from pretrain_operator.job.ports import JobListener
 from pretrain_operator.job.service import JobService
@@ -162,20 +163,20 @@ def test_a_folder_in_which_nothing_runs_is_refused(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "was"):
         pass
 
-    for name, why in (("was", "no `pretrain run` works"), ("never/was", "no such folder")):
+    for name, why in (("was", "no `pretrain run` is running"), ("never/was", "there is no folder")):
         with pytest.raises(BadInput, match=why):
-            target(str(tmp_path / name), None).ask(REQUEST)
+            profile_target(str(tmp_path / name), None).ask(REQUEST)
 
 
 def test_a_folder_in_use_is_asked_by_a_file_that_is_taken_once(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as folder:
-        found = target(str(tmp_path), None)
+        found = profile_target(str(tmp_path), None)
         found.ask(REQUEST)
         assert [folder.take_request(), folder.take_request()] == [REQUEST.text, ""]
         folder.write_status(JobStatus(phase="Training", profiles=(Profile(id="abc", rank=1, location="x"),)))
         assert await_answer(found, REQUEST, 0.0, lambda: 0.0, lambda _: None).location == "x"
 
-    with pytest.raises(Unanswered, match="has ended"):
+    with pytest.raises(ProfileUnanswered, match="has ended"):
         found.status()
 
 
@@ -187,10 +188,10 @@ def test_a_job_of_a_cluster_is_annotated_and_its_status_read(tmp_path: Path, mon
     kubectl.chmod(kubectl.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
-    found = target("gpt2", "ml")
+    found = profile_target("gpt2", "ml")
     found.ask(REQUEST)
 
-    assert isinstance(found, ClusterTarget)
+    assert isinstance(found, ClusterJobTarget)
     assert await_answer(found, REQUEST, 0.0, lambda: 0.0, lambda _: None).location == "s3://x"
     assert (tmp_path / "asked").read_text().splitlines() == [
         "annotate pretrainjob gpt2 pretrain.dev/profile=steps=3,rank=1,id=abc --overwrite --namespace ml",
@@ -212,8 +213,8 @@ def test_waiting_ends_with_the_patience_and_with_the_job() -> None:
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    with pytest.raises(Unanswered, match="no answer within 5 s: the job is Pending"):
+    with pytest.raises(ProfileUnanswered, match="no answer within 5 s: the job is Pending"):
         await_answer(job, REQUEST, 5.0, lambda: now[0], sleep)
     job.phase = "Failed"
-    with pytest.raises(Unanswered, match="has ended"):
+    with pytest.raises(ProfileUnanswered, match="has ended"):
         await_answer(job, REQUEST, 5.0, lambda: now[0], sleep)

@@ -18,8 +18,8 @@ from pretrain_cli.errors import BadInput
 from pretrain_cli.inputs.faults import parse_fault
 from pretrain_cli.inputs.job_file import load_job
 from pretrain_cli.inputs.prepare import with_workers
-from pretrain_cli.targets.fault_injection import Injector
-from pretrain_cli.targets.previous_run import begin, is_complete, keep_job, refuse_other_job, wall_seconds
+from pretrain_cli.targets.fault_injection import FaultInjector
+from pretrain_cli.targets.previous_run import check_same_job, is_complete, next_status, wall_seconds, write_job
 from pretrain_cli.targets.worker_command import worker_command
 from pretrain_operator.local.run_folder import RunFolder
 from pretrain_operator.local.supervisor import Supervisor
@@ -48,7 +48,7 @@ def test_a_new_run_keeps_the_history_and_forgives_failures() -> None:
     )
     ended = JobStatus(phase="Failed", reason="BudgetExhausted", job_uid="uid", generation=7, step=40, bookkeeping=books)
 
-    status = begin(ended, total_steps=100)
+    status = next_status(ended, total_steps=100)
 
     assert (status.phase, status.reason, status.total_steps) == ("Pending", "", 100)
     assert (status.job_uid, status.generation, status.step) == ("uid", 7, 40)
@@ -70,18 +70,18 @@ def test_the_kept_job_is_a_job_file_again(tmp_path: Path) -> None:
     training = training.model_copy(update={"optimizer": optimizer})
     job = a_job().model_copy(update={"spec": a_job().spec.model_copy(update={"training": training})})
     with RunFolder(tmp_path) as folder:
-        keep_job(folder, job)
+        write_job(folder, job)
 
         assert load_job(folder.job) == job
-        refuse_other_job(folder, job)
+        check_same_job(folder, job)
 
 
 def test_a_kept_job_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as folder:
         folder.job.write_text("[")
 
-        with pytest.raises(BadInput, match=r"job\.yaml can't be read; choose another --out"):
-            refuse_other_job(folder, a_job())
+        with pytest.raises(BadInput, match=r"job\.yaml cannot be read; choose another --out"):
+            check_same_job(folder, a_job())
 
 
 def test_without_a_report_no_time_was_spent_before(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ class FakeProcess:
     pid: int
 
 
-def an_injector(supervisor: FakeSupervisor, *faults: str) -> Injector:
-    return Injector([parse_fault(text) for text in faults], cast(Supervisor, supervisor))
+def an_injector(supervisor: FakeSupervisor, *faults: str) -> FaultInjector:
+    return FaultInjector([parse_fault(text) for text in faults], cast(Supervisor, supervisor))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Event files of a run: what TensorBoard would show of it."""
+"""Event files of a run: what TensorBoardWriter would show of it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportMissingTypeStubs]
 
 from pretrain_api.status.records import EvaluationRecord, SampleRecord, StepRecord
-from pretrain_cli.errors import BadInput
-from pretrain_cli.inputs.prepare import Order, prepare
-from pretrain_cli.render.tensorboard import TensorBoard
+from pretrain_cli.commands.run import run
+from pretrain_cli.errors import CliExit
+from pretrain_cli.inputs.prepare import RunOptions
+from pretrain_cli.render.tensorboard import TensorBoardWriter
 
 
 def a_record(step: int, **more: Any) -> StepRecord:
@@ -37,11 +38,11 @@ def shown(folder: Path) -> Iterator[tuple[str, int, float, float]]:
 
 
 def test_steps_and_validation_losses_are_shown_with_their_step_and_time(tmp_path: Path) -> None:
-    with TensorBoard(tmp_path) as board:
+    with TensorBoardWriter(tmp_path) as board:
         for record in (a_record(1), a_record(2, mfu=0.5)):
             board.step(record)
-        board.appraisal(EvaluationRecord(step=2, losses={"prose": 3.0}, seconds=0.1, generation=1, time=1002.5))
-        board.appraisal(SampleRecord(step=2, prompt="a", text="b", generation=1, time=1003.0))
+        board.evaluation(EvaluationRecord(step=2, losses={"prose": 3.0}, seconds=0.1, generation=1, time=1002.5))
+        board.evaluation(SampleRecord(step=2, prompt="a", text="b", generation=1, time=1003.0))
 
     found = list(shown(tmp_path))
     assert [item[1:] for item in found if item[0] == "train/loss"] == [(1, 4.0, 1001.0), (2, 2.0, 1002.0)]
@@ -51,8 +52,12 @@ def test_steps_and_validation_losses_are_shown_with_their_step_and_time(tmp_path
     assert [item[2] for item in found if item[0] == "step_seconds/compute"] == pytest.approx([0.4, 0.4])
 
 
-def test_without_the_package_the_run_is_refused_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_run_is_refused_before_anything_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
 
-    with pytest.raises(BadInput, match="needs the package tensorboardX"):
-        prepare(Order(Path("no-such-job.yaml"), None, None, (), (), tensorboard=True), {})
+    code = run(RunOptions(Path("no-such-job.yaml"), None, None, (), (), tensorboard=True))
+
+    assert code == CliExit.BAD_INPUT
+    assert "needs the package tensorboardX" in capsys.readouterr().err

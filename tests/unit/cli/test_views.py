@@ -9,14 +9,14 @@ import pytest
 from rich.console import Console
 
 from pretrain_api.checkpoint.lineage import manifest_key
+from pretrain_api.estimate.throughput import StepRate
 from pretrain_api.status.job import CheckpointSummary, Goodput, Incident, JobStatus, WorkerStatus
 from pretrain_api.status.records import EvaluationRecord, SampleRecord, StepRecord
 from pretrain_api.status.report import RunReport
-from pretrain_cli.render.eta import Pace
 from pretrain_cli.render.line_log import LineLog
 from pretrain_cli.render.sparkline import sparkline
 from pretrain_cli.render.summary import summarise
-from pretrain_cli.render.terminal import Terminal
+from pretrain_cli.render.terminal import TerminalView
 from pretrain_operator.cluster import Event
 
 INCIDENT = Incident(
@@ -52,7 +52,7 @@ def a_status() -> JobStatus:
 
 def drawn(width: int, steps: int = 120) -> str:
     console = Console(width=width, height=40, file=io.StringIO(), force_terminal=True, color_system=None)
-    terminal = Terminal(console, lambda: 0.0, "quickstart", 685)
+    terminal = TerminalView(console, lambda: 0.0, "quickstart", 685)
     terminal.status(a_status())
     for step in range(1, steps + 1):
         terminal.step(a_record(step, loss=7.0 - step / 60))
@@ -73,7 +73,7 @@ def test_the_view_fits_the_terminal_and_shows_what_matters(width: int) -> None:
 
 def test_the_view_stands_before_anything_is_known() -> None:
     console = Console(width=80, file=io.StringIO(), force_terminal=True)
-    Terminal(console, lambda: 0.0, "quickstart", 685).render()
+    TerminalView(console, lambda: 0.0, "quickstart", 685).render()
 
 
 def test_workers_and_incidents_stand_side_by_side_where_there_is_room() -> None:
@@ -111,11 +111,11 @@ def test_evaluations_and_texts_are_a_line_each_and_the_newest_stand_in_the_view(
     out = io.StringIO()
     log = LineLog(out, lambda: 0.0, total_steps=100)
     console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
-    terminal = Terminal(console, lambda: 0.0, "quickstart", 685)
+    terminal = TerminalView(console, lambda: 0.0, "quickstart", 685)
 
     for record in (an_evaluation(50), a_sample(50, "old"), a_sample(100, "to be\nor not " + "to be " * 100)):
-        log.appraisal(record)
-        terminal.appraisal(record)
+        log.evaluation(record)
+        terminal.evaluation(record)
 
     lines = [line.split(" ", 1)[1] for line in out.getvalue().splitlines()]
     assert lines[:2] == ["evaluation after step 50: held-out 4.5000", "sample after step 50: the old"]
@@ -137,23 +137,24 @@ def a_sample(step: int, text: str) -> SampleRecord:
 
 
 def test_the_time_left_follows_the_steps_done() -> None:
-    pace = Pace(total_steps=100)
-    assert pace.remaining is None
+    rate = StepRate()
+    assert rate.remaining(100) is None
 
     for step in range(1, 51):
-        pace.step(a_record(step))
+        rate.add(step, a_record(step).time)
 
-    assert pace.remaining is not None
-    assert pace.remaining.total_seconds() == 5
+    remaining = rate.remaining(100)
+    assert remaining is not None
+    assert remaining.total_seconds() == 5
 
 
 def test_there_is_no_time_left_to_tell_after_a_rollback() -> None:
-    pace = Pace(total_steps=100)
+    rate = StepRate()
 
     for step in (60, 50):
-        pace.step(a_record(step))
+        rate.add(step, a_record(step).time)
 
-    assert pace.remaining is None
+    assert rate.remaining(100) is None
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_the_summary_says_what_was_reached_and_what_happened() -> None:
         "3.751 nats per token, unigram model 6.430, validation prose 3.900",
         "18,700 tokens/s",
         "95.3% of 100 s",
-        "WorkerLost of worker 1 after step 60: next step 0.31 s after the fault, 4 steps lost",
+        "WorkerLost of worker 1 after step 60: resumed 0.31 s after the fault, 4 steps lost",
         "runs/quickstart/report.html",
         "  def main():",
     ):

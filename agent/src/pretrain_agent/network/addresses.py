@@ -1,4 +1,4 @@
-"""Addresses: at which ranks reach each other, on the network where their workers do; and where the coordinator is."""
+"""Network interface of the ranks and name resolution of the coordinator."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import struct
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 RESOLVE_SECONDS = 1.0
-"""A name server may be on the machine that is gone as well."""
+"""Timeout of a look-up: the name server may be on the lost machine too."""
 
 _SIOCGIFADDR = 0x8915
-"""Linux: the IPv4 address of an interface."""
+"""Linux ioctl for the IPv4 address of an interface."""
 
 
 def rank_environment(host: str) -> dict[str, str]:
-    """Variables that the ranks of a worker at this address should have where nothing else was said."""
-    # gloo takes the address of the machine's name otherwise, which in a pod on its node's network can be that of the
-    # loopback: then ranks wait for each other for minutes, or fail.
+    """Return default environment variables for the ranks of a worker with this address."""
+    # By default gloo binds to the address of the hostname. In a pod on the host network that can be the loopback
+    # address, and then ranks wait for each other for minutes, or fail.
     interface = interface_of(host)
     return {"GLOO_SOCKET_IFNAME": interface} if interface else {}
 
 
 def interface_of(host: str) -> str | None:
-    """The network interface with this IPv4 address; None: there is none, or it is no such address."""
+    """Return the network interface with this IPv4 address; None: no interface has it, or it is no IPv4 address."""
     try:
         wanted = ipaddress.IPv4Address(host).packed
     except ValueError:
@@ -35,7 +35,7 @@ def interface_of(host: str) -> str | None:
 
 
 class ServiceResolver(AbstractResolver):
-    """The addresses of a name; the last ones that were known when it cannot be looked up in RESOLVE_SECONDS."""
+    """Resolver that falls back to the last known addresses when a look-up takes longer than RESOLVE_SECONDS."""
 
     def __init__(self, resolver: AbstractResolver) -> None:
         self._resolver = resolver
@@ -44,7 +44,7 @@ class ServiceResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """As AbstractResolver's. Raises OSError, TimeoutError included, for a name that was never known."""
+        """Resolve as AbstractResolver does. Raises OSError (or TimeoutError) for a name that was never resolved."""
         try:
             async with asyncio.timeout(RESOLVE_SECONDS if (host, port) in self._known else None):
                 self._known[host, port] = await self._resolver.resolve(host, port, family)
@@ -54,14 +54,14 @@ class ServiceResolver(AbstractResolver):
         return self._known[host, port]
 
     async def close(self) -> None:
-        """Release the other resolver."""
+        """Close the wrapped resolver."""
         await self._resolver.close()
 
 
 def _address(interface: str) -> bytes | None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            answer = fcntl.ioctl(asking, _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
+            answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
         except OSError:
-            return None  # It has none.
+            return None  # The interface has no address.
     return answer[20:24]

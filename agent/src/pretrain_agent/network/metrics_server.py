@@ -1,4 +1,4 @@
-"""What this worker tells Prometheus and the kubelet: /metrics and /healthz."""
+"""Endpoint of the worker for Prometheus and the kubelet: /metrics and /healthz."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from pretrain_api.messages.reports import MemoryUse, Progress, ReportBody, Restored, Saved, StepDone
 from pretrain_api.status.metrics import Family
-from pretrain_api.status.step_parts import parts_of
+from pretrain_api.status.records import parts_of
 
 RANK = ("local_rank",)
 SAVE_STAGES = ("copy", "upload", "agree", "commit")
@@ -19,7 +19,7 @@ STEP = Family("pretrain_worker_step", "gauge", "Steps completed", "steps")
 STEP_SECONDS = Family(
     "pretrain_worker_step_seconds",
     "histogram",
-    "Duration of a step, as the first of this worker's ranks saw it",
+    "Duration of a step, measured by the worker's first rank",
     "seconds",
     (),
     (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120),
@@ -27,36 +27,34 @@ STEP_SECONDS = Family(
 PARTS = Family(
     "pretrain_worker_step_part_seconds_total",
     "counter",
-    "Time of steps by part: data (waiting for it), compute (forward and backward), reduce (until the sums of all ranks "
-    "are there), optimizer, stall (held up by a save), other",
+    "Time of steps by part: data (data wait), compute (forward and backward), reduce (all-reduce wait), optimizer, "
+    "stall (checkpoint stall), other",
     "seconds",
     (*RANK, "part"),
 )
-DATA_WAIT = Family(
-    "pretrain_worker_data_wait_seconds_total", "counter", "Time that steps waited for data", "seconds", RANK
-)
+DATA_WAIT = Family("pretrain_worker_data_wait_seconds_total", "counter", "Data wait of steps", "seconds", RANK)
 LOSS = Family(
     "pretrain_worker_loss_contribution",
     "gauge",
-    "What the rank's data added to the last step's loss: those of all ranks of the job sum up to it",
+    "Contribution of the rank's data to the loss of the last step; all ranks' contributions add up to the loss",
     "nats/token",
     RANK,
 )
 MEMORY = Family("pretrain_worker_memory_bytes", "gauge", "Resident memory of the rank's process", "bytes", RANK)
 PEAK_MEMORY = Family(
-    "pretrain_worker_memory_peak_bytes", "gauge", "Most resident memory of the rank's process so far", "bytes", RANK
+    "pretrain_worker_memory_peak_bytes", "gauge", "Peak resident memory of the rank's process", "bytes", RANK
 )
 DEVICE_MEMORY = Family(
     "pretrain_worker_device_memory_bytes",
     "gauge",
-    "Memory of the rank's accelerator: used, peak (most that was used so far), reserved (held by torch's allocator)",
+    "Memory of the rank's accelerator: used, peak (maximum used so far), reserved (held by torch's allocator)",
     "bytes",
     (*RANK, "kind"),
 )
 ALLOC_RETRIES = Family(
     "pretrain_worker_alloc_retries_total",
     "counter",
-    "Allocations on the rank's accelerator that first had to give cached memory back: it is nearly out of memory",
+    "Allocations on the rank's accelerator that succeeded only after freeing cached memory: it is nearly out of memory",
     "allocations",
     RANK,
 )
@@ -71,19 +69,26 @@ SAVE_SECONDS = Family(
 RESTORE_SECONDS = Family(
     "pretrain_worker_restore_seconds",
     "histogram",
-    "Duration of each stage from the start of rank 0 to a state that stands",
+    "Duration of each stage from the start of rank 0 to the restored state",
     "seconds",
     ("stage",),
     (0.01, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
 )
-GENERATION = Family("pretrain_worker_generation", "gauge", "Generation whose ranks run here, 0: none")
+GENERATION = Family("pretrain_worker_generation", "gauge", "Generation whose ranks run here; 0: none")
 DROPPED = Family(
-    "pretrain_worker_reports_dropped_total", "counter", "Reports of steps lost for want of a reader", "reports"
+    "pretrain_worker_reports_dropped_total",
+    "counter",
+    "Step reports dropped because nothing read them in time",
+    "reports",
 )
 RESTARTS = Family(
-    "pretrain_worker_restarts_total", "counter", "Starts of ranks, by the generation's reason", "starts", ("reason",)
+    "pretrain_worker_restarts_total",
+    "counter",
+    "Starts of ranks by the reason of their generation",
+    "starts",
+    ("reason",),
 )
-CONNECTED = Family("pretrain_worker_connected", "gauge", "1 while the coordinator knows this agent")
+CONNECTED = Family("pretrain_worker_connected", "gauge", "1 while the agent is connected to the coordinator")
 
 FAMILIES = (
     STEP, STEP_SECONDS, PARTS, DATA_WAIT, LOSS, MEMORY, PEAK_MEMORY, DEVICE_MEMORY, ALLOC_RETRIES, SAVE_SECONDS,
@@ -110,28 +115,28 @@ class WorkerMetrics:
         self._device_memory = Gauge(*DEVICE_MEMORY.declaration, registry=registry)
         self._alloc_retries = Counter(*ALLOC_RETRIES.declaration, registry=registry)
         self._retries_before: dict[int, int] = {}
-        """What each rank's process had counted when it was last heard."""
+        """Allocation retries that each rank last reported."""
         self._save_seconds = Histogram(*SAVE_SECONDS.declaration, buckets=SAVE_SECONDS.buckets, registry=registry)
-        for stage in SAVE_STAGES:  # From zero on: what appears with its first value has no rate.
+        for stage in SAVE_STAGES:  # Start at zero: a series that appears with its first value has no rate.
             self._save_seconds.labels(stage)
         self._restore_seconds = Histogram(
             *RESTORE_SECONDS.declaration, buckets=RESTORE_SECONDS.buckets, registry=registry
         )
 
     def rank_started(self, local_rank: int, pid: int) -> None:
-        """A rank's process runs."""
+        """Record the process of a rank that started."""
         self._memory.labels(local_rank).set_function(lambda: resident_bytes(pid))
         self._peak_memory.labels(local_rank).set_function(lambda: peak_resident_bytes(pid))
         self._retries_before[local_rank] = 0
 
     def ranks_gone(self) -> None:
-        """No rank runs here now: what was true of them is no more."""
+        """Clear the gauges of ranks: none runs here now."""
         self.generation.set(0)
         for gauge in (self._loss, self._memory, self._peak_memory, self._device_memory):
             gauge.clear()
 
-    def heard(self, local_rank: int, body: ReportBody) -> None:
-        """A rank said so."""
+    def record(self, local_rank: int, body: ReportBody) -> None:
+        """Record a report of a rank."""
         match body:
             case StepDone() | Progress():
                 self._step_done(local_rank, body)
@@ -165,7 +170,7 @@ class WorkerMetrics:
 
 
 def resident_bytes(pid: int) -> int:
-    """The memory that a process has in RAM; 0 when it is gone."""
+    """Return the resident memory of a process; 0 if it is gone."""
     try:
         pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
     except (OSError, IndexError):
@@ -174,7 +179,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def peak_resident_bytes(pid: int) -> int:
-    """The most memory that a process ever had in RAM; 0 when it is gone."""
+    """Return the peak resident memory of a process; 0 if it is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -184,19 +189,22 @@ def peak_resident_bytes(pid: int) -> int:
 
 
 def http_address(host: str) -> str | None:
-    """Where to serve a worker that others reach at `host`: there alone if that is this machine's own business, else
-    at every address (None), the pod's loopback included, by which `kubectl port-forward` comes."""
+    """Return the address to serve on for a worker that others reach at `host`.
+
+    A loopback address stays private. Any other worker serves on all addresses (None): `kubectl port-forward` uses the
+    pod's loopback address.
+    """
     return host if host in ("127.0.0.1", "::1", "localhost") else None
 
 
 async def serve_http(host: str | None, port: int, metrics: WorkerMetrics, healthy: Callable[[], bool]) -> web.AppRunner:
-    """Serve until the runner's cleanup; port 0 takes a free one, which `runner.addresses` tells."""
+    """Serve until the runner's cleanup. Port 0 picks a free port: see `runner.addresses`."""
 
     async def show_metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def show_health(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n") if healthy() else web.Response(text="torchrun's thread ended\n", status=500)
+        return web.Response(text="ok\n") if healthy() else web.Response(text="torchrun thread ended\n", status=500)
 
     application = web.Application()
     application.add_routes([web.get("/metrics", show_metrics), web.get("/healthz", show_health)])

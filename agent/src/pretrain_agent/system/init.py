@@ -1,7 +1,7 @@
-"""What a container's first process owes the others: it reaps orphans and passes signals on.
+"""Init duties of a container's first process: reap orphans and forward signals.
 
-Without this an agent that is process 1 would ignore a SIGTERM that comes while it starts, could not be killed from
-inside its container, and would collect what killed ranks leave behind.
+Without them an agent that is process 1 ignores a SIGTERM during its start, cannot be killed from inside its container,
+and accumulates the zombies of killed ranks.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ _AWAITED = FORWARDED | {signal.SIGCHLD}
 
 
 def leave_init_behind() -> None:
-    """If this is process 1, go on in a child of it; process 1 stays, and ends as that child ends.
+    """Continue in a child if this is process 1, which stays as init and exits as the child does.
 
-    To be called before there are threads.
+    Must be called before threads are started.
     """
     if os.getpid() != 1:
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)  # kept, until somebody waits for them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)  # pending until sigwait takes them
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
-    os._exit(_accompany(child))
+    os._exit(_serve_as_init(child))
 
 
-def _accompany(child: int) -> int:
-    """Serve as init until the child ends; its exit code, as a shell would tell it."""
+def _serve_as_init(child: int) -> int:
+    """Serve as init until the child ends and return its exit code as a shell reports it."""
     while True:
         number = signal.sigwait(_AWAITED)
         if number != signal.SIGCHLD:
@@ -39,7 +39,7 @@ def _accompany(child: int) -> int:
 
 
 def _reap(child: int) -> int | None:
-    """Wait for all that have ended; the exit code of the child if it is among them."""
+    """Reap all ended processes; return the exit code of the child if it is one of them."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == child:

@@ -1,8 +1,8 @@
-"""Keeps torch from asking DNS for the names of addresses.
+"""Workaround that stops torch from resolving addresses to names.
 
-It does so, only for its log, in every process that opens a connection to a store, and in the store's own thread for
-each that comes in. Where the DNS server is away, on a lost node perhaps, that holds up each recovery by 10 s. torch has
-no switch for it, but gives up for good in a process once DNS did not answer at all.
+torch does a reverse look-up, only for its log, in every process that connects to a TCPStore and in the store's thread
+for each incoming connection. Without a DNS server, perhaps on the lost node, that delays each recovery by 10 s. torch
+has no option for it, but stops for good in a process after one look-up that gets no answer.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 UNNAMED_ADDRESS = "127.0.0.2"
-"""An address of every machine's loopback which no list of hosts gives a name to."""
+"""Loopback address that no hosts file names."""
 SECONDS = timedelta(seconds=2)
 
 
-def ask_for_no_names() -> None:
-    """Have torch ask once, in a thread in which DNS never answers. Takes 2 ms; to be called while nothing else runs.
+def disable_reverse_dns() -> None:
+    """Have torch do one look-up in a thread in which DNS never answers. Takes 2 ms; call it while nothing else runs.
 
-    Without glibc, or with a torch that never asks, it does nothing.
+    Does nothing without glibc, or with a torch that does no look-ups.
     """
-    asking = threading.Thread(target=_ask_without_dns)
+    lookup = threading.Thread(target=_connect_without_dns)
     with _muted():
-        asking.start()
-        asking.join()
+        lookup.start()
+        lookup.join()
 
 
-def _ask_without_dns() -> None:
+def _connect_without_dns() -> None:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     with contextlib.suppress(AttributeError, RuntimeError):
-        _give_up_dns_in_this_thread()
+        _disable_dns_in_this_thread()
         TCPStore(UNNAMED_ADDRESS, 0, is_master=True, wait_for_workers=False, timeout=SECONDS)
 
 
-def _give_up_dns_in_this_thread() -> None:
-    """Set this thread's `_res.retry` of resolv.h to 0: the resolver fails before it sends anything."""
+def _disable_dns_in_this_thread() -> None:
+    """Set this thread's `_res.retry` (resolv.h) to 0, so that the resolver fails before it sends anything."""
     libc = ctypes.CDLL(None)
     locate, initialise = libc.__res_state, libc.__res_init  # AttributeError: another libc
     locate.restype = ctypes.POINTER(ctypes.c_int)
@@ -49,7 +49,7 @@ def _give_up_dns_in_this_thread() -> None:
 
 @contextlib.contextmanager
 def _muted() -> Iterator[None]:
-    """torch warns that it got no name."""
+    """Silence stderr: torch warns about the missing name."""
     kept = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)

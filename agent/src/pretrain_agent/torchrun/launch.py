@@ -1,4 +1,4 @@
-"""Runs torchrun's own agent in a thread: it starts and watches the ranks of each generation."""
+"""Thread with torchrun's agent, which starts and monitors the ranks of each generation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs, M
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from pretrain_agent.settings import Settings
+from pretrain_agent.settings import AgentSettings
 from pretrain_agent.system.processes import RunningRanks
 from pretrain_agent.torchrun.mailbox import Assignment, Mailbox
 from pretrain_agent.torchrun.rank_entry import run_rank
@@ -27,33 +27,33 @@ from pretrain_sdk.rank_link import SOCKET_VARIABLE
 from pretrain_sdk.rank_logs import LOGS_VARIABLE, rank_log
 
 UNLIMITED_RESTARTS = 2**31
-"""Budgets are the operator's business."""
+"""The operator enforces the restart budget."""
 WATCH_SECONDS = 0.5
-"""The longest pause of the watch: what ends or changes wakes it at once, and looking takes CPU from the ranks."""
+"""Longest pause between checks: an exit or a change wakes the thread at once, and polling takes CPU from ranks."""
 LOOP_SECONDS = 0.001
-"""torchrun's own sleep in each round of its loop, in addition to the watch; it must not be 0."""
+"""Sleep of torchrun's loop, in addition to WATCH_SECONDS; must not be 0."""
 
 
 class LaunchObserver(Protocol):
-    """Hears of the ranks' processes; called in torchrun's thread."""
+    """Observer of the ranks' processes; called in torchrun's thread."""
 
     def ranks_started(self, number: int, pids: Mapping[int, int]) -> None:
-        """The ranks of a generation run: process ids by local rank."""
+        """Handle the start of a generation's ranks: process ids by local rank."""
         ...
 
     def ranks_ended(self, number: int, exit_codes: Mapping[int, int]) -> None:
-        """All ended with 0, or some failed: exit codes by local rank, negative for signals."""
+        """Handle the end: all exited with 0, or some failed. Exit codes by local rank, negative for signals."""
         ...
 
     def launch_failed(self, number: int, message: str) -> None:
-        """The ranks could not be started."""
+        """Handle a failed start."""
         ...
 
 
 class RankLauncher:
-    """Starts the ranks of every generation that comes into the mailbox, until that is closed."""
+    """Starts the ranks of every generation in the mailbox until the mailbox is closed."""
 
-    def __init__(self, settings: Settings, mailbox: Mailbox, observer: LaunchObserver) -> None:
+    def __init__(self, settings: AgentSettings, mailbox: Mailbox, observer: LaunchObserver) -> None:
         self._settings = settings
         self._mailbox = mailbox
         self._observer = observer
@@ -67,19 +67,19 @@ class RankLauncher:
 
     @property
     def alive(self) -> bool:
-        """Generations are still being taken."""
+        """True while the thread runs."""
         return self._thread.is_alive()
 
     def kill_ranks(self) -> None:
-        """SIGKILL all ranks that run now, at once. May be called from any thread."""
+        """SIGKILL all running ranks. Thread-safe."""
         self._running.kill()
 
     def join(self, timeout: float) -> None:
-        """Wait for the thread's end after the mailbox was closed."""
+        """Wait for the thread to end after the mailbox is closed."""
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        # A program that ended well ends torchrun's agent too, but a later generation may need this worker again.
+        # torchrun's agent ends with a program that succeeds, but a later generation may need this worker again.
         while not self._mailbox.closed:
             rendezvous = _rendezvous(self._settings, self._mailbox)
             agent = GenerationAgent(self._settings, rendezvous, self._mailbox, self._running, self._observer)
@@ -92,11 +92,11 @@ class RankLauncher:
 
 
 class GenerationAgent(LocalElasticAgent):
-    """torchrun's agent with ranks numbered by the generation, and woken by events where torchrun polls."""
+    """torchrun's agent with ranks numbered by the generation and woken by events instead of polling."""
 
     def __init__(
         self,
-        settings: Settings,
+        settings: AgentSettings,
         rendezvous: MailboxRendezvous,
         mailbox: Mailbox,
         running: RunningRanks,
@@ -126,7 +126,7 @@ class GenerationAgent(LocalElasticAgent):
     def _assign_worker_ranks(  # pyright: ignore[reportIncompatibleVariableOverride] - torch's decorator has no types.
         self, store: Any, group_rank: int, group_world_size: int, spec: WorkerSpec
     ) -> list[Worker]:
-        """As the generation says. torchrun would ask all other agents over a store, and wait for a dead one."""
+        """Assign ranks as the generation says; torchrun would ask all agents over a store and wait for dead ones."""
         first, world_size = self._assignment.first_rank, self._assignment.generation.world_size
         return [
             Worker(local, first + local, first + local, world_size, world_size)
@@ -139,7 +139,7 @@ class GenerationAgent(LocalElasticAgent):
         number = self._assignment.generation.number
         pids = super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]
         self._running.replace(pids.values())
-        if not self._mailbox.is_current(number):  # It ended while they started: nobody could kill them before now.
+        if not self._mailbox.is_current(number):  # It ended while they started, before they could be killed.
             self._running.kill()
         self._observer.ranks_started(number, pids)
         return pids
@@ -153,36 +153,36 @@ class GenerationAgent(LocalElasticAgent):
         connection.wait([*sentinels, self._mailbox.wake_fd], timeout=WATCH_SECONDS)
         self._mailbox.clear_wake()
         if not self._mailbox.is_current(number):
-            return RunResult(state=WorkerState.HEALTHY)  # torchrun asks num_nodes_waiting() next and restarts them.
+            return RunResult(state=WorkerState.HEALTHY)  # torchrun calls num_nodes_waiting() next and restarts them.
         exit_codes = {i: process.exitcode for i, process in enumerate(processes) if process.exitcode is not None}
         if any(exit_codes.values()):
             self._running.kill()
             self._observer.ranks_ended(number, exit_codes)
         result = super()._monitor_workers(worker_group)  # pyright: ignore[reportCallIssue]
         if result.state is WorkerState.HEALTHY and len(exit_codes) == len(processes):
-            # Programs that leave by os._exit(0) never tell torchrun that they are done.
+            # Programs that call os._exit(0) never report success to torchrun.
             result = RunResult(WorkerState.SUCCEEDED, {worker.global_rank: None for worker in worker_group.workers})
         if result.state is WorkerState.SUCCEEDED:
             self._observer.ranks_ended(number, dict.fromkeys(range(len(processes)), 0))
         return result
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGKILL, timeout: int = 30) -> None:
-        """SIGKILL, whatever torchrun would send: all that matters is in the checkpoint, and it would wait for them."""
+        """Send SIGKILL: the checkpoint holds all state, and torchrun would wait for a graceful exit."""
         super()._shutdown(signal.SIGKILL, timeout)
 
     def _exit_barrier(self) -> None:
-        """None: the coordinator knows when all are done."""
+        """Do nothing: the coordinator knows when all ranks are done."""
 
     def _construct_event(self, state: str, source: EventSource, *_: Any, **__: Any) -> Event:
-        """An empty one. torchrun looks up its host's full name for each, in the middle of a recovery."""
+        """Return an empty event: torchrun would look up the host's FQDN for each one during a recovery."""
         return Event(f"torchelastic.worker.status.{state}", source=source)
 
 
 class RankLogs(LogsSpecs):
-    """Where the ranks of a generation write, and where they find their agent.
+    """Log files of the ranks, and the variables by which they find their agent.
 
-    Output goes to files if there is a run folder, else to the agent's own. Files rather than torchrun's `tee`, which
-    runs two threads for each rank and joins them in every restart.
+    Output goes to files if there is a run folder, else to the agent's output. torchrun's `tee` would run two threads
+    for each rank and join them in every restart.
     """
 
     def __init__(self, run_dir: Path | None, rendezvous: MailboxRendezvous) -> None:
@@ -192,11 +192,11 @@ class RankLogs(LogsSpecs):
 
     @property
     def root_log_dir(self) -> str:
-        """The run folder."""
+        """Run folder."""
         return str(self._run_dir or os.devnull)
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        """Name the files of each local rank. torchrun calls it with the environment of each, before it starts them."""
+        """Name the log files of each local rank. torchrun calls this with the ranks' environments before the start."""
         assignment = self._rendezvous.assignment
         assert assignment is not None, "torchrun starts ranks after a rendezvous only"
         for env in envs.values():
@@ -219,7 +219,7 @@ class RankLogs(LogsSpecs):
         return str(path)
 
 
-def _rendezvous(settings: Settings, mailbox: Mailbox) -> MailboxRendezvous:
+def _rendezvous(settings: AgentSettings, mailbox: Mailbox) -> MailboxRendezvous:
     params = RendezvousParameters(
         backend=BACKEND,
         endpoint=settings.coordinator,
@@ -232,8 +232,8 @@ def _rendezvous(settings: Settings, mailbox: Mailbox) -> MailboxRendezvous:
 
 
 def _quiet_torch_logs() -> None:
-    # torch's formatter imports torch._dynamo for a record with an exception: 1.3 s, in the middle of a recovery. What
-    # torchrun logs of a rank's end, the agent reports itself.
+    # torch's formatter imports torch._dynamo for a record with an exception: 1.3 s during a recovery. The agent itself
+    # reports the exits that torchrun logs.
     torch_log = logging.getLogger("torch.distributed")
     torch_log.handlers.clear()
     torch_log.setLevel(logging.CRITICAL)

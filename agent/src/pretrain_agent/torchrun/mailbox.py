@@ -1,4 +1,4 @@
-"""Where the event loop leaves generations for the thread that runs torchrun."""
+"""Mailbox through which the event loop hands generations to torchrun's thread."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pretrain_api.messages.protocol import Generation, Member
 
 
 class MailboxClosed(Exception):
-    """The agent is shutting down: no generation will come any more."""
+    """The agent is shutting down: there are no more generations."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A generation as it concerns this agent."""
+    """A generation and this agent's place in it."""
 
     generation: Generation
     member: Member
     """This agent."""
     socket_path: str
-    """Where its local ranks reach the agent: of this generation only, so that no older rank can speak in it."""
+    """Socket for the local ranks of this generation only, so that no earlier rank can report in it."""
 
     @property
     def first_rank(self) -> int:
-        """The global rank of this agent's first process."""
+        """Global rank of this agent's first process."""
         return sum(member.processes for member in self.generation.members if member.rank < self.member.rank)
 
 
 class Mailbox:
-    """The newest assignment, handed from one thread to another. All methods may be called from any thread."""
+    """Latest assignment, handed from one thread to another. All methods are thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -38,10 +38,10 @@ class Mailbox:
         self._taken = 0
         self._closed = False
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        """Readable after every change: what the torchrun thread waits on besides its processes."""
+        """Readable after every change; torchrun's thread polls it together with its processes."""
 
     def announce(self, assignment: Assignment) -> None:
-        """This is the generation to run from now on."""
+        """Run this generation from now on."""
         with self._changed:
             self._assignment = assignment
             self._wake()
@@ -53,14 +53,14 @@ class Mailbox:
             self._wake()
 
     def close(self) -> None:
-        """Run nothing any more."""
+        """Stop running generations."""
         with self._changed:
             self._closed = True
             self._assignment = None
             self._wake()
 
     def take(self) -> Assignment:
-        """Wait for an assignment that was not taken yet; raises MailboxClosed on shutdown."""
+        """Wait for an assignment not taken yet. Raises MailboxClosed on shutdown."""
         with self._changed:
             while True:
                 if self._closed:
@@ -71,18 +71,18 @@ class Mailbox:
                 self._changed.wait()
 
     def is_current(self, number: int) -> bool:
-        """Whether this generation is still the one to run."""
+        """Return True while this generation is the one to run."""
         with self._changed:
             return self._assignment is not None and self._assignment.generation.number == number
 
     @property
     def closed(self) -> bool:
-        """Shutting down."""
+        """True once the agent shuts down."""
         with self._changed:
             return self._closed
 
     def clear_wake(self) -> None:
-        """Make `wake_fd` unreadable until the next change."""
+        """Clear `wake_fd` until the next change."""
         try:
             os.eventfd_read(self.wake_fd)
         except BlockingIOError:

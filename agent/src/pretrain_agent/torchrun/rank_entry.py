@@ -1,4 +1,4 @@
-"""What runs in a rank's process: the training program, as `python SCRIPT` or `python -m MODULE` would run it."""
+"""Entry point of a rank: runs the training program as `python SCRIPT` or `python -m MODULE` does."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import sys
 import traceback
 import warnings
 
-from pretrain_agent.settings import Program
-from pretrain_agent.system.parent_death import die_with_parent
-from pretrain_agent.torchrun.dns_workaround import ask_for_no_names
+from pretrain_agent.settings import TrainingProgram
+from pretrain_agent.system.processes import die_with_parent
+from pretrain_agent.torchrun.dns_workaround import disable_reverse_dns
 from pretrain_sdk.rank_link import SOCKET_VARIABLE, socket_address
 
 LAST_WORDS_SECONDS = 1.0
 LAST_WORDS_CHARACTERS = 4000
 
 
-def run_rank(program: Program) -> None:
-    """Run the program in this freshly forked process and exit as it would."""
+def run_rank(program: TrainingProgram) -> None:
+    """Run the program in this forked process and exit as it does."""
     from pretrain_agent.torchrun.parent_death_preload import (
         SERVER_PID,
-    )  # In a rank it is there already; elsewhere its import would act.
+    )  # Already imported in a rank; elsewhere its import would act.
 
-    die_with_parent(SERVER_PID)  # torch has just set a softer parent-death signal in this process.
-    # The ranks are in the agent's process group: a Ctrl-C meant for the agent reaches them too and must not kill them.
+    die_with_parent(SERVER_PID)  # Overrides the weaker parent-death signal that torch has set.
+    # Ranks share the agent's process group: a Ctrl-C for the agent reaches them too and must not kill them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ask_for_no_names()
+    disable_reverse_dns()
     try:
         _run(program)
     except SystemExit as stop:
         code = _exit_code(stop)
         if code != 0:
             raise SystemExit(code) from None
-        # Returned, not raised: torch takes a rank that leaves by SystemExit(None) for one that still works.
+        # Return instead of raise: torch treats a rank that raises SystemExit(None) as still running.
     except BaseException:
         traceback.print_exc()  # torch writes it to a file only.
         _send_last_words(traceback.format_exc())
@@ -47,7 +47,7 @@ def run_rank(program: Program) -> None:
 
 
 def _send_last_words(text: str) -> None:
-    """Tell the agent why this rank ends, and wait until it has read it."""
+    """Send the traceback to the agent and wait until it is read."""
     line = json.dumps(
         {"kind": "last_words", "localRank": int(os.environ["LOCAL_RANK"]), "text": text[-LAST_WORDS_CHARACTERS:]}
     )
@@ -58,11 +58,11 @@ def _send_last_words(text: str) -> None:
             agent.sendall(line.encode() + b"\n")
             agent.recv(1)
     except OSError:
-        return  # The generation is over: nobody asks why.
+        return  # The generation is over.
 
 
-def _run(program: Program) -> None:
-    # Preloading a program's own __main__ module is what makes its start quick.
+def _run(program: TrainingProgram) -> None:
+    # The program's own __main__ module is preloaded for a fast start.
     warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
     if program.is_module:
         sys.argv = [program.target, *program.args]
@@ -84,7 +84,7 @@ def _exit_code(stop: SystemExit) -> int:
 
 
 def warm_up(modules: tuple[str, ...]) -> None:
-    """The first fork: prove that the fork server works; exit with 3 if it could not import one of `modules`."""
+    """Run in the first fork, which proves that the fork server works; exit with 3 if a module is not imported."""
     missing = [module for module in modules if module not in sys.modules]
     if missing:
         print(f"pretrain-agent: could not preload {', '.join(missing)}: restarts will be slower", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""torchrun's rendezvous as the coordinator decides it: backend `pretrain` in entry point group `torchrun.handlers`."""
+"""Rendezvous of torchrun, decided by the coordinator: backend `pretrain` of entry point group `torchrun.handlers`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ BACKEND = "pretrain"
 
 
 def entry() -> RendezvousHandlerCreator:
-    """What torchrun loads: the function that makes a handler."""
+    """Return the handler factory; torchrun loads this entry point."""
     return create_handler
 
 
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:
-    """A handler fed by the mailbox in `params`; raises ValueError outside of pretrain-agent."""
+    """Create a handler fed by the mailbox in `params`. Raises ValueError outside of pretrain-agent."""
     mailbox = params.get("mailbox")
     if not isinstance(mailbox, Mailbox):
         raise ValueError("the rendezvous backend `pretrain` works inside pretrain-agent only: start that, not torchrun")
@@ -31,21 +31,21 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
 
 
 class MailboxRendezvous(RendezvousHandler):
-    """Hands torchrun the generations that arrive in the mailbox."""
+    """Rendezvous handler that passes the mailbox's generations to torchrun."""
 
     def __init__(self, mailbox: Mailbox, run_id: str) -> None:
         self._mailbox = mailbox
         self._run_id = run_id
         self.assignment: Assignment | None = None
-        """The one that torchrun works on."""
+        """Assignment that torchrun runs."""
 
     def get_backend(self) -> str:
-        """The backend's name."""
+        """Return the backend's name."""
         return BACKEND
 
     @property
     def use_agent_store(self) -> bool:
-        """Ranks are clients of the store that the rank-0 agent hosts for this generation."""
+        """True: ranks use the store that the rank-0 agent hosts for this generation."""
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
@@ -58,8 +58,8 @@ class MailboxRendezvous(RendezvousHandler):
         except MailboxClosed as closed:
             raise RendezvousGracefulExitError("the agent shuts down") from closed
         generation = self.assignment.generation
-        # torchrun's agents agree over this store on what the coordinator has decided already. They get an empty one of
-        # their own: a connection to rank 0's store could block until a timeout if that agent is gone by now.
+        # torchrun's agents would use this store to agree on what the coordinator has decided already. Each gets an
+        # empty store of its own: a connection to rank 0's store blocks until a timeout if that agent is gone.
         return RendezvousInfo(
             HashStore(),
             self.assignment.member.rank,
@@ -68,30 +68,30 @@ class MailboxRendezvous(RendezvousHandler):
         )
 
     def num_nodes_waiting(self) -> int:
-        """1 when the generation that torchrun works on is over, else 0."""
+        """Return 1 once torchrun's generation is over, else 0."""
         current = self.assignment is not None and self._mailbox.is_current(self.assignment.generation.number)
         return 0 if current else 1
 
     def is_closed(self) -> bool:
-        """Whether the agent shuts down."""
+        """Return True once the agent shuts down."""
         return self._mailbox.closed
 
     def set_closed(self) -> None:
-        """Only the coordinator ends a rendezvous."""
+        """Do nothing: only the coordinator ends a rendezvous."""
 
     def get_run_id(self) -> str:
-        """The job's uid."""
+        """Return the job's uid."""
         return self._run_id
 
     def shutdown(self) -> bool:
-        """Nothing is open."""
+        """Return True: there is nothing to close."""
         return True
 
 
 class StoreHost:
-    """The TCPStores of the generations in which this agent has rank 0: one each, never shared.
+    """TCPStores of the generations in which this agent has rank 0: one each, never shared.
 
-    A store that outlives its generation would lead new ranks to addresses of dead peers.
+    A store that outlives its generation would give new ranks the addresses of dead peers.
     """
 
     def __init__(self, host: str) -> None:
@@ -99,12 +99,12 @@ class StoreHost:
         self._stores: dict[int, TCPStore] = {}
 
     def listen(self, number: int) -> int:
-        """Listen for this generation and return the port; the same one when asked again."""
+        """Listen for this generation and return the port. Idempotent."""
         if number not in self._stores:
             self._stores[number] = TCPStore(self._host, 0, is_master=True, wait_for_workers=False)
         return self._stores[number].port
 
     def drop_below(self, number: int) -> None:
         """Stop the stores of the generations before `number`."""
-        for old in [held for held in self._stores if held < number]:
+        for old in [known for known in self._stores if known < number]:
             del self._stores[old]

@@ -1,4 +1,4 @@
-"""The agent's one WebSocket to the coordinator: comes back by itself, and replays what was not acknowledged."""
+"""WebSocket of the agent to the coordinator: reconnects by itself and replays unacknowledged reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import structlog
 from pydantic import ValidationError
 
 from pretrain_agent.network.addresses import ServiceResolver
-from pretrain_agent.worker.outbox import Outbox
+from pretrain_agent.worker.report_buffer import ReportBuffer
+from pretrain_api.backoff import Backoff
 from pretrain_api.messages.protocol import (
     COORDINATOR_MESSAGE,
     HEARTBEAT_SECONDS,
@@ -27,35 +28,34 @@ from pretrain_api.messages.protocol import (
     Joined,
 )
 
-FIRST_WAIT = 0.05
-LONGEST_WAIT = 1.0
-"""Between two connections: what a coordinator counts on that has just taken over."""
+RECONNECT = Backoff(first=0.05, factor=2, most=1.0, jitter=1)
+"""Delays between two connections. A coordinator that has just taken over relies on the longest one."""
 CONNECT_SECONDS = 5.0
-"""For the whole of it, from the look-up of the name to the coordinator's consent."""
+"""Timeout of a connection, from the name look-up to the WebSocket upgrade."""
 TRY_SECONDS = 1.0
-"""A try that nobody answers is joined by another one after so long, up to `TRIES`. A Service may lead to a replica that
-answers no more until somewhat later it leads to another one; a try stays with the one that it was sent to."""
+"""Delay after which an unanswered connection attempt is joined by another one, up to `TRIES`. A Service may still
+route to a replica that is gone, and an attempt stays with the replica that it was routed to."""
 TRIES = 4
 PING_SECONDS = 0.5
-"""Of which nothing is heard for so long is asked; who does not even answer UNANSWERED times is as good as gone: connect
-anew. Soon, for all workers of a job must have noticed by the time that another coordinator takes over."""
+"""Ping after this much silence. After UNANSWERED pings the connection counts as lost: all workers of a job must notice
+before another coordinator takes over."""
 UNANSWERED = 5
 CLOSE_SECONDS = 0.2
-"""Nobody may be there to say goodbye."""
+"""Timeout of the closing handshake: the peer may be gone."""
 UNHEARD_SECONDS = 3.0
-"""A machine that confirms nothing for so long is gone, or cut off: found out sooner than by the ping, since something
-is sent every HEARTBEAT_SECONDS, and the kernel there confirms it even when the coordinator is busy."""
+"""TCP user timeout: a machine whose kernel acknowledges nothing for this time is gone or cut off. Detects it sooner
+than the ping, since something is sent every HEARTBEAT_SECONDS and a busy coordinator's kernel still acknowledges."""
 
 log = structlog.get_logger()
 
 
-class Connection:
-    """Says hello on every connection, then sends reports in order, other messages, and heartbeats when idle.
+class CoordinatorConnection:
+    """Sends Hello on every connection, then reports in order, other messages, and heartbeats when idle.
 
-    For `wss://` the coordinator's certificate must be signed by one in `ca_file`, or by one that the system trusts if
-    there is none. Both files are read for every connection, since they change while the agent runs.
-    `hello` and `heartbeat` tell the agent's state at the moment; `receive` takes the coordinator's messages.
-    `random` gives numbers in [0, 1), so that not all agents come back at the same moment.
+    For `wss://` the coordinator's certificate must be signed by a CA in `ca_file`, or without one by a CA that the
+    system trusts. Both files are read again for every connection, since they are rotated while the agent runs.
+    `hello` and `heartbeat` return the agent's current state; `receive` handles the coordinator's messages.
+    `random` draws from [0, 1), so that agents do not reconnect at the same moment.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Connection:
         url: str,
         token_file: Path | None,
         ca_file: Path | None,
-        outbox: Outbox,
+        reports: ReportBuffer,
         hello: Callable[[], Hello],
         heartbeat: Callable[[], Heartbeat],
         receive: Callable[[CoordinatorMessage], Awaitable[None]],
@@ -72,7 +72,7 @@ class Connection:
         self._url = url
         self._token_file = token_file
         self._ca_file = ca_file
-        self._outbox = outbox
+        self._reports = reports
         self._hello = hello
         self._heartbeat = heartbeat
         self._receive = receive
@@ -83,21 +83,21 @@ class Connection:
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self.joined = asyncio.Event()
-        """Set while the coordinator knows this agent on the present connection."""
+        """Set while the coordinator has accepted this agent on the current connection."""
 
     @property
     def highest_epoch(self) -> int:
-        """The highest epoch that any message of a coordinator carried."""
+        """Highest epoch of all messages received."""
         return self._highest_epoch
 
     def send(self, message: AgentMessage) -> None:
-        """Send soon, after the reports made before it; lost without a connection, since the next hello tells all."""
+        """Send soon, after the earlier reports. Dropped without a connection: the next Hello carries all state."""
         if self.joined.is_set():
             self._messages.append(message)
             self._wake()
 
     def report_added(self, *, urgent: bool) -> None:
-        """The outbox has something new. What is not urgent goes out in place of the next heartbeat."""
+        """Send new reports of the buffer: urgent ones at once, others in place of the next heartbeat."""
         if urgent:
             self._wake()
         else:
@@ -111,9 +111,9 @@ class Connection:
                 await asyncio.wait_for(self._idle.wait(), timeout)
 
     async def run(self) -> None:
-        """Stay connected for ever."""
-        wait = FIRST_WAIT
-        told: set[str] = set()
+        """Stay connected until cancelled."""
+        attempt = 1
+        logged: set[str] = set()
         connector = aiohttp.TCPConnector(resolver=ServiceResolver(aiohttp.DefaultResolver()), use_dns_cache=False)
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(), connector=connector) as session:
             while True:
@@ -121,20 +121,20 @@ class Connection:
                     async with await self._connect(session) as connected:
                         await self._converse(connected)
                 except (aiohttp.ClientError, OSError) as error:  # TimeoutError is one
-                    _tell_once(told, str(error) or type(error).__name__, self._url)
+                    _log_once(logged, str(error) or type(error).__name__, self._url)
                 if self.joined.is_set():
                     log.info("connection to the coordinator ended")
-                    wait = FIRST_WAIT
-                    told.clear()
+                    attempt = 1
+                    logged.clear()
                 self.joined.clear()
                 self._messages.clear()
-                await asyncio.sleep(wait * (0.5 + self._random() / 2))
-                wait = min(2 * wait, LONGEST_WAIT)
+                await asyncio.sleep(RECONNECT.delay(attempt, self._random))
+                attempt += 1
 
     async def _connect(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
         async with asyncio.timeout(CONNECT_SECONDS):
             connected = await _first_to_answer(lambda: self._try(session))
-        _give_up_when_unheard(connected)
+        _set_user_timeout(connected)
         return connected
 
     async def _try(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
@@ -159,25 +159,27 @@ class Connection:
     async def _converse(self, connected: aiohttp.ClientWebSocketResponse) -> None:
         await connected.send_str(self._hello().to_json())
         sender: asyncio.Task[None] | None = None
-        listening = Listening()
-        guard = asyncio.create_task(listening.hang_up_when_silent(connected))
+        silence = SilenceWatch()
+        guard = asyncio.create_task(silence.close_when_silent(connected))
         try:
             async for frame in connected:
-                listening.heard = True
+                silence.heard = True
                 if frame.type is aiohttp.WSMsgType.PING:
                     await connected.pong(frame.data)
                 if frame.type is not aiohttp.WSMsgType.TEXT or (message := _parse(frame.data)) is None:
                     continue
                 if message.epoch < self._highest_epoch:
-                    log.warning("an older coordinator spoke", epoch=message.epoch, highest=self._highest_epoch)
+                    log.warning(
+                        "message of an earlier coordinator ignored", epoch=message.epoch, highest=self._highest_epoch
+                    )
                     if isinstance(message, Joined):
-                        return  # Look for the newer one.
+                        return  # Reconnect to the newer one.
                     continue
                 self._highest_epoch = message.epoch
                 if isinstance(message, Joined) and sender is None:
                     sender = self._join(connected, message)
                 elif isinstance(message, Acked):
-                    self._outbox.acknowledge(message.seq)
+                    self._reports.acknowledge(message.seq)
                 await self._receive(message)
         finally:
             for task in (guard, sender):
@@ -187,7 +189,7 @@ class Connection:
                         await task
 
     def _join(self, connected: aiohttp.ClientWebSocketResponse, joined: Joined) -> asyncio.Task[None]:
-        self._outbox.acknowledge(joined.acked_seq)
+        self._reports.acknowledge(joined.acked_seq)
         self._sent_seq = joined.acked_seq
         self.joined.set()
         self._wake()
@@ -196,7 +198,7 @@ class Connection:
     async def _send_all(self, connected: aiohttp.ClientWebSocketResponse) -> None:
         while True:
             self._work.clear()
-            for report in self._outbox.after(self._sent_seq):
+            for report in self._reports.after(self._sent_seq):
                 await connected.send_str(report.to_json())
                 self._sent_seq = report.seq
             while self._messages:
@@ -207,7 +209,7 @@ class Connection:
             try:
                 await asyncio.wait_for(self._work.wait(), HEARTBEAT_SECONDS)
             except TimeoutError:
-                if next(self._outbox.after(self._sent_seq), None) is None:
+                if next(self._reports.after(self._sent_seq), None) is None:
                     await connected.send_str(self._heartbeat().to_json())
 
     def _wake(self) -> None:
@@ -215,15 +217,14 @@ class Connection:
         self._work.set()
 
 
-class Listening:
-    """Whether the coordinator was heard of late. Counted in looks, not in seconds: of a process that is late itself
-    nobody knows how long the other one was silent."""
+class SilenceWatch:
+    """Pings a silent coordinator. Counts checks, not seconds: a delayed process cannot measure the peer's silence."""
 
     def __init__(self) -> None:
         self.heard = False
 
-    async def hang_up_when_silent(self, connected: aiohttp.ClientWebSocketResponse) -> None:
-        """Ask a coordinator that says nothing; close the connection to one that does not answer either."""
+    async def close_when_silent(self, connected: aiohttp.ClientWebSocketResponse) -> None:
+        """Ping the coordinator while it is silent; close the connection after UNANSWERED pings."""
         silent = 0
         while silent < UNANSWERED:
             await asyncio.sleep(PING_SECONDS)
@@ -231,14 +232,14 @@ class Listening:
             self.heard = False
             if silent:
                 await connected.ping()
-        log.warning("the coordinator answers no more")
+        log.warning("coordinator does not answer pings")
         await connected.close()
 
 
 async def _first_to_answer(
     connect: Callable[[], Coroutine[None, None, aiohttp.ClientWebSocketResponse]],
 ) -> aiohttp.ClientWebSocketResponse:
-    """What the first of several tries to connect comes to, be it an error; those that are still under way end."""
+    """Return the result, or raise the error, of the first attempt that finishes; cancel the others."""
     tries: list[asyncio.Task[aiohttp.ClientWebSocketResponse]] = []
     try:
         while True:
@@ -257,14 +258,14 @@ async def _first_to_answer(
                 await late.close()
 
 
-def _tell_once(told: set[str], error: str, url: str) -> None:
-    if error not in told:
-        told.add(error)
-        log.warning("no coordinator: training goes on, trying again", error=error, url=url)
+def _log_once(logged: set[str], error: str, url: str) -> None:
+    if error not in logged:
+        logged.add(error)
+        log.warning("coordinator unreachable: training continues, retrying", error=error, url=url)
 
 
-def _give_up_when_unheard(connected: aiohttp.ClientWebSocketResponse) -> None:
-    """Have the kernel break the connection when what was sent is not confirmed for too long."""
+def _set_user_timeout(connected: aiohttp.ClientWebSocketResponse) -> None:
+    """Have the kernel reset the connection when sent data stays unacknowledged."""
     plain: socket.socket | None = connected.get_extra_info("socket")
     if plain is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNHEARD_SECONDS * 1000))
@@ -274,5 +275,5 @@ def _parse(text: str) -> CoordinatorMessage | None:
     try:
         return COORDINATOR_MESSAGE.validate_json(text)
     except ValidationError as error:
-        log.warning("the coordinator sent what this agent does not know", error=str(error))
+        log.warning("unknown message from the coordinator", error=str(error))
         return None

@@ -1,4 +1,4 @@
-"""The Unix socket at which the local ranks of one generation reach their agent."""
+"""Unix socket through which the local ranks of one generation talk to their agent."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ log = structlog.get_logger()
 
 
 class RankServer:
-    """Takes reports of the ranks of one generation and passes commands to them.
+    """Receives reports of one generation's ranks and forwards commands to them.
 
-    Each generation has a socket of its own: whoever is connected here belongs to it.
+    Each generation has its own socket, so every connected rank belongs to it.
     """
 
     def __init__(
@@ -39,46 +39,46 @@ class RankServer:
         self.on_report = on_report
         self.on_dropped = on_dropped
         self.last_words: dict[int, str] = {}
-        """Tracebacks of ranks that ended by an exception, by local rank."""
+        """Tracebacks of ranks that raised an exception, by local rank."""
         self._server: asyncio.Server | None = None
         self._ranks: dict[int, RankConnection] = {}
         self._ends: dict[int, asyncio.Event] = {}
         self._commands: list[Command] = []
 
     async def open(self, path: str) -> None:
-        """Listen; must be done before ranks start."""
+        """Listen. Must be called before ranks start."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: RankConnection(self), socket_address(path))
 
     def command(self, command: Command) -> None:
-        """Pass a command to all local ranks, those that connect later included."""
+        """Forward a command to all local ranks, including those that connect later."""
         self._commands.append(command)
         for rank in self._ranks.values():
             rank.send(command.to_json())
 
     @property
     def connected(self) -> bool:
-        """Some rank listens to commands."""
+        """True while a rank is connected."""
         return bool(self._ranks)
 
     async def drain(self, local_rank: int, timeout: float) -> None:
-        """Wait until all that a dead rank said has been read.
+        """Wait until everything that a dead rank sent is read.
 
-        With a timeout, since children that it left behind may hold its socket open.
+        The timeout is needed because its children may keep the socket open.
         """
         if (end := self._ends.get(local_rank)) is not None:
             with suppress(TimeoutError):
                 await asyncio.wait_for(end.wait(), timeout)
 
     def close(self) -> None:
-        """Hang up on all ranks and stop listening."""
+        """Disconnect all ranks and stop listening."""
         if self._server is not None:
             self._server.close()
         for rank in self._ranks.values():
             rank.close()
 
     def joined(self, rank: RankConnection, started: Started) -> None:
-        """A rank said who it is."""
+        """Register a rank that sent Started, and answer with the generation."""
         self._ranks[started.local_rank] = rank
         self._ends[started.local_rank] = asyncio.Event()
         rank.send(self.generation.to_json())
@@ -87,15 +87,18 @@ class RankServer:
         self.on_report(started, started)
 
     def left(self, rank: RankConnection, started: Started) -> None:
-        """A rank's connection ended, and all that it said was taken."""
+        """Unregister a rank whose connection ended; everything it sent is handled."""
         if self._ranks.get(started.local_rank) is rank:
             del self._ranks[started.local_rank]
             self._ends[started.local_rank].set()
 
 
 class RankConnection(asyncio.Protocol):
-    """One connection. A protocol, not a stream: a rank that leaves a command unread resets its connection as it goes,
-    and a stream reader forgets what it has buffered then, which may be the rank's last report."""
+    """Connection of one rank.
+
+    A protocol, not a stream: a rank that exits with an unread command resets its connection, and a stream reader then
+    discards its buffer, which may hold the rank's last report.
+    """
 
     def __init__(self, server: RankServer) -> None:
         self._server = server
@@ -104,17 +107,17 @@ class RankConnection(asyncio.Protocol):
         self._received = b""
 
     def send(self, line: str) -> None:
-        """Send a line, soon."""
+        """Send a line soon."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(line.encode() + b"\n")
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Refuse other users: the names of these sockets are no secret."""
+        """Refuse connections of other users: socket names are not secret."""
         self._transport = cast(asyncio.Transport, transport)
         peer = cast(socket.socket, transport.get_extra_info("socket"))
         _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
@@ -122,19 +125,19 @@ class RankConnection(asyncio.Protocol):
             self.close()
 
     def data_received(self, data: bytes) -> None:
-        """Take every complete line."""
+        """Handle every complete line."""
         *lines, self._received = (self._received + data).split(b"\n")
         if len(self._received) > MAX_LINE_BYTES:
-            log.warning("a rank's line is too long", bytes=len(self._received))
+            log.warning("line of a rank is too long", bytes=len(self._received))
             self.close()
         for line in lines:
             try:
                 self._take(line)
             except (ValidationError, ValueError, KeyError) as error:
-                log.warning("a rank said what is no report", error=str(error))
+                log.warning("invalid report of a rank", error=str(error))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The rank is gone, or its generation is over."""
+        """Unregister the rank."""
         if self._started is not None:
             self._server.left(self, self._started)
 
@@ -152,13 +155,13 @@ class RankConnection(asyncio.Protocol):
             self._server.on_dropped(int(note["count"]))
         else:
             self._server.last_words[int(note["localRank"])] = str(note["text"])
-            self.close()  # The rank waits for that before it exits.
+            self.close()  # The rank waits for this before it exits.
 
 
 def _note(line: bytes) -> dict[str, Any] | None:
-    """A line that ranks say to their agent only: no report, and it goes no further."""
+    """Parse a line addressed to the agent only; None: it is a report."""
     if b'"dropped"' not in line[:30] and b'"last_words"' not in line[:30]:
-        return None  # Almost all lines: not worth parsing twice.
+        return None  # Almost all lines are reports: do not parse them twice.
     note: Any = json.loads(line)
     if not isinstance(note, dict) or cast(dict[str, Any], note).get("kind") not in ("dropped", "last_words"):
         return None

@@ -1,4 +1,4 @@
-"""Puts the agent together: warm fork, torchrun's thread, the connection, the sockets, signals."""
+"""Agent process: fork server, torchrun thread, coordinator connection, rank sockets and signals."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import structlog
 
 from pretrain_agent.network.addresses import rank_environment
 from pretrain_agent.network.metrics_server import WorkerMetrics, http_address, serve_http
-from pretrain_agent.settings import Settings
-from pretrain_agent.torchrun.dns_workaround import ask_for_no_names
+from pretrain_agent.settings import AgentSettings
+from pretrain_agent.torchrun.dns_workaround import disable_reverse_dns
 from pretrain_agent.torchrun.fork_server import WarmForkFailed, fork_once, start_fork_server
 from pretrain_agent.torchrun.mailbox import Mailbox
-from pretrain_agent.worker.connection import Connection
-from pretrain_agent.worker.outbox import Outbox
-from pretrain_agent.worker.worker import Worker
+from pretrain_agent.worker.agent import WorkerAgent
+from pretrain_agent.worker.connection import CoordinatorConnection
+from pretrain_agent.worker.report_buffer import ReportBuffer
 from pretrain_sdk.scratch import MEMORY, MEMORY_VARIABLE, Scratch, remove_abandoned
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ THREAD_SECONDS = 5.0
 log = structlog.get_logger()
 
 
-def run_agent(settings: Settings) -> int:
-    """Run a worker to its end; its exit code."""
+def run_agent(settings: AgentSettings) -> int:
+    """Run a worker until it ends and return its exit code."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     for variable, value in rank_environment(settings.host).items():
         os.environ.setdefault(variable, value)
@@ -45,7 +45,7 @@ def run_agent(settings: Settings) -> int:
 
 @contextmanager
 def _memory() -> Generator[None]:
-    """A folder in memory for what ranks leave to those after them; without one they leave nothing."""
+    """Provide a folder in memory that outlives the ranks; without shared memory there is none."""
     os.environ.pop(MEMORY_VARIABLE, None)
     if not os.access(MEMORY, os.W_OK):
         yield
@@ -56,11 +56,11 @@ def _memory() -> Generator[None]:
         yield
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: AgentSettings) -> int:
     start_fork_server(settings.preload)
-    import pretrain_agent.torchrun.launch  # noqa: F401 - torch: imported while the fork server imports it, too.
+    import pretrain_agent.torchrun.launch  # noqa: F401 - import torch while the fork server imports it too.
 
-    ask_for_no_names()
+    disable_reverse_dns()
     try:
         fork_once(settings.preload)
     except WarmForkFailed as error:
@@ -69,41 +69,32 @@ def _run(settings: Settings) -> int:
     return asyncio.run(_serve(settings, uuid.uuid4().hex))
 
 
-async def _serve(settings: Settings, agent_id: str) -> int:
+async def _serve(settings: AgentSettings, agent_id: str) -> int:
     from pretrain_agent.torchrun.launch import RankLauncher
     from pretrain_agent.torchrun.rendezvous import StoreHost
 
     loop = asyncio.get_running_loop()
-    outbox, mailbox, metrics = Outbox(), Mailbox(), WorkerMetrics()
-    worker = Worker(
+    reports, mailbox, metrics = ReportBuffer(), Mailbox(), WorkerMetrics()
+    worker = WorkerAgent(
         settings=settings,
         agent_id=agent_id,
         pid=os.getpid(),
         socket_prefix=f"@pretrain-{agent_id}",
-        outbox=outbox,
+        reports=reports,
         mailbox=mailbox,
         stores=StoreHost(settings.host),
         metrics=metrics,
         clock=time.time,
     )
     launcher = RankLauncher(settings, mailbox, _in_loop(loop, worker))
-    line = Connection(
-        url=settings.coordinator,
-        token_file=settings.token_file,
-        ca_file=settings.ca_file,
-        outbox=outbox,
-        hello=worker.hello,
-        heartbeat=worker.heartbeat,
-        receive=worker.receive,
-        random=random.random,
-    )
-    worker.attach(launcher, line)
-    metrics.connected.set_function(lambda: float(line.joined.is_set()))
+    connection = _connection(settings, reports, worker)
+    worker.attach(launcher, connection)
+    metrics.connected.set_function(lambda: float(connection.joined.is_set()))
     http = await serve_http(http_address(settings.host), settings.http_port, metrics, lambda: launcher.alive)
-    log.info("agent", slot=settings.slot, attempt=settings.attempt, http=http.addresses, pid=os.getpid())
+    log.info("agent started", slot=settings.slot, attempt=settings.attempt, http=http.addresses, pid=os.getpid())
     _on_signals(loop, worker)
     launcher.start()
-    connecting = asyncio.create_task(line.run())
+    connecting = asyncio.create_task(connection.run())
     code = await worker.exit_code
     connecting.cancel()
     await worker.close()
@@ -112,19 +103,32 @@ async def _serve(settings: Settings, agent_id: str) -> int:
     return code
 
 
-def _on_signals(loop: asyncio.AbstractEventLoop, worker: Worker) -> None:
+def _connection(settings: AgentSettings, reports: ReportBuffer, worker: WorkerAgent) -> CoordinatorConnection:
+    return CoordinatorConnection(
+        url=settings.coordinator,
+        token_file=settings.token_file,
+        ca_file=settings.ca_file,
+        reports=reports,
+        hello=worker.hello,
+        heartbeat=worker.heartbeat,
+        receive=worker.receive,
+        random=random.random,
+    )
+
+
+def _on_signals(loop: asyncio.AbstractEventLoop, worker: WorkerAgent) -> None:
     leaving: set[asyncio.Task[None]] = set()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: leaving.add(asyncio.create_task(worker.terminate())))
 
 
-def _in_loop(loop: asyncio.AbstractEventLoop, worker: Worker) -> LaunchObserver:
-    """The worker as torchrun's thread sees it: calls are passed to the event loop's thread."""
+def _in_loop(loop: asyncio.AbstractEventLoop, worker: WorkerAgent) -> LaunchObserver:
+    """Wrap the worker for torchrun's thread: calls run in the event loop's thread."""
     return _LoopObserver(loop.call_soon_threadsafe, worker)
 
 
 class _LoopObserver:
-    def __init__(self, call: Callable[..., object], worker: Worker) -> None:
+    def __init__(self, call: Callable[..., object], worker: WorkerAgent) -> None:
         self._call = call
         self._worker = worker
 

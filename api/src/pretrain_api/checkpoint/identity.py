@@ -1,4 +1,4 @@
-"""The identity of a run: what must be equal for two runs to share a history of checkpoints."""
+"""Identity of a run: the properties that runs must share to use one checkpoint history."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pretrain_api.spec.training import Training
 def job_identity(
     training: Training, resolved: ResolvedModel, datasets: Sequence[Dataset], tokenizer_digest: str
 ) -> JobIdentity:
-    """The identity; `datasets` are those of `training.data.sources`, in that order (else ValueError).
+    """Compute the identity; `datasets` are those of `training.data.sources`, in that order (else ValueError).
 
-    Where the data lies is no part of it: a copied or moved corpus is the same corpus.
+    Locations do not count: a copied or moved corpus is the same corpus.
     """
     sources = [
         {"name": source.name, "weight": source.weight, "shards": [shard.sha256 for shard in dataset.shards]}
@@ -37,20 +37,20 @@ def job_identity(
 
 
 def model_fields(resolved: ResolvedModel, rows: int) -> dict[str, Any]:
-    """A model as it is kept with its checkpoints, under the names that users write; `rows` of the embedding."""
-    added = {"norm": "pre"}  # Fields that came later: at what they were before, they change no digest.
+    """Return a model's fields as stored with its checkpoints, by users' names; `rows` are those of the embedding."""
+    added = {"norm": "pre"}  # Fields added later: their former implicit value changes no digest.
     return {name: value for name, value in resolved.model_dump(mode="json").items() if added.get(name) != value} | {
         "vocabulary": rows
     }
 
 
 def model_digest(resolved: ResolvedModel, rows: int) -> str:
-    """What `JobIdentity.model_digest` is of such a model."""
+    """Compute `JobIdentity.model_digest`."""
     return _digest(model_fields(resolved, rows))
 
 
 def differences(found: JobIdentity, wanted: JobIdentity) -> tuple[str, ...]:
-    """The fields in which two identities differ, as a user knows them: `training.model`, `training.seed`…"""
+    """List the fields in which two identities differ, by users' names such as `training.model`."""
     fields = {
         "model_digest": "training.model",
         "data_digest": "training.data.sources",

@@ -1,8 +1,8 @@
-"""What lies beside the checkpoints of a run, and makes one history of them: identity, lineage records, manifests.
+"""Files beside a run's checkpoints that make them one history: identity, lineage records, manifests.
 
 ```
 <prefix>/job.json                                            JobIdentity, put once
-<prefix>/origin.json                                         Origin, put once, where the seed did not draw the weights
+<prefix>/origin.json                                         Origin, put once, if the seed does not give the weights
 <prefix>/lineage/g000007.json                                LineageRecord, put if absent: the lock of a generation
 <prefix>/checkpoints/g000007/step-000012000/…                shards, DCP metadata
 <prefix>/checkpoints/g000007/step-000012000/manifest.json    Manifest, put last and if absent: the commit
@@ -21,7 +21,7 @@ from pretrain_api.base import Frozen
 
 FORMAT_VERSION = 1
 IDENTITY_VERSION = 2
-"""Rises when tensors of the same names and shapes mean something else: 2 since rows of `qkv` are grouped by key."""
+"""Incremented when tensors of the same name and shape change meaning: 2 since rows of `qkv` are grouped by key."""
 
 
 class StepRange(Frozen):
@@ -43,33 +43,38 @@ DivergenceCause = Literal["LossSpike", "LossNotFinite"]
 
 
 class Rollback(Frozen):
-    """A return to an earlier state because the loss diverged: what was seen and what was done about it."""
+    """Rollback to an earlier state after a divergence: its cause and the measures taken."""
 
-    generation: int = Field(ge=1, description="The number that it took")
+    generation: int = Field(ge=1, description="Generation number that the rollback took")
     job_uid: str
     cause: DivergenceCause
-    step: int = Field(ge=1, description="Where it was noticed; the update of this step was not made")
-    since: int = Field(ge=1, description="Where it began")
-    to_step: int = Field(ge=0, description="The step that was gone back to; 0: to the beginning")
-    skipped: StepRange | None = Field(default=None, description="Steps of data that are passed over from then on")
+    step: int = Field(ge=1, description="Step that detected the divergence; its update was not applied")
+    since: int = Field(ge=1, description="First diverged step")
+    to_step: int = Field(ge=0, description="Step rolled back to; 0: the initial weights")
+    skipped: StepRange | None = Field(default=None, description="Steps of data skipped from then on")
     slowed: SlowedRange | None = None
 
 
 class LossMemory(Frozen):
-    """What the divergence detector remembers of the steps before, as part of the state: a restart changes no verdict.
+    """State of the divergence detector, saved with checkpoints so that a restart changes no verdict.
 
-    Losses and norms are kept as they are judged, in six digits."""
+    Losses and norms are rounded to six digits, as the detector judges them.
+    """
 
-    losses: tuple[float, ...] = Field(default=(), description="Of the last steps that were no outliers, oldest first")
+    losses: tuple[float, ...] = Field(
+        default=(), description="Losses of the last steps that are no outliers, oldest first"
+    )
     norms: tuple[float, ...] = Field(default=(), description="Gradient norms before clipping, of the same steps")
-    outliers: tuple[int, ...] = Field(default=(), description="The latest steps that were outliers")
-    span: tuple[int, float] = Field(default=(0, 0.0), description="Of the span under way: its steps, and their sum")
-    lowest: float | None = Field(default=None, description="Lowest mean loss of a span so far")
-    flat_spans: int = Field(default=0, ge=0, description="Spans since then")
+    outliers: tuple[int, ...] = Field(default=(), description="Latest outlier steps")
+    span: tuple[int, float] = Field(
+        default=(0, 0.0), description="Steps of the current span and the sum of their losses"
+    )
+    lowest: float | None = Field(default=None, description="Lowest mean loss of any span")
+    flat_spans: int = Field(default=0, ge=0, description="Spans since the lowest one")
 
 
 class JobIdentity(Frozen):
-    """What must be equal for two runs to share a history. Digests are sha256 hex of canonical JSON or of file bytes."""
+    """Properties that runs of one history share. Digests are sha256 hex of canonical JSON or of file bytes."""
 
     version: int = IDENTITY_VERSION
     model_digest: str
@@ -80,28 +85,28 @@ class JobIdentity(Frozen):
     context: int
     model: dict[str, Any] = Field(
         default_factory=dict[str, Any],
-        description="What `model_digest` is of, for whoever exports the model or starts another run from it",
+        description="Fields behind `model_digest`, for exports and for runs that start from this one",
     )
 
 
 class Origin(Frozen):
-    """Where the first weights of a history came from, put once before they are loaded: later starts keep to it."""
+    """Origin of a history's initial weights, put once before they are loaded; later starts use the same origin."""
 
     version: int = FORMAT_VERSION
-    uri: str = Field(description="As the job named it")
-    checkpoint: str | None = Field(default=None, description="Key of another run's manifest there; null: Hugging Face")
-    step: int | None = Field(default=None, description="Of that run")
-    optimizer: bool = Field(default=False, description="What the optimizer keeps was taken over as well")
-    sha256: str = Field(description="Of the manifest, or of the names and digests of the weights' files")
+    uri: str = Field(description="URI as the job names it")
+    checkpoint: str | None = Field(default=None, description="Key of the other run's manifest; null: Hugging Face")
+    step: int | None = Field(default=None, description="Step of the other run")
+    optimizer: bool = Field(default=False, description="Optimizer state was taken over too")
+    sha256: str = Field(description="Digest of the manifest, or of the names and digests of the weight files")
     created_at: str = ""
 
     def __str__(self) -> str:
-        """For people."""
+        """Describe the origin for people."""
         return self.uri if self.step is None else f"step {self.step} of {self.uri}"
 
 
 class MemoryState(Frozen):
-    """A state in the memory of workers: that after `step` updates, of the generation whose record has this nonce."""
+    """State in workers' memory: after `step` updates of the generation whose record has this nonce."""
 
     generation: int = Field(ge=1)
     nonce: str
@@ -109,29 +114,31 @@ class MemoryState(Frozen):
 
 
 class LineageRecord(Frozen):
-    """Put by rank 0 before the first step of a generation: it owns the number and says where it goes on from."""
+    """Record put by rank 0 before a generation's first step: claims the number and names the parent checkpoint."""
 
     version: int = FORMAT_VERSION
     generation: int = Field(ge=1)
-    nonce: str = Field(description="Random, of the process that put it: tells its own record after a lost answer")
+    nonce: str = Field(
+        description="Random, chosen by the process that put it: identifies its own record after a lost response"
+    )
     job_uid: str
     parent: str | None = Field(description="Key of the manifest restored from; null only where no manifest exists")
     world_size: int = Field(ge=1)
     skipped: tuple[StepRange, ...] = ()
     slowed: tuple[SlowedRange, ...] = ()
     rollbacks: tuple[Rollback, ...] = Field(
-        default=(), description="All so far, oldest first; the last one is this record's own if it names its number"
+        default=(), description="All rollbacks, oldest first; the last one is this record's own if it names its number"
     )
-    rejected: tuple[str, ...] = Field(default=(), description="Keys of manifests found corrupt and passed over")
+    rejected: tuple[str, ...] = Field(default=(), description="Keys of manifests found corrupt and skipped")
     resumed: MemoryState | None = Field(
-        default=None, description="The later state in memory, a descendant of `parent`, that was restored instead of it"
+        default=None, description="Later state in memory, a descendant of `parent`, restored instead of it"
     )
     reason: str
-    created_at: str = Field(default="", description="RFC 3339, for people; no rule reads it")
+    created_at: str = Field(default="", description="RFC 3339, informational")
 
 
 class StoredObject(Frozen):
-    """One object of a checkpoint. `key` is relative to the checkpoint's folder, `sha256` of the very bytes loaded."""
+    """Object of a checkpoint. `key` is relative to the checkpoint's folder, `sha256` is of the stored bytes."""
 
     key: str
     size: int = Field(ge=0)
@@ -139,7 +146,7 @@ class StoredObject(Frozen):
 
 
 class Manifest(Frozen):
-    """The commit of a checkpoint: put last. Only a folder that has one is a checkpoint."""
+    """Commit marker of a checkpoint, put last. A folder without a manifest is no checkpoint."""
 
     version: int = FORMAT_VERSION
     generation: int = Field(ge=1)
@@ -149,14 +156,14 @@ class Manifest(Frozen):
     job_uid: str
     skipped: tuple[StepRange, ...] = ()
     slowed: tuple[SlowedRange, ...] = ()
-    dropped: tuple[StepRange, ...] = Field(default=(), description="Steps whose update was not made: they diverged")
+    dropped: tuple[StepRange, ...] = Field(default=(), description="Diverged steps whose update was not applied")
     watch: LossMemory = LossMemory()
     objects: tuple[StoredObject, ...]
     created_at: str = ""
 
     @property
     def bytes(self) -> int:
-        """Size of all objects."""
+        """Total size of all objects."""
         return sum(item.size for item in self.objects)
 
 
@@ -167,34 +174,34 @@ _MANIFEST = re.compile(r"checkpoints/g(\d{6,})/step-(\d{9,})/manifest\.json")
 
 
 def record_key(generation: int) -> str:
-    """Key of a generation's lineage record, relative to the prefix."""
+    """Return the key of a generation's lineage record, relative to the prefix."""
     return f"lineage/g{generation:06d}.json"
 
 
 def checkpoint_folder(generation: int, step: int) -> str:
-    """Folder of a checkpoint, relative to the prefix, without a trailing slash."""
+    """Return the folder of a checkpoint, relative to the prefix, without a trailing slash."""
     return f"checkpoints/g{generation:06d}/step-{step:09d}"
 
 
 def manifest_key(generation: int, step: int) -> str:
-    """Key of a checkpoint's manifest, relative to the prefix: the name by which a checkpoint is known everywhere."""
+    """Return the key of a checkpoint's manifest, relative to the prefix: the checkpoint's name everywhere."""
     return f"{checkpoint_folder(generation, step)}/manifest.json"
 
 
 def parse_record_key(key: str) -> int | None:
-    """The generation of a lineage record's key, or None when it is no such key."""
+    """Parse the generation from a lineage record's key; None: another key."""
     match = _RECORD.fullmatch(key)
     return int(match[1]) if match else None
 
 
 def parse_manifest_key(key: str) -> tuple[int, int] | None:
-    """(generation, step) of a manifest's key, or None when it is no such key."""
+    """Parse (generation, step) from a manifest's key; None: another key."""
     match = _MANIFEST.fullmatch(key)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def data_step(step: int, skipped: Sequence[StepRange]) -> int:
-    """The data step that this step trains on: the step-th one that is in no skipped range."""
+    """Return the data step that this step trains on: the step-th one outside the skipped ranges."""
     passed = 0
     for gap in sorted(skipped, key=lambda item: item.first):
         first = max(gap.first, passed + 1)
@@ -208,7 +215,7 @@ def data_step(step: int, skipped: Sequence[StepRange]) -> int:
 
 
 def merged(ranges: Iterable[StepRange]) -> tuple[StepRange, ...]:
-    """The same steps in as few ranges as possible, in order."""
+    """Merge adjacent and overlapping ranges, in order."""
     result: list[StepRange] = []
     for item in sorted(ranges, key=lambda item: (item.first, item.last)):
         if result and item.first <= result[-1].last + 1:

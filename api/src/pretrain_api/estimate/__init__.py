@@ -1,1 +1,1 @@
-"""Arithmetic on a spec: FLOPs and the size of the state."""
+"""Estimates: FLOPs, size of the state, throughput and completion time."""

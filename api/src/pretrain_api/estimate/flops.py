@@ -1,4 +1,4 @@
-"""The work that training on a token takes, by the formula that the field reports MFU with."""
+"""FLOPs of training on a token, by the formula commonly used for MFU."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pretrain_api.spec.model import ResolvedModel, parameters
 
 
 def matrix_parameters(model: ResolvedModel, rows: int) -> int:
-    """Parameters that a token is multiplied with: all but embeddings that are only looked up.
+    """Count the parameters that a token is multiplied with: all but embedding look-ups.
 
-    A tied head is the token embedding used as a matrix, so it counts once (as in nanoGPT); an untied one counts and the
-    embedding does not (as in torchtitan). Learned positions never do.
+    A tied head uses the token embedding as a matrix and counts once (as in nanoGPT); an untied head counts and the
+    embedding does not (as in torchtitan). Learned positions do not count.
     """
     looked_up = 0 if model.tied_head else rows * model.width
     positions = model.context * model.width if model.family == "gpt2" else 0
@@ -17,11 +17,11 @@ def matrix_parameters(model: ResolvedModel, rows: int) -> int:
 
 
 def flops_per_token(model: ResolvedModel, rows: int) -> int:
-    """Floating-point operations of forward and backward for one token: 6 N + 12 L H Q T.
+    """Compute the floating-point operations of forward and backward for one token: 6 N + 12 L H Q T.
 
-    N: matrix parameters, L: layers, H: query heads, Q: their size, T: context; `rows`: of the token embedding. Source:
-    Chowdhery et al. 2022 (PaLM), appendix B. Attention is counted as if it were not causal, and nothing for what
-    activation checkpointing computes twice: so the figures can be compared with those of others.
+    N: matrix parameters, L: layers, H: query heads, Q: head size, T: context; `rows`: rows of the token embedding.
+    Source: Chowdhery et al. 2022 (PaLM), appendix B. To be comparable with published figures, attention counts as if it
+    were not causal and recomputation by activation checkpointing does not count.
     """
     attention = 12 * model.layers * model.heads * (model.width // model.heads) * model.context
     return 6 * matrix_parameters(model, rows) + attention

@@ -1,4 +1,4 @@
-"""How large a job's state is, and what of it a worker keeps in memory: before anything is started."""
+"""Estimated size of a job's state, in a checkpoint and in a worker's memory."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from pretrain_api.spec.model import parameters, resolve
 from pretrain_api.spec.replicas import replica_processes
 
 STATE_BYTES = 12
-"""Of a parameter in a checkpoint: itself and AdamW's two moments in fp32."""
+"""Bytes of a parameter in a checkpoint: the parameter and AdamW's two moments in fp32."""
 UNKNOWN_VOCABULARY = 131_072
-"""Rows of the embedding where only the tokeniser knows them: more than most have."""
+"""Assumed embedding rows when only the tokeniser knows them: more than most have."""
 STATES_KEPT = 2
-"""Of checkpoints in memory: one is whole while the other is written."""
+"""States kept in memory: one is complete while the other is written."""
 STATE_SPARE = 2 << 20
-"""Bytes beside each state: metadata and padding."""
+"""Bytes of metadata and padding for each state."""
 
 
 def state_bytes(spec: PretrainJobSpec, vocabulary: int = UNKNOWN_VOCABULARY) -> int:
-    """Bytes of model and optimizer in a checkpoint, at most; `vocabulary` is that of the tokeniser."""
+    """Compute an upper bound of a checkpoint's model and optimizer bytes; `vocabulary` is the tokeniser's."""
     model = resolve(spec.training.model)
     return STATE_BYTES * parameters(model, model.embedding_rows(vocabulary))
 
 
-def remembered_bytes(spec: PretrainJobSpec, vocabulary: int = UNKNOWN_VOCABULARY, processes: int | None = None) -> int:
-    """Bytes of a worker's memory that `checkpoint.memory` takes, at most: 0 without it.
+def memory_checkpoint_bytes(
+    spec: PretrainJobSpec, vocabulary: int = UNKNOWN_VOCABULARY, processes: int | None = None
+) -> int:
+    """Compute an upper bound of a worker's memory that `checkpoint.memory` takes: 0 without it.
 
-    A worker keeps what its processes (absent: as the spec says) have: all of the state where a replica of the model and
-    its shards lie within it. Of fully sharded state each keeps its share, the largest when the fewest workers train.
+    A worker keeps the state of its processes (`processes`; absent: as in the spec): the whole state if it holds a
+    replica of the model. Fully sharded state is divided among the workers, so the share is largest at `elastic.min`.
     """
     if spec.checkpoint.memory is None:
         return 0
@@ -41,7 +43,7 @@ def remembered_bytes(spec: PretrainJobSpec, vocabulary: int = UNKNOWN_VOCABULARY
     }[parallelism.shard]
     whole, uneven = state_bytes(spec, vocabulary), 0
     if parallelism.pipeline > 1:
-        # Stages have as many blocks each; what is beside the blocks lies on the first and the last.
+        # Stages have equal numbers of blocks; embeddings and head lie on the first and the last stage.
         model = resolve(spec.training.model).model_copy(update={"layers": 0})
         uneven = STATE_BYTES * parameters(model, model.embedding_rows(vocabulary))
     return STATES_KEPT * (math.ceil((whole - uneven) * share) + uneven + STATE_SPARE)

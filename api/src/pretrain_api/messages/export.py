@@ -1,6 +1,6 @@
-"""Exporting a checkpoint: what the trainer's export program is asked for, and what it says meanwhile.
+"""Request to the trainer's export program and its progress events.
 
-The request is one JSON object on the program's standard input; what it says is a line of JSON for each event.
+The request is one JSON object on the program's standard input; each event is a line of JSON on its output.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ ExportDtype = Literal["float32", "bfloat16"]
 
 
 class ExportRequest(Frozen):
-    """A checkpoint of the run that `config` describes, wanted in the folder `out`."""
+    """Request to export a checkpoint of the run that `config` describes to the folder `out`."""
 
     config: TrainerConfig
-    out: str = Field(description="Absolute path of a folder that is empty or not there")
-    step: int | None = Field(default=None, ge=0, description="Absent: the newest")
+    out: str = Field(description="Absolute path of a folder that is empty or does not exist")
+    step: int | None = Field(default=None, ge=0, description="Step of the checkpoint; absent: the latest")
     dtype: ExportDtype = "float32"
 
 
 class Provenance(Frozen):
-    """`pretrain.json` in an exported folder: where the weights came from, and a digest of each other file."""
+    """`pretrain.json` in an exported folder: source of the weights and digests of the other files."""
 
     job: str
     checkpoint: str = Field(description="Key of the manifest")
@@ -38,29 +38,29 @@ class Provenance(Frozen):
 
 
 class Staged(Wire):
-    """The program is about to do this."""
+    """Start of a stage."""
 
     kind: Literal["stage"] = "stage"
     text: str
 
 
 class Advanced(Wire):
-    """So many bytes of the stage are done."""
+    """Progress of a stage in bytes."""
 
     kind: Literal["advanced"] = "advanced"
     done: int
     total: int
 
 
-class PassedOver(Wire):
-    """A checkpoint is not what was saved; the one before it is taken."""
+class CheckpointSkipped(Wire):
+    """A damaged checkpoint is skipped; the one before it is exported."""
 
     kind: Literal["passed_over"] = "passed_over"
     message: str
 
 
 class Exported(Wire):
-    """The folder is complete."""
+    """The export is complete."""
 
     kind: Literal["exported"] = "exported"
     step: int
@@ -70,5 +70,5 @@ class Exported(Wire):
     bytes: int
 
 
-ExportEvent = Annotated[Staged | Advanced | PassedOver | Exported, Field(discriminator="kind")]
+ExportEvent = Annotated[Staged | Advanced | CheckpointSkipped | Exported, Field(discriminator="kind")]
 EXPORT_EVENT: TypeAdapter[ExportEvent] = TypeAdapter(ExportEvent)

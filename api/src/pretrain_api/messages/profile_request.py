@@ -1,4 +1,4 @@
-"""A request for a profile of a running job: `steps=5,rank=0,id=abc`, as an annotation or a file of a local run."""
+"""Request to profile a running job: `steps=5,rank=0,id=abc`, as an annotation or a file of a local run."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 ANNOTATION = "pretrain.dev/profile"
 DEFAULT_STEPS, MAX_STEPS = 5, 20
-"""More steps say nothing more, and traces grow with them."""
+"""More steps add no insight, and traces grow with them."""
 MAX_RANK = 10**6
 _ID = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,62}")
-_FORM = "write steps=N,rank=R,id=TEXT, each of which may be left out"
+_FORM = "write steps=N,rank=R,id=TEXT; each part is optional"
 
 
 class InvalidProfile(ValueError):
-    """A request that can't be; the message says what is allowed."""
+    """Invalid request; the message says what is allowed."""
 
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """`steps` steps of global rank `rank`. A request with another id is another request."""
+    """Request to record `steps` steps of global rank `rank`. The id identifies the request."""
 
     id: str
     steps: int = DEFAULT_STEPS
@@ -29,13 +29,13 @@ class ProfileRequest:
 
     @property
     def text(self) -> str:
-        """As `parse_request` reads it."""
+        """Text that `parse_request` parses."""
         return f"steps={self.steps},rank={self.rank},id={self.id}"
 
 
 @dataclass(frozen=True)
 class InvalidRequest:
-    """Somebody asked for a profile in a way that is not understood: answered with why."""
+    """Request that cannot be parsed; the answer carries the message."""
 
     id: str
     message: str
@@ -50,7 +50,7 @@ _NUMBERS = {"steps": _Bounds(1, MAX_STEPS), "rank": _Bounds(0, MAX_RANK)}
 
 
 def parse_request(text: str) -> ProfileRequest:
-    """The request that a text is; without an id the text itself tells it from others. Raises InvalidProfile."""
+    """Parse a request; the default id is derived from its numbers. Raises InvalidProfile."""
     numbers = {"steps": DEFAULT_STEPS, "rank": 0}
     name = ""
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -61,21 +61,23 @@ def parse_request(text: str) -> ProfileRequest:
         elif field in _NUMBERS and found:
             numbers[field] = _number(field, value)
         elif field == "id":
-            raise InvalidProfile(f"id {value!r}: up to 63 letters, digits, '-', '_' and '.', the first no sign")
+            raise InvalidProfile(
+                f"id {value!r}: use up to 63 letters, digits, '-', '_' and '.', starting with a letter or digit"
+            )
         else:
-            raise InvalidProfile(f"{part!r} is not known: {_FORM}")
+            raise InvalidProfile(f"unknown part {part!r}: {_FORM}")
     return ProfileRequest(name or f"steps-{numbers['steps']}-rank-{numbers['rank']}", **numbers)
 
 
 def read_request(text: str) -> ProfileRequest | InvalidRequest | None:
-    """What an annotation or a file asks for; an empty text for nothing."""
+    """Parse an annotation or a file; None: empty text."""
     if not text.strip():
         return None
     try:
         return parse_request(text)
     except InvalidProfile as error:
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return InvalidRequest(f"invalid-{digest}", f"{text.strip()[:200]!r} is no request for a profile: {error}")
+        return InvalidRequest(f"invalid-{digest}", f"{text.strip()[:200]!r} is not a valid profile request: {error}")
 
 
 def _number(field: str, value: str) -> int:

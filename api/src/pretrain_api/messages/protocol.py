@@ -1,8 +1,8 @@
-"""The wire protocol between agents and the coordinator: JSON texts over one WebSocket per agent.
+"""Wire protocol between agents and the coordinator: JSON messages over one WebSocket per agent.
 
-Every message is a member of a discriminated union on `kind`. Unknown fields are ignored, an unknown kind is answered
-with `Error` by the coordinator and dropped by the agent. Messages of the coordinator carry the epoch of the operator
-that sent them; agents refuse a lower one than the highest they have seen.
+Messages form a union discriminated by `kind`. Unknown fields are ignored; the coordinator answers an unknown kind with
+`Error`, the agent drops it. Messages of the coordinator carry its operator's epoch; agents refuse an epoch lower than
+the highest one received.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROTOCOL_VERSION = 1
 
 
 class Member(Wire):
-    """One agent's place in a generation. `rank` is the agent's (torchrun's group rank), not a process's."""
+    """Place of an agent in a generation. `rank` is the agent's rank (torchrun's group rank), not a process's."""
 
     rank: int = Field(ge=0)
     agent_id: str
@@ -30,24 +30,25 @@ class Member(Wire):
 
 
 class Generation(Wire):
-    """A fixed set of workers that train together. Members are ordered by rank: 0..n-1."""
+    """Fixed set of workers that train together. Members are ordered by rank: 0..n-1."""
 
     number: int = Field(ge=1)
     job_uid: str
     members: tuple[Member, ...]
     store_host: str
     store_port: int
-    reason: str = Field(description="Why it was formed: `Started`, `WorkerLost`, `WorkerJoined`, `Resized`, …")
+    reason: str = Field(description="Reason for forming it: `Started`, `WorkerLost`, `WorkerJoined`, `Resized`, …")
     rejected: tuple[str, ...] = Field(
-        default=(), description="Keys of manifests that ranks found corrupt: not to be restored from"
+        default=(), description="Keys of manifests that ranks found corrupt: never restored"
     )
     may_take_over: bool = Field(
-        default=False, description="The job's first generation: a prefix of the same identity may be taken over"
+        default=False,
+        description="True for the job's first generation, which may take over a prefix of the same identity",
     )
 
     @property
     def world_size(self) -> int:
-        """The number of training processes."""
+        """Number of training processes."""
         return sum(member.processes for member in self.members)
 
 
@@ -55,36 +56,32 @@ class Generation(Wire):
 
 
 class Hello(Wire):
-    """The first message on every connection: who is here, and all that a coordinator with no memory must know."""
+    """First message on every connection: identifies the agent and rebuilds the state of a restarted coordinator."""
 
     kind: Literal["hello"] = "hello"
     version: int = PROTOCOL_VERSION
     job_uid: str
     slot: int = Field(ge=0)
     attempt: int = Field(ge=0)
-    agent_id: str = Field(description="Random, one for each agent process")
+    agent_id: str = Field(description="Random id of the agent process")
     host: str = Field(description="Address at which the other workers reach this one")
     node: str = ""
     pid: int = 0
     processes: int = Field(default=1, ge=1, description="Training processes that this agent starts")
-    generation: Generation | None = Field(default=None, description="The whole generation whose ranks run here now")
-    highest_number: int = Field(default=0, description="The highest generation number this agent ever saw")
-    rolled_to: int = Field(
-        default=0, description="The number that the ranks of `generation` took by a rollback; 0: none"
-    )
+    generation: Generation | None = Field(default=None, description="Generation whose ranks run here now")
+    highest_number: int = Field(default=0, description="Highest generation number that this agent has seen")
+    rolled_to: int = Field(default=0, description="Number that the ranks of `generation` took by a rollback; 0: none")
     highest_epoch: int = 0
-    step: int = Field(default=0, description="Steps completed, as far as this agent's ranks said")
+    step: int = Field(default=0, description="Steps completed, as reported by this agent's ranks")
     stepped_seconds: float | None = Field(
-        default=None, description="Since its ranks said that they got a step further; None: not yet in this generation"
+        default=None, description="Seconds since its ranks completed a step; null: none yet in this generation"
     )
-    step_seconds: float = Field(
-        default=0.0, description="What the last step took, as it looked from here; 0: not known"
-    )
-    leaving: bool = Field(default=False, description="SIGTERM was received: it will go at the next step boundary")
+    step_seconds: float = Field(default=0.0, description="Duration of the last step as the agent saw it; 0: unknown")
+    leaving: bool = Field(default=False, description="SIGTERM was received: the agent leaves at the next step boundary")
 
 
 class StoreReady(Wire):
-    """The TCPStore asked for by HostStore listens."""
+    """The TCPStore requested by HostStore is listening."""
 
     kind: Literal["store_ready"] = "store_ready"
     number: int
@@ -92,17 +89,17 @@ class StoreReady(Wire):
 
 
 class Report(Wire):
-    """What a rank said. `seq` counts from 1 for each agent id, without gaps; replayed until acknowledged."""
+    """Report of a rank. `seq` counts from 1 for each agent id, without gaps; replayed until acknowledged."""
 
     kind: Literal["report"] = "report"
     seq: int = Field(ge=1)
-    generation: int = Field(description="The generation whose rank said it")
-    time: float = Field(description="Unix seconds at the agent when it was received from the rank")
+    generation: int = Field(description="Generation of the rank")
+    time: float = Field(description="Unix seconds at which the agent received it")
     body: ReportBody
 
 
 class Heartbeat(Wire):
-    """Sent every HEARTBEAT_SECONDS when nothing else was; carries the newest step so that progress is seen."""
+    """Sent after HEARTBEAT_SECONDS without another message; carries the latest step as evidence of progress."""
 
     kind: Literal["heartbeat"] = "heartbeat"
     generation: int = 0
@@ -110,8 +107,10 @@ class Heartbeat(Wire):
 
 
 class Leaving(Wire):
-    """SIGTERM was received. `final`: the ranks hold or are gone and the process exits next; before: a checkpoint is
-    being taken at the next step boundary."""
+    """SIGTERM was received and a checkpoint is taken at the next step boundary.
+
+    `final`: the ranks hold or have exited, and the agent exits next.
+    """
 
     kind: Literal["leaving"] = "leaving"
     final: bool = False
@@ -128,7 +127,7 @@ HEARTBEAT_SECONDS = 0.25
 
 
 class Joined(Wire):
-    """The answer to Hello: the agent belongs to this job. Reports up to `acked_seq` are known."""
+    """Response to Hello: the agent is admitted. Reports up to `acked_seq` are acknowledged."""
 
     kind: Literal["joined"] = "joined"
     epoch: int = 0
@@ -136,7 +135,7 @@ class Joined(Wire):
 
 
 class HostStore(Wire):
-    """Asks the agent that will be rank 0 to listen with a TCPStore of its own for this generation only."""
+    """Request to the future rank-0 agent to host a TCPStore for this generation only."""
 
     kind: Literal["host_store"] = "host_store"
     epoch: int = 0
@@ -144,7 +143,7 @@ class HostStore(Wire):
 
 
 class Formed(Wire):
-    """The generation to join now; ranks of any other one are killed at once."""
+    """Generation to join now. The agent kills ranks of any other generation."""
 
     kind: Literal["generation"] = "generation"
     epoch: int = 0
@@ -152,7 +151,7 @@ class Formed(Wire):
 
 
 class Dissolved(Wire):
-    """The generation ended and no next one can be formed yet: ranks are killed at once, the agent stays and waits."""
+    """The generation ended and no next one can be formed yet: the agent kills its ranks and waits."""
 
     kind: Literal["dissolved"] = "dissolved"
     epoch: int = 0
@@ -161,10 +160,10 @@ class Dissolved(Wire):
 
 
 class Command(Wire):
-    """For the ranks, passed on as it is, to be carried out from the next step boundary on, on which all ranks agree.
+    """Command to the ranks, forwarded unchanged. All ranks agree on the step boundary that carries it out.
 
-    `checkpoint`: save, then hold for `hold_seconds` (0: go on at once) or until the generation ends. `profile`: rank
-    `rank` records the next `steps` steps and puts the trace into the store; nobody waits for it.
+    `checkpoint`: save, then hold for `hold_seconds` (0: continue at once) or until the generation ends. `profile`: rank
+    `rank` records the next `steps` steps and uploads the trace to the store without blocking training.
     """
 
     kind: Literal["command"] = "command"
@@ -178,7 +177,7 @@ class Command(Wire):
 
 
 class Acked(Wire):
-    """Reports up to and including `seq` were taken in; the agent may forget them."""
+    """Reports up to and including `seq` are acknowledged; the agent may drop them."""
 
     kind: Literal["acked"] = "acked"
     epoch: int = 0
@@ -186,7 +185,7 @@ class Acked(Wire):
 
 
 class Shutdown(Wire):
-    """Kill the ranks and exit. `superseded`: another attempt of this slot took over (or the pod is unknown)."""
+    """Request to kill the ranks and exit. `superseded`: a later attempt of this slot joined, or the pod is unknown."""
 
     kind: Literal["shutdown"] = "shutdown"
     epoch: int = 0
@@ -195,7 +194,7 @@ class Shutdown(Wire):
 
 
 class Error(Wire):
-    """The last message could not be used: why. Never fatal by itself."""
+    """The last message was refused, with the reason. Not fatal."""
 
     kind: Literal["error"] = "error"
     epoch: int = 0

@@ -1,4 +1,4 @@
-"""The trainer's configuration: what the training program is started with, one JSON file for the whole job."""
+"""Configuration of the training program: one JSON file for the whole job."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from pretrain_api.spec.training import Training
 
 
 class ExitCode(IntEnum):
-    """Exit codes of the training program that the operator knows. Anything else is an unknown failure."""
+    """Exit codes of the training program that the operator interprets. Any other code is an unknown failure."""
 
     DONE = 0
     FAILED = 1
     INVALID = 2
-    """Bad input: the user mends it; a restart cannot help."""
+    """Invalid input: the user must fix it; a restart does not help."""
     OUT_OF_MEMORY = 70
     CHECKPOINT_REJECTED = 71
-    """The newest checkpoint is corrupt: a new generation names an older one."""
+    """The latest checkpoint is corrupt: a new generation restores an earlier one."""
     NUMBER_TAKEN = 72
     SUPERSEDED = 73
-    """Another job took over the prefix: stop."""
+    """Another job took over the prefix."""
     NO_USABLE_CHECKPOINT = 74
-    """Checkpoints exist, none can be used: stop, for fear of starting from nothing."""
+    """Checkpoints exist but none is usable: fail rather than start from step 0."""
     COLLECTIVE = 75
-    """A peer went away in the middle of a collective."""
+    """A peer was lost during a collective."""
     DIVERGED = 76
-    """The loss diverged more often than the job allows."""
+    """The loss diverged more often than `maxRollbacks` allows."""
 
 
 class Cache(Frozen):
-    """Where shards of sources in S3 are kept for as long as there is room; those in folders are read where they are."""
+    """Cache for shards of sources in S3. Sources in folders are read in place."""
 
     path: str | None = Field(
-        default=None, description="A folder that all ranks of a host share; absent: `pretrain` in the user's cache"
+        default=None, description="Folder shared by all ranks of a host; absent: `pretrain` in the user's cache"
     )
-    bytes: int = Field(default=10 << 30, ge=1, description="Most that is kept; the largest shard must fit")
+    bytes: int = Field(default=10 << 30, ge=1, description="Maximum size of the cache; the largest shard must fit")
 
 
 class TrainerConfig(Frozen):
-    """Everything is resolved: URIs are absolute paths or s3:// URIs, `checkpoint.storage.path` is absolute."""
+    """Resolved configuration: URIs are absolute paths or s3:// URIs, `checkpoint.storage.path` is absolute."""
 
     job_name: str
     job_uid: str
@@ -50,16 +50,18 @@ class TrainerConfig(Frozen):
     checkpoint: Checkpoint
     divergence: Divergence = Divergence()
     cache: Cache = Cache()
-    threads: int = Field(default=1, ge=1, description="CPU threads of each process: pinned, since it changes bits")
+    threads: int = Field(
+        default=1, ge=1, description="CPU threads of each process: fixed, since it changes numerical results"
+    )
     nan_steps: tuple[int, ...] = Field(
-        default=(), description="Steps of data whose loss is made NaN: a fault that is injected on purpose"
+        default=(), description="Steps of data whose loss is set to NaN (fault injection)"
     )
 
 
 def trainer_config(
     job: PretrainJob, job_uid: str, *, threads: int = 1, cache: Cache | None = None, nan_steps: tuple[int, ...] = ()
 ) -> TrainerConfig:
-    """What the training program of a resolved job is started with."""
+    """Build the training program's configuration of a resolved job."""
     return TrainerConfig(
         job_name=job.metadata.name,
         job_uid=job_uid,

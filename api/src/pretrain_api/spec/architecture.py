@@ -1,4 +1,4 @@
-"""Whether weights of one model are weights of another: what must be equal, by the names that users write."""
+"""Compatibility of one model's weights with another model, by users' field names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ NORM_EPSILON = 1e-5
 _SHAPE = ("family", "layers", "heads", "kvHeads", "width", "hidden", "tiedHead", "bias", "vocabulary")
 
 
-def unfit(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """Why weights of the model `found` cannot begin the model `wanted`, naming the first field that differs; or None.
+def incompatibility(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Explain why weights of `found` cannot initialise `wanted`, by the first differing field; None: they can.
 
-    Both are as `identity.model_fields` has them. Dropout may change, and so may what only positions that are computed
-    depend on: a llama's context, a higher base of its rotary frequencies, and scaling where there was none.
+    Both are in the form of `identity.model_fields`. Dropout may change, and so may settings of computed positions: a
+    llama's context, a higher rotary base, and scaling where there was none.
     """
     fields = (*_SHAPE, *(() if wanted["family"] == "llama" else ("context",)))
     for name in fields:
@@ -29,9 +29,9 @@ def unfit(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
 
 
 def from_hugging_face(content: bytes) -> dict[str, Any]:
-    """The model that a `config.json` describes, as `identity.model_fields` has models.
+    """Parse a `config.json` into the form of `identity.model_fields`.
 
-    Raises ValueError with a clause that says what of it this project does not have.
+    Raises ValueError with the unsupported part.
     """
     try:
         config = json.loads(content)
@@ -44,7 +44,7 @@ def from_hugging_face(content: bytes) -> dict[str, Any]:
         if type(error) is ValueError:
             raise
         raise ValueError(f"its config.json cannot be read ({error})") from error
-    raise ValueError(f"its config.json is of a {kind}, and models here are of the families gpt2 and llama")
+    raise ValueError(f"its config.json describes a {kind}; supported families: gpt2 and llama")
 
 
 def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
         "context": config["n_positions"],
         "vocabulary": config["vocab_size"],
         "tiedHead": config.get("tie_word_embeddings", True),
-    }  # without bias: theirs always has it, and that of a model without is zero
+    }  # no bias field: theirs always has one, zero in a model without biases
 
 
 def _llama(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
     if kind == "default":
         return None
     if kind != "llama3":
-        raise ValueError(f"its config.json has rotary positions of type {kind}, and here are default and llama3")
+        raise ValueError(f"its config.json has rotary positions of type {kind}; supported types: default and llama3")
     return {
         "factor": float(rope["factor"]),
         "lowFrequencyFactor": float(rope["low_freq_factor"]),
@@ -106,9 +106,7 @@ def _scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
 def _require(config: Mapping[str, Any], name: str, default: object, wanted: object) -> None:
     found = config.get(name)
     if (default if found is None else found) != wanted:
-        raise ValueError(
-            f"its config.json has {name} {found if found is not None else default}, and here it is {wanted}"
-        )
+        raise ValueError(f"its config.json has {name} {found if found is not None else default}; supported: {wanted}")
 
 
 def _text(value: object) -> str:

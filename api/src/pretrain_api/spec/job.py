@@ -1,4 +1,4 @@
-"""The PretrainJob resource: what a user writes, every field with its unit, default and bounds."""
+"""The PretrainJob resource: every field with its unit, default and bounds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from pretrain_api.base import Spec
-from pretrain_api.spec.quantities import Duration, PositiveDuration
+from pretrain_api.spec.quantities import MAX_STEPS, Duration, PositiveDuration
 from pretrain_api.spec.replicas import misfit
-from pretrain_api.spec.training import MAX_STEPS, Training
+from pretrain_api.spec.training import Training
 
 API_VERSION = "pretrain.dev/v1alpha1"
 KIND = "PretrainJob"
@@ -19,16 +19,19 @@ MAX_WORKERS = 10_000
 
 
 class Elastic(Spec):
-    """Between how many workers the job may run, and how it gets there."""
+    """Bounds of the number of workers, and the rules for changing it."""
 
-    min: int = Field(default=1, ge=1, le=MAX_WORKERS, description="Fewest workers that train; with fewer the job waits")
-    max: int | None = Field(default=None, ge=1, le=MAX_WORKERS, description="Most workers; absent: `replicas`")
+    min: int = Field(default=1, ge=1, le=MAX_WORKERS, description="Minimum number of workers; with fewer the job waits")
+    max: int | None = Field(
+        default=None, ge=1, le=MAX_WORKERS, description="Maximum number of workers; absent: `replicas`"
+    )
     shrink_after: Duration = Field(
-        default=timedelta(0), description="How long to wait for a lost worker's replacement before going on without it"
+        default=timedelta(0),
+        description="Time to wait for a lost worker's replacement before training resumes without it",
     )
     grow_cooldown: Duration = Field(
         default=timedelta(minutes=5),
-        description="Time between growths beyond `replicas`; never delays a return to `replicas`",
+        description="Minimum time between growths beyond `replicas`; never delays a return to `replicas`",
     )
 
     @model_validator(mode="after")
@@ -45,25 +48,28 @@ class Workers(Spec):
         default="pretrain-trainer:0.1.0",
         min_length=1,
         max_length=1024,
-        description="The trainer's image; not used by local runs",
+        description="Image of the trainer; ignored by local runs",
     )
-    replicas: int = Field(default=1, ge=1, le=MAX_WORKERS, description="Workers wanted")
+    replicas: int = Field(default=1, ge=1, le=MAX_WORKERS, description="Desired number of workers")
     elastic: Elastic = Elastic()
     spares: int = Field(
-        default=0, ge=0, le=1000, description="Warm workers beyond `replicas`: joined, waiting, in no generation"
+        default=0, ge=0, le=1000, description="Warm workers beyond `replicas`: connected, but in no generation"
     )
     processes_per_worker: int | None = Field(
-        default=None, ge=1, le=64, description="Training processes in each worker; absent: the GPUs of the pod, or 1"
+        default=None,
+        ge=1,
+        le=64,
+        description="Training processes in each worker; absent: the pod's number of GPUs, or 1",
     )
     template: dict[str, Any] = Field(
         default_factory=dict[str, Any],
-        description="PodTemplateSpec, preserved as written",
+        description="PodTemplateSpec of the worker pods, preserved as written",
         json_schema_extra={"default": {}, "x-kubernetes-preserve-unknown-fields": True},
     )
 
     @property
     def max(self) -> int:
-        """Most workers that may train."""
+        """Maximum number of workers."""
         return self.elastic.max if self.elastic.max is not None else max(self.replicas, self.elastic.min)
 
     @model_validator(mode="after")
@@ -82,7 +88,7 @@ class Workers(Spec):
 
 
 class S3Storage(Spec):
-    """An S3 bucket that honours conditional writes."""
+    """S3 bucket with support for conditional writes."""
 
     bucket: str = Field(
         min_length=3, max_length=63, pattern=r"^[a-z0-9][-.a-z0-9]*[a-z0-9]$", description="Name of the bucket"
@@ -91,7 +97,7 @@ class S3Storage(Spec):
         default="",
         max_length=512,
         pattern=r"^([^/]+(/[^/]+)*)?$",
-        description="Folder of this run's checkpoints in the bucket, without a slash at either end",
+        description="Folder of this run's checkpoints in the bucket, without leading and trailing slash",
     )
     endpoint: str = Field(
         default="",
@@ -104,19 +110,19 @@ class S3Storage(Spec):
         default="",
         max_length=253,
         pattern=r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?)?$",
-        description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; local runs use the environment",
+        description="Name of a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; local runs use the environment",
     )
 
 
 class Storage(Spec):
-    """Where checkpoints live: exactly one of the two."""
+    """Storage of checkpoints: exactly one of s3 and path."""
 
     s3: S3Storage | None = None
     path: str | None = Field(
         default=None,
         min_length=1,
         max_length=4096,
-        description="A folder: relative to --out for local runs, a shared volume on Kubernetes",
+        description="Folder: relative to --out in local runs, on a shared volume on Kubernetes",
     )
 
     @model_validator(mode="after")
@@ -127,7 +133,7 @@ class Storage(Spec):
 
 
 class Interval(Spec):
-    """Time between checkpoints: exactly one of the two."""
+    """Interval between checkpoints: exactly one of steps and duration."""
 
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="Optimizer updates between checkpoints")
     duration: PositiveDuration | None = Field(default=None, description="Time between checkpoints")
@@ -143,48 +149,51 @@ PinnedStep = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 
 
 class Retain(Spec):
-    """Which checkpoints stay. At least two and all that the line needs always do."""
+    """Retention of checkpoints. At least two, and all that the lineage needs, are always kept."""
 
-    last: int = Field(default=3, ge=2, le=10_000, description="The newest ones")
+    last: int = Field(default=3, ge=2, le=10_000, description="Number of latest checkpoints to keep")
     every_steps: int | None = Field(
-        default=None, ge=1, le=MAX_STEPS, description="And those at multiples of this step; absent: none"
+        default=None, ge=1, le=MAX_STEPS, description="Keep checkpoints at multiples of this step too; absent: none"
     )
     pin: tuple[PinnedStep, ...] = Field(
-        default=(), strict=False, max_length=1000, description="And those of these very steps, where there is one"
+        default=(), strict=False, max_length=1000, description="Keep the checkpoints of these steps too"
     )
 
 
 class Memory(Spec):
-    """Checkpoints in the memory of the pod."""
+    """In-memory checkpoints of the workers."""
 
-    every_steps: int = Field(default=50, ge=1, le=MAX_STEPS, description="Optimizer updates between them")
+    every_steps: int = Field(
+        default=50, ge=1, le=MAX_STEPS, description="Optimizer updates between in-memory checkpoints"
+    )
 
 
 class Checkpoint(Spec):
-    """Checkpoints."""
+    """Checkpoint storage, interval and retention."""
 
-    storage: Storage = Field(description="Where they live: exactly one of s3 and path")
+    storage: Storage = Field(description="Storage of checkpoints: exactly one of s3 and path")
     interval: Interval | None = Field(
-        default=None, description="How often; absent: every 50 steps, less often where a save is measured to be slow"
+        default=None,
+        description="Interval between checkpoints; absent: every 50 steps, or less often if saves are slow",
     )
     retain: Retain = Retain()
     memory: Memory | None = Field(
-        default=None, description="States in the memory of workers beside those in the storage; absent: none"
+        default=None, description="In-memory checkpoints in addition to those in the storage; absent: none"
     )
 
 
 class Budget(Spec):
-    """How often the job may be restarted. Every new checkpoint refunds it."""
+    """Restart budget of the job. Every new checkpoint resets it."""
 
     restarts: int = Field(
-        default=10, ge=0, le=10_000, description="Restarts within `window` and since the last new checkpoint"
+        default=10, ge=0, le=10_000, description="Maximum restarts within `window` and since the last new checkpoint"
     )
-    window: PositiveDuration = Field(default=timedelta(hours=1), description="Time over which restarts are counted")
+    window: PositiveDuration = Field(default=timedelta(hours=1), description="Time window for counting restarts")
     without_progress: int = Field(
         default=3,
         ge=1,
         le=10_000,
-        description="Failures of the training program in a row without a new checkpoint between them",
+        description="Maximum consecutive failures of the training program without a new checkpoint",
     )
 
 
@@ -193,7 +202,7 @@ ExitStatus = Annotated[int, Field(ge=-64, le=255)]
 
 
 class Rule(Spec):
-    """What to do on a failure: the first rule that matches wins."""
+    """Rule for a failure: the first matching rule applies."""
 
     on_exit_codes: tuple[ExitStatus, ...] | None = Field(
         default=None,
@@ -203,12 +212,12 @@ class Rule(Spec):
         description="Exit codes of the training program; negative: killed by that signal",
     )
     on_reason: str | None = Field(
-        default=None, min_length=1, max_length=256, description="A failure's reason, for example OutOfMemory"
+        default=None, min_length=1, max_length=256, description="Reason of the failure, for example OutOfMemory"
     )
     on_log: str | None = Field(
         default=None, min_length=1, max_length=1024, description="Regular expression searched in the failure's message"
     )
-    action: Literal["Restart", "Ignore", "Fail", "Quarantine"] = Field(description="What is done")
+    action: Literal["Restart", "Ignore", "Fail", "Quarantine"] = Field(description="Action to take")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -221,100 +230,107 @@ class Rule(Spec):
         try:
             re.compile(self.on_log or "")
         except re.error as error:
-            raise ValueError(f"onLog {self.on_log!r} is no regular expression: {error}") from error
+            raise ValueError(f"onLog {self.on_log!r} is not a valid regular expression: {error}") from error
         return self
 
 
 class Hang(Spec):
-    """When a job whose workers all answer counts as hanging."""
+    """Hang detection for a job whose workers are all responsive."""
 
     timeout: PositiveDuration = Field(description="Time without a step")
 
 
 class Divergence(Spec):
-    """What to do when the loss or the gradient norm spikes or is not finite."""
+    """Handling of divergence: spikes and non-finite values of the loss or the gradient norm."""
 
     action: Literal["Rollback", "Skip", "Warn"] = Field(
         default="Rollback",
-        description="Rollback: go back to a checkpoint from before it and pass over data; Skip: drop the update of "
-        "every such step; Warn: only say so, though an update that is not finite is dropped all the same",
+        description="Rollback: restore a checkpoint from before the spike and skip data; Skip: drop the updates of "
+        "diverged steps; Warn: report only, but still drop non-finite updates",
     )
     threshold: float = Field(
         default=5.0,
         ge=2,
         le=1000,
-        description="What is a spike: so many standard deviations of the noise above the latest losses or norms",
+        description="Threshold of a spike: standard deviations of the noise above recent losses or norms",
     )
     skip_steps: int = Field(
         default=100,
         ge=0,
         le=MAX_STEPS,
-        description="Steps of data passed over after a rollback, a quarter of them before the spike; and the most "
-        "updates in a row that Skip and Warn drop before the job fails",
+        description="Steps of data to skip after a rollback, a quarter of them before the spike; also the maximum "
+        "number of consecutive updates that Skip and Warn drop before the job fails",
     )
     learning_rate_factor: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="Multiplies the learning rate after a rollback, until skipSteps steps past the spike",
+        description="Factor on the learning rate after a rollback, until skipSteps steps past the spike",
     )
     max_rollbacks: int = Field(
-        default=3, ge=0, le=1000, description="Rollbacks of the job in all; with more it fails with reason Diverged"
+        default=3, ge=0, le=1000, description="Maximum rollbacks of the job; one more fails it with reason Diverged"
     )
 
 
 class Suspects(Spec):
-    """When a node is avoided."""
+    """Detection of suspect nodes, which new workers avoid."""
 
-    failures: int = Field(default=2, ge=1, le=1000, description="Failures on one node within `window`")
-    window: PositiveDuration = Field(default=timedelta(hours=24), description="Time over which failures are counted")
+    failures: int = Field(
+        default=2, ge=1, le=1000, description="Failures on one node within `window` that make it suspect"
+    )
+    window: PositiveDuration = Field(default=timedelta(hours=24), description="Time window for counting failures")
 
 
 class Recovery(Spec):
-    """What happens after faults."""
+    """Handling of faults."""
 
     budget: Budget = Budget()
     rules: tuple[Rule, ...] = Field(
-        default=(), strict=False, max_length=64, description="The first that matches a failure wins; none: restart"
+        default=(),
+        strict=False,
+        max_length=64,
+        description="Rules for failures: the first match applies; no match: restart",
     )
     hang: Hang | None = Field(
-        default=None, description="When ranks that do no step are restarted; absent: learned from the step times"
+        default=None, description="Hang detection; absent: the timeout is learned from step times"
     )
     divergence: Divergence = Divergence()
     suspects: Suspects = Suspects()
 
 
 class PretrainJobSpec(Spec):
-    """The wanted state."""
+    """Desired state of the job."""
 
-    suspend: bool = Field(default=False, description="Take a checkpoint and let all workers go; false: go on")
+    suspend: bool = Field(
+        default=False, description="Take a checkpoint and release all workers; false: train or resume"
+    )
     workers: Workers = Workers()
-    training: Training = Field(description="What is trained, on what, how long and how")
-    checkpoint: Checkpoint = Field(description="Where checkpoints live, how often they are taken, which stay")
+    training: Training = Field(description="Model, data, length and method of the training")
+    checkpoint: Checkpoint = Field(description="Storage, interval and retention of checkpoints")
     recovery: Recovery = Recovery()
     ttl_after_finished: Duration | None = Field(
-        default=None, description="Delete the job so long after its end; absent: it stays"
+        default=None, description="Time after the job's end until it is deleted; absent: never"
     )
 
     @model_validator(mode="after")
     def _workers_fit(self) -> Self:
         processes = self.workers.processes_per_worker
         if processes is None and self.workers.template:
-            return self  # it may ask for GPUs, which whoever makes the pods counts
+            return self  # it may request GPUs, which the operator counts
         if problem := misfit(self.training.parallelism, self.workers.replicas, processes or 1):
             raise ValueError(f"workers.replicas: {problem}")
         return self
 
 
 class Metadata(Spec):
-    """The part of Kubernetes' ObjectMeta that matters here; the rest is left alone."""
+    """Fields of Kubernetes' ObjectMeta that matter here; others are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
     name: str = Field(
         pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$",
         max_length=40,
-        description="The job's name; pods are named after it, hence its length",
+        description="Name of the job; short, since pod names contain it",
     )
     namespace: str = ""
     uid: str = ""
@@ -322,7 +338,7 @@ class Metadata(Spec):
 
 
 class PretrainJob(Spec):
-    """A pre-training run."""
+    """Pre-training run."""
 
     api_version: Literal["pretrain.dev/v1alpha1"]
     kind: Literal["PretrainJob"]

@@ -1,4 +1,4 @@
-"""`spec.training.model`, and `resolve`: from what a user wrote of a model to its full shape."""
+"""`spec.training.model`, and `resolve`, which completes it to the full shape of a model."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from pretrain_api.spec.presets import PRESETS, Family, Shape
 
 HIDDEN_MULTIPLE = 256
 EMBEDDING_MULTIPLE = 64
-"""Rows of the embedding are rounded up to this: matrix sizes that hardware likes."""
+"""Multiple that embedding rows are rounded up to: matrix sizes that run fast on hardware."""
 
 
 class RopeScaling(Spec):
-    """Llama 3.1's rule: wavelengths longer than the original context are stretched, short ones kept, and what lies
-    between is blended."""
+    """Rotary scaling of Llama 3.1: long wavelengths are stretched, short ones kept, those between interpolated."""
 
-    factor: float = Field(ge=1, le=1000, description="By how much long wavelengths are stretched")
+    factor: float = Field(ge=1, le=1000, description="Factor by which long wavelengths are stretched")
     low_frequency_factor: float = Field(
-        default=1.0, gt=0, le=1000, description="Original context over this: wavelengths above it are stretched"
+        default=1.0, gt=0, le=1000, description="Wavelengths above the original context over this factor are stretched"
     )
     high_frequency_factor: float = Field(
-        default=4.0, gt=0, le=1000, description="Original context over this: wavelengths below it are kept"
+        default=4.0, gt=0, le=1000, description="Wavelengths below the original context over this factor are kept"
     )
-    original_context: int = Field(default=8192, ge=1, le=2**24, description="Context of the model before")
+    original_context: int = Field(default=8192, ge=1, le=2**24, description="Context of the original model")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -39,10 +38,10 @@ class RopeScaling(Spec):
 
 
 class Model(Spec):
-    """A decoder-only transformer: a preset, fields of your own, or a preset with some fields changed."""
+    """Decoder-only transformer: a preset, explicit fields, or a preset with some fields overridden."""
 
     preset: str | None = Field(
-        default=None, description="Name of a known shape", json_schema_extra={"enum": list(PRESETS)}
+        default=None, description="Name of a preset shape", json_schema_extra={"enum": list(PRESETS)}
     )
     family: Family | None = Field(default=None, description="Architecture; absent: the preset's, or gpt2")
     layers: int | None = Field(default=None, ge=1, le=1000, description="Transformer blocks")
@@ -61,7 +60,7 @@ class Model(Spec):
         default=None, ge=1, le=1e12, description="Base of the rotary frequencies (llama); absent: 10000"
     )
     rope_scaling: RopeScaling | None = Field(
-        default=None, description="Stretches the rotary frequencies to longer contexts (llama); absent: none"
+        default=None, description="Scaling of the rotary frequencies to longer contexts (llama); absent: none"
     )
     context: int | None = Field(default=None, ge=1, le=2**24, description="Tokens in a training sequence")
     vocabulary: int | None = Field(
@@ -78,7 +77,7 @@ class Model(Spec):
     )
     norm: Literal["pre", "post"] | None = Field(
         default=None,
-        description="Normalise before a block's parts, and at the end; or after adding each (gpt2); absent: pre",
+        description="pre: normalise before each part of a block and at the end; post: after each (gpt2); absent: pre",
     )
     dropout: float | None = Field(default=None, ge=0, lt=1, description="Probability; absent: 0")
 
@@ -89,7 +88,7 @@ class Model(Spec):
 
 
 class ResolvedModel(Frozen):
-    """A model with nothing left open but the vocabulary, which may be the tokeniser's."""
+    """Complete model; only the vocabulary may be left to the tokeniser."""
 
     family: Family
     layers: int
@@ -107,14 +106,14 @@ class ResolvedModel(Frozen):
     norm: Literal["pre", "post"] = "pre"
 
     def embedding_rows(self, tokenizer_vocabulary: int) -> int:
-        """Rows of the token embedding: as written, or the tokeniser's vocabulary rounded up to a multiple of 64."""
+        """Return the rows of the token embedding: the given ones, or the tokeniser's vocabulary rounded up to 64."""
         if self.vocabulary is not None:
             return self.vocabulary
         return -(-tokenizer_vocabulary // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
 
 
 def resolve(model: Model) -> ResolvedModel:
-    """Fill in all that the preset and the family imply. Raises ValueError that names the field and the remedy."""
+    """Fill in the defaults of preset and family. Raises ValueError with the field and the fix."""
     shape = _shape(model)
     kv_heads = model.kv_heads or shape.kv_heads or shape.heads
     gpt2 = shape.family == "gpt2"
@@ -154,7 +153,7 @@ def resolve(model: Model) -> ResolvedModel:
 
 
 def parameters(model: ResolvedModel, rows: int) -> int:
-    """Parameters of a model whose token embedding has so many rows."""
+    """Count the parameters of a model whose token embedding has `rows` rows."""
     width, hidden, bias, llama = model.width, model.hidden, int(model.bias), model.family == "llama"
     norm = width + bias * width
     inputs = width + 2 * model.kv_heads * (width // model.heads)
@@ -166,18 +165,16 @@ def parameters(model: ResolvedModel, rows: int) -> int:
 
 
 def _hidden(shape: Shape) -> int:
-    """The family's rule for the perceptron's width: Radford et al. 2019; Touvron et al. 2023, section 2.2."""
+    """Return the family's default width of the perceptron: Radford et al. 2019; Touvron et al. 2023, section 2.2."""
     if shape.family == "gpt2":
         return 4 * shape.width
     return -(-8 * shape.width // (3 * HIDDEN_MULTIPLE)) * HIDDEN_MULTIPLE
 
 
 def _shape(model: Model) -> Shape:
-    """The preset with the user's changes, or the user's own fields."""
+    """Return the preset with the user's overrides, or the user's own fields."""
     if model.preset is not None and model.preset not in PRESETS:
-        raise ValueError(
-            f"preset {model.preset!r} is not known: use one of {', '.join(PRESETS)}, or fields of your own"
-        )
+        raise ValueError(f"unknown preset {model.preset!r}: use one of {', '.join(PRESETS)}, or fields of your own")
     base = PRESETS[model.preset] if model.preset is not None else None
     layers = model.layers or (base.layers if base else None)
     heads = model.heads or (base.heads if base else None)

@@ -1,4 +1,4 @@
-"""Quantities as people write them: durations (`90s`, `1h30m`) and token counts (`10B`)."""
+"""Human-readable quantities: durations (`90s`, `1h30m`) and token counts (`10B`)."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonS
 DURATION_PATTERN = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$"
 TOKENS_PATTERN = r"^[0-9]+(\.[0-9]+)?[KMBT]?$"
 MAX_LENGTH = 32
-"""Characters of a quantity: bounds the work of whoever checks it."""
+"""Maximum characters of a quantity: bounds the cost of validation."""
 MAX_DURATION = timedelta(days=3650)
 MAX_TOKENS = 10**18
+MAX_STEPS = 10**9
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _UNIT_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _TOKEN_FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def parse_duration(value: Any) -> timedelta:
-    """`1h30m` -> timedelta, in whole milliseconds. Raises ValueError that says what is allowed."""
+    """Parse a duration, `1h30m`, to whole milliseconds. Raises ValueError with the allowed form."""
     if isinstance(value, timedelta):
         return value
     if not isinstance(value, str) or len(value) > MAX_LENGTH or not re.fullmatch(DURATION_PATTERN, value, re.ASCII):
-        raise ValueError(f"a duration such as 90s, 10m or 1h30m (units ms, s, m, h, d) is wanted, not {value!r}")
+        raise ValueError(f"expected a duration such as 90s, 10m or 1h30m (units ms, s, m, h, d), not {value!r}")
     milliseconds = round(sum(Decimal(n) * _UNIT_MILLISECONDS[unit] for n, unit in _DURATION_PART.findall(value)))
     if milliseconds > MAX_DURATION / timedelta(milliseconds=1):
-        raise ValueError(f"a duration of at most {format_duration(MAX_DURATION)} is wanted, not {value!r}")
+        raise ValueError(f"expected a duration of at most {format_duration(MAX_DURATION)}, not {value!r}")
     return timedelta(milliseconds=milliseconds)
 
 
 def format_duration(value: timedelta) -> str:
-    """The shortest text that `parse_duration` reads back: `90s` -> `1m30s`."""
+    """Format a duration in the shortest form that `parse_duration` accepts: `90s` -> `1m30s`."""
     milliseconds = round(value / timedelta(milliseconds=1))
     text = ""
     for unit in ("d", "h", "m", "s", "ms"):
@@ -43,20 +44,20 @@ def format_duration(value: timedelta) -> str:
 
 
 def parse_tokens(value: Any) -> int:
-    """`10B` -> 10_000_000_000. Raises ValueError that says what is allowed."""
+    """Parse a token count: `10B` -> 10_000_000_000. Raises ValueError with the allowed form."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if isinstance(value, float) and value.is_integer():  # YAML reads 1e9 as a float
+    if isinstance(value, float) and value.is_integer():  # YAML parses 1e9 as a float
         return int(value)
     if not isinstance(value, str) or len(value) > MAX_LENGTH or not re.fullmatch(TOKENS_PATTERN, value, re.ASCII):
-        raise ValueError(f"a number of tokens such as 500M or 10B (K, M, B, T) is wanted, not {value!r}")
+        raise ValueError(f"expected a number of tokens such as 500M or 10B (K, M, B, T), not {value!r}")
     factor = _TOKEN_FACTORS[value[-1] if value[-1] in "KMBT" else ""]
     return round(Decimal(value.rstrip("KMBT")) * factor)
 
 
 def _positive(value: timedelta) -> timedelta:
     if value <= timedelta(0):
-        raise ValueError("a duration greater than 0s is wanted")
+        raise ValueError("expected a duration greater than 0s")
     return value
 
 

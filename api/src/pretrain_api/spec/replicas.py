@@ -1,4 +1,4 @@
-"""How many workers fit a parallelism: they come in multiples that hold whole replicas of the model."""
+"""Numbers of workers that fit a parallelism: multiples that hold whole replicas of the model."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from pretrain_api.spec.training import Parallelism
 
 
 def replica_processes(parallelism: Parallelism) -> int:
-    """Processes that hold one replica of the model: its pipeline stages, each on so many tensor ranks."""
+    """Return the processes that hold one replica of the model: pipeline stages times tensor ranks."""
     return parallelism.tensor * parallelism.pipeline
 
 
-def worker_unit(parallelism: Parallelism, processes: int) -> int:
-    """Workers come in multiples of this, where each has so many processes: the fewest that hold whole replicas."""
+def workers_per_replica(parallelism: Parallelism, processes: int) -> int:
+    """Return the smallest number of workers that holds whole replicas; workers come in multiples of it."""
     replica = replica_processes(parallelism)
     return replica // math.gcd(replica, processes)
 
 
-def up_to_unit(workers: int, unit: int) -> int:
-    """The fewest workers that fit and are no fewer than these."""
-    return -(-workers // unit) * unit
+def round_up(workers: int, quantum: int) -> int:
+    """Round a number of workers up to a multiple of the quantum."""
+    return -(-workers // quantum) * quantum
 
 
-def down_to_unit(workers: int, unit: int) -> int:
-    """The most workers that fit and are no more than these; may be 0."""
-    return workers // unit * unit
+def round_down(workers: int, quantum: int) -> int:
+    """Round a number of workers down to a multiple of the quantum; the result may be 0."""
+    return workers // quantum * quantum
 
 
-def nearest(number: int, unit: int) -> str:
-    """The sizes around a number that is no multiple of the unit, for a sentence: `2 or 4`."""
-    below, above = down_to_unit(number, unit), up_to_unit(number, unit)
+def nearest(number: int, quantum: int) -> str:
+    """Format the multiples of the quantum around a number: `2 or 4`."""
+    below, above = round_down(number, quantum), round_up(number, quantum)
     return f"{below} or {above}" if 0 < below < above else str(above)
 
 
 def misfit(parallelism: Parallelism, workers: int, processes: int) -> str | None:
-    """Why so many workers of so many processes each cannot train together, and how many can; None: they can."""
-    replica, unit = replica_processes(parallelism), worker_unit(parallelism, processes)
+    """Explain why the workers, with `processes` each, cannot train together, and which number can; None: they can."""
+    replica, quantum = replica_processes(parallelism), workers_per_replica(parallelism, processes)
     if parallelism.shard == "hybrid" and processes % replica:
         return (
             f"shard hybrid shards within a worker, whose processes ({processes}) must hold whole replicas of "
             f"{_product(parallelism)} processes: set processesPerWorker to {nearest(processes, replica)}"
         )
-    if workers % unit:
+    if workers % quantum:
         return (
-            f"a replica of the model takes {_product(parallelism)} processes, so that {workers} "
-            f"worker{'s' * (workers > 1)} of {processes} cannot be filled: use {nearest(workers, unit)}"
+            f"a replica of the model takes {_product(parallelism)} processes, which {workers} "
+            f"worker{'s' * (workers > 1)} of {processes} cannot divide evenly: use {nearest(workers, quantum)}"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""The learning rate: a function of the step and nothing else."""
+"""Learning-rate schedule: a function of the step only."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Literal
 
 from pretrain_api.spec.training import Training
 
-Phase = Literal["warm-up", "stable", "decay"]
+SchedulePhase = Literal["warm-up", "stable", "decay"]
 
 
 @dataclass(frozen=True)
 class LearningRates:
-    """The learning rates of a job. Lengths are in steps; what was given in tokens may end within one."""
+    """Learning rates of a job. Lengths are in steps; lengths given in tokens may be fractional."""
 
     kind: Literal["cosine", "linear", "wsd", "constant"]
     peak: float
     low: float
-    """The last rate over the peak."""
+    """Last rate over the peak rate."""
     warmup: float
     decay: float
-    """Of wsd."""
+    """Length of wsd's decay."""
     total: int
 
     @classmethod
     def of(cls, training: Training) -> LearningRates:
-        """Those of `training.schedule`."""
+        """Build the schedule of a job."""
         schedule, total = training.schedule, training.total_steps
         decay = training.decay_length if training.decay_length is not None else max(1, total // 10)
         return cls(
@@ -39,7 +39,7 @@ class LearningRates:
         )
 
     def at(self, step: int) -> float:
-        """The rate of update `step`, 1..total: a linear warm-up, then the decay down to `low` at the last step."""
+        """Return the rate of update `step`, 1..total: a linear warm-up, then the decay to `low` at the last step."""
         if step <= self.warmup:
             return self.peak * step / self.warmup
         done = (step - self.warmup) / max(1, self.total - self.warmup)
@@ -54,8 +54,8 @@ class LearningRates:
                 ratio = 1.0
         return self.peak * ratio
 
-    def phase(self, step: int) -> Phase:
-        """What the rate does at update `step`."""
+    def phase(self, step: int) -> SchedulePhase:
+        """Return the phase of update `step`."""
         if step <= self.warmup:
             return "warm-up"
         if self.kind == "constant" or (self.kind == "wsd" and step <= self.total - self.decay):

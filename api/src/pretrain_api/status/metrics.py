@@ -1,4 +1,4 @@
-"""What a Prometheus metric is, said once: for the process that shows it, its documentation, dashboards and alerts."""
+"""Declaration of a Prometheus metric, shared by exposition, documentation, dashboards and alerts."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Family:
-    """A metric by Prometheus' conventions: base units, counters end in `_total`, ratios go from 0 to 1."""
+    """Metric by Prometheus' conventions: base units, counters end in `_total`, ratios go from 0 to 1."""
 
     name: str
     kind: Literal["gauge", "counter", "histogram"]
     meaning: str
     unit: str = ""
-    """In words: `seconds`, `bytes`, `steps`; empty for a plain number."""
+    """Unit in words: `seconds`, `bytes`, `steps`; empty for a plain number."""
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
-    """Upper bounds of a histogram, without the infinite one."""
+    """Upper bounds of a histogram, without infinity."""
 
     @property
     def declaration(self) -> tuple[str, str, tuple[str, ...]]:
-        """The first arguments of a metric of the Prometheus client."""
+        """First arguments of a Prometheus client's metric."""
         return self.name, self.meaning, self.labels
 
     @property
     def series(self) -> tuple[str, ...]:
-        """The names that it has in Prometheus."""
+        """Names of its series in Prometheus."""
         if self.kind == "histogram":
             return tuple(f"{self.name}_{part}" for part in ("bucket", "sum", "count"))
         return (self.name,)

@@ -12,7 +12,7 @@ from pretrain_api.status.job import CheckpointSummary, GenerationSummary, Goodpu
 
 
 class RunReport(Frozen):
-    """`report.json`. Losses are in nats per token, unrounded."""
+    """Contents of `report.json`. Losses are in nats per token, unrounded."""
 
     job: str
     result: Literal["Succeeded", "Failed", "Stopped"]
@@ -27,7 +27,7 @@ class RunReport(Frozen):
     tokens_per_second_per_device: float | None = None
     mfu: float | None = None
     step_seconds: dict[str, float] = Field(
-        default_factory=dict[str, float], description="Mean seconds of a step by part, as rank 0 saw it"
+        default_factory=dict[str, float], description="Mean seconds of a step by part, on rank 0"
     )
     wall_seconds: float
     goodput: Goodput

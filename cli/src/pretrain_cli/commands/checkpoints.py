@@ -1,4 +1,4 @@
-"""`pretrain checkpoints`: the history in a store as a table, and whether its bytes are those that were saved."""
+"""`pretrain checkpoints`: list a store's checkpoint history and verify its bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from pretrain_api.base import Frozen
 from pretrain_api.checkpoint.lineage import IDENTITY_KEY, Manifest, Rollback, checkpoint_folder, parse_manifest_key
 from pretrain_api.problems import InvalidJob
 from pretrain_api.spec.job import Retain
-from pretrain_cli.errors import BadInput
+from pretrain_cli.errors import BadInput, CliExit
 from pretrain_cli.targets.checkpoint_store import open_named
 from pretrain_store.checkpoint_state import CheckpointState, checkpoint_states
 from pretrain_store.errors import (
@@ -33,7 +32,6 @@ from pretrain_store.errors import (
 from pretrain_store.history import read_listing, read_manifest, verify
 from pretrain_store.port import FEW_RETRIES, FULL_RETRIES, Readable
 
-DONE, FAILED, BAD_INPUT = 0, 1, 2
 _READERS = 16
 _COLORS = {
     CheckpointState.IN_FORCE: "green",
@@ -43,82 +41,76 @@ _COLORS = {
 }
 
 
-class Listed(Frozen):
-    """A checkpoint of the store. What its manifest says is null where that cannot be read."""
+class CheckpointEntry(Frozen):
+    """Checkpoint of a store. Fields of the manifest are null if it is unreadable."""
 
     key: str
     step: int
     generation: int
     standing: CheckpointState
     pinned: bool | None
-    """By `checkpoint.retain.pin` of the job; null where no job was named."""
+    """True if pinned by `checkpoint.retain.pin` of the job; null without a job."""
     tokens: int | None = None
     workers: int | None = None
     bytes: int | None = None
     saved_at: str | None = None
     damage: str | None = None
-    """What is wrong with it; without `--verify` only the manifest was looked at."""
+    """Damage found; without `--verify` only the manifest is checked."""
 
 
-class History(Frozen):
-    """What a store holds, as `--json` prints it. Checkpoints and rollbacks are in the order of their making."""
+class CheckpointHistory(Frozen):
+    """History in a store, as printed by `--json`. Checkpoints and rollbacks are in chronological order."""
 
     store: str
     generation: int
-    """The highest number that a lineage record owns."""
+    """Highest number of a lineage record."""
     verified: bool
-    checkpoints: tuple[Listed, ...]
+    checkpoints: tuple[CheckpointEntry, ...]
     rollbacks: tuple[Rollback, ...]
 
 
-@dataclass(frozen=True)
-class View:
-    """How the history is shown."""
-
-    json: bool
-    verify: bool
-
-
-def checkpoints(name: str, view: View) -> int:
-    """Show the history that `name` leads to; returns the exit code. What was wrong is printed."""
+def checkpoints(name: str, *, as_json: bool, verified: bool) -> int:
+    """Print the checkpoint history of a run or store, or the mistake; return the exit code."""
     try:
-        store, retain = open_named(name, os.environ, FULL_RETRIES if view.verify else FEW_RETRIES)
-        history = read(store, retain, _verified if view.verify else None)
+        store, retain = open_named(name, os.environ, FULL_RETRIES if verified else FEW_RETRIES)
+        history = read_history(store, retain, _damage if verified else None)
     except (NoSuchBucket, CredentialsRejected) as problem:
         print(f"{problem}: correct the name, the credentials, or the endpoint in AWS_ENDPOINT_URL", file=sys.stderr)
-        return BAD_INPUT
+        return CliExit.BAD_INPUT
     except (InvalidJob, BadInput, StoreRefused) as problem:
         print(problem, file=sys.stderr)
-        return BAD_INPUT
+        return CliExit.BAD_INPUT
     except StoreError as problem:
-        print(f"{problem}: the history cannot be read", file=sys.stderr)
-        return FAILED
-    if view.json:
+        print(f"{problem}: cannot read the history", file=sys.stderr)
+        return CliExit.FAILED
+    if as_json:
         print(history.to_json())
     else:
         _show(history, Console())
     if not history.checkpoints:
-        print(f"{history.store} has no checkpoint yet: generation {history.generation} is the newest", file=sys.stderr)
-        return FAILED
+        print(f"{history.store} has no checkpoint yet; latest generation: {history.generation}", file=sys.stderr)
+        return CliExit.FAILED
     damaged = [item for item in history.checkpoints if item.damage and item.standing != CheckpointState.REJECTED]
-    return FAILED if damaged else DONE
+    return CliExit.FAILED if damaged else CliExit.DONE
 
 
-def read(store: Readable, retain: Retain | None, check: Callable[[Readable, Manifest], str | None] | None) -> History:
-    """The history in a store. Raises BadInput when there is none, and StoreError.
+def read_history(
+    store: Readable, retain: Retain | None, check: Callable[[Readable, Manifest], str | None] | None
+) -> CheckpointHistory:
+    """Read the history in a store. Raises BadInput if there is none, and StoreError.
 
-    `check` says what is wrong with a checkpoint's objects; None: they are not looked at.
+    `check` returns the damage of a checkpoint's objects; None: objects are not checked.
     """
     listing = read_listing(store)
     if not listing.highest and not listing.manifests and not _claimed(store):
-        raise BadInput(f"{store.describe()} holds no run: name what a run's checkpoint.storage names")
+        raise BadInput(f"{store.describe()} holds no run: give the checkpoint.storage of a run")
     found = checkpoint_states(listing)
     keys = sorted(found, key=_place)
     with ThreadPoolExecutor(max_workers=_READERS) as threads:
         manifests = list(threads.map(lambda key: _manifest(store, key), keys))
     inspect = partial(check, store) if check is not None else None
     newest = listing.records.get(max(listing.records, default=0))
-    return History(
+    return CheckpointHistory(
         store=store.describe(),
         generation=listing.highest,
         verified=check is not None,
@@ -138,7 +130,7 @@ def _claimed(store: Readable) -> bool:
 
 
 def _manifest(store: Readable, key: str) -> Manifest | str:
-    """What is under the key, or what is wrong with it."""
+    """Read a manifest, or describe its damage."""
     try:
         return read_manifest(store, key)
     except CheckpointCorrupt as corrupt:
@@ -151,10 +143,10 @@ def _listed(
     standing: CheckpointState,
     retain: Retain | None,
     check: Callable[[Manifest], str | None] | None,
-) -> Listed:
+) -> CheckpointEntry:
     generation, step = _place(key)
     pinned = None if retain is None else step in retain.pin
-    listed = Listed(key=key, step=step, generation=generation, standing=standing, pinned=pinned)
+    listed = CheckpointEntry(key=key, step=step, generation=generation, standing=standing, pinned=pinned)
     if isinstance(manifest, str):
         return listed.model_copy(update={"damage": manifest})
     return listed.model_copy(
@@ -168,8 +160,8 @@ def _listed(
     )
 
 
-def _verified(store: Readable, manifest: Manifest) -> str | None:
-    """Fetch every object of a checkpoint, one at a time, and compare its digest; what is wrong, if anything."""
+def _damage(store: Readable, manifest: Manifest) -> str | None:
+    """Fetch every object of a checkpoint, one at a time, and verify its digest; return the damage, if any."""
     folder = checkpoint_folder(manifest.generation, manifest.step)
     for item in manifest.objects:
         one = manifest.model_copy(update={"objects": (item,)})
@@ -184,21 +176,21 @@ def _verified(store: Readable, manifest: Manifest) -> str | None:
     return None
 
 
-def _show(history: History, console: Console) -> None:
+def _show(history: CheckpointHistory, console: Console) -> None:
     if not history.checkpoints:
         return
 
-    def say(line: str) -> None:
+    def print_line(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    say(f"{history.store}, generation {history.generation}")
+    print_line(f"{history.store}, generation {history.generation}")
     console.print(table(history))
     for line in _footnotes(history):
-        say(line)
+        print_line(line)
 
 
-def table(history: History) -> Table:
-    """A row for each checkpoint, the newest first."""
+def table(history: CheckpointHistory) -> Table:
+    """Build a table with a row for each checkpoint, the latest first."""
     result = Table(box=None, padding=(0, 2, 0, 0), header_style="bright_black")
     for name in ("step", "generation", "workers", "tokens", "MB"):
         result.add_column(name, justify="right", no_wrap=True)
@@ -206,7 +198,7 @@ def table(history: History) -> Table:
         result.add_column(name, no_wrap=name == "saved")
     for item in reversed(history.checkpoints):
         unread = item.damage if item.bytes is None else None
-        standing = ", ".join(_worded(item, unread))
+        standing = ", ".join(_standing_words(item, unread))
         result.add_row(
             f"{item.step:,}", str(item.generation), _number(item.workers), _number(item.tokens),
             "–" if item.bytes is None else f"{item.bytes / 1e6:,.1f}", _time(item.saved_at), standing,
@@ -215,7 +207,7 @@ def table(history: History) -> Table:
     return result
 
 
-def _worded(item: Listed, unread: str | None) -> Iterator[str]:
+def _standing_words(item: CheckpointEntry, unread: str | None) -> Iterator[str]:
     yield item.standing
     if item.pinned:
         yield "pinned"
@@ -223,15 +215,15 @@ def _worded(item: Listed, unread: str | None) -> Iterator[str]:
         yield unread
 
 
-def _footnotes(history: History) -> Iterable[str]:
+def _footnotes(history: CheckpointHistory) -> Iterable[str]:
     if not any(item.standing == CheckpointState.IN_FORCE for item in history.checkpoints):
-        yield "no checkpoint can be gone on from"
+        yield "no checkpoint can be restored"
     for rollback in history.rollbacks:
         skipped = rollback.skipped
-        passed = f", the data of steps {skipped.first:,} to {skipped.last:,} passed over" if skipped else ""
+        gap = f"; skipped the data of steps {skipped.first:,} to {skipped.last:,}" if skipped else ""
         yield (
-            f"generation {rollback.generation} went back to step {rollback.to_step:,}: {rollback.cause} at step "
-            f"{rollback.step:,}, begun at {rollback.since:,}{passed}"
+            f"generation {rollback.generation} rolled back to step {rollback.to_step:,}: {rollback.cause} at step "
+            f"{rollback.step:,}, since step {rollback.since:,}{gap}"
         )
 
 
@@ -240,7 +232,7 @@ def _number(value: int | None) -> str:
 
 
 def _time(stamp: str | None) -> str:
-    """In this machine's zone."""
+    """Format a timestamp in the local time zone."""
     if stamp is None:
         return "–"
     try:
@@ -251,5 +243,5 @@ def _time(stamp: str | None) -> str:
 
 def _place(key: str) -> tuple[int, int]:
     place = parse_manifest_key(key)
-    assert place is not None  # a listing has manifests' keys only
+    assert place is not None  # a listing has only keys of manifests
     return place

@@ -1,4 +1,4 @@
-"""`pretrain export`: a run's checkpoint as a folder in the format of Hugging Face, by the trainer as a process."""
+"""`pretrain export`: export a checkpoint in Hugging Face format, by the trainer in a subprocess."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 
 from rich.console import Console
@@ -16,31 +15,22 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from pretrain_api.messages.export import (
     EXPORT_EVENT,
     Advanced,
+    CheckpointSkipped,
     ExportDtype,
     Exported,
     ExportEvent,
     ExportRequest,
-    PassedOver,
     Staged,
 )
 from pretrain_api.messages.trainer_config import ExitCode, trainer_config
 from pretrain_api.problems import InvalidJob
-from pretrain_cli.errors import BadInput
+from pretrain_cli.errors import BadInput, CliExit
 from pretrain_cli.targets.checkpoint_store import job_of
 
 
-class Exit(IntEnum):
-    """Exit codes of `pretrain export`."""
-
-    DONE = 0
-    FAILED = 1
-    BAD_INPUT = 2
-    STOPPED = 130
-
-
 @dataclass(frozen=True)
-class Wanted:
-    """The command line of `pretrain export`."""
+class ExportOptions:
+    """Arguments of `pretrain export`."""
 
     run: Path
     out: Path
@@ -48,31 +38,31 @@ class Wanted:
     dtype: ExportDtype
 
 
-def export(wanted: Wanted) -> int:
-    """Export a checkpoint and return the exit code; what was wrong is printed."""
+def export(options: ExportOptions) -> int:
+    """Export a checkpoint, or print the mistake; return the exit code."""
     try:
-        request = prepare(wanted)
+        request = prepare(options)
     except (InvalidJob, BadInput) as problem:
         print(problem, file=sys.stderr)
-        return Exit.BAD_INPUT
+        return CliExit.BAD_INPUT
     try:
         code = _run(request, Console())
     except KeyboardInterrupt:
-        code = Exit.STOPPED
+        code = CliExit.STOPPED
     match code:
-        case ExitCode.DONE | ExitCode.INVALID | Exit.STOPPED:
+        case ExitCode.DONE | ExitCode.INVALID | CliExit.STOPPED:
             return code
         case _:
-            return Exit.FAILED
+            return CliExit.FAILED
 
 
-def prepare(wanted: Wanted) -> ExportRequest:
-    """What the trainer is asked for. Raises InvalidJob and BadInput; nothing is written."""
-    out = wanted.out.absolute()
+def prepare(options: ExportOptions) -> ExportRequest:
+    """Build the request to the trainer. Raises InvalidJob and BadInput; writes nothing."""
+    out = options.out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"--out {wanted.out} is not empty: name a folder that is empty or not there yet")
-    config = trainer_config(job_of(wanted.run), "")
-    return ExportRequest(config=config, out=str(out), step=wanted.step, dtype=wanted.dtype)
+        raise BadInput(f"--out {options.out} is not empty: give a folder that is empty or does not exist")
+    config = trainer_config(job_of(options.run), "")
+    return ExportRequest(config=config, out=str(out), step=options.step, dtype=options.dtype)
 
 
 def _run(request: ExportRequest, console: Console) -> int:
@@ -94,8 +84,8 @@ def _run(request: ExportRequest, console: Console) -> int:
             process.wait()
 
 
-class _View:
-    """What happens, as lines and, on a terminal, a bar."""
+class _ExportView:
+    """Progress of an export: lines and, on a terminal, a bar."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -110,7 +100,7 @@ class _View:
                     self._print(event.text)
             case Advanced():
                 self._progress.update(self._task, completed=event.done, total=event.total)
-            case PassedOver():
+            case CheckpointSkipped():
                 self._print(event.message)
             case Exported():
                 self._print(
@@ -123,7 +113,7 @@ class _View:
 
 
 @contextmanager
-def _view(console: Console) -> Iterator[_View]:
+def _view(console: Console) -> Iterator[_ExportView]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield _View(progress)
+        yield _ExportView(progress)

@@ -1,4 +1,4 @@
-"""`pretrain schedule`: the learning rate of a job as a table and a curve in the terminal, and as a plot."""
+"""`pretrain schedule`: show a job's learning rate as a table, a curve and a plot."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from rich.table import Table
 
 from pretrain_api.problems import InvalidJob
 from pretrain_api.spec.job import PretrainJob
-from pretrain_api.spec.schedule import LearningRates, Phase
+from pretrain_api.spec.schedule import LearningRates, SchedulePhase
+from pretrain_cli.errors import CliExit
 from pretrain_cli.inputs.job_file import load_job
 from pretrain_cli.render.figure import CURVE, MUTED
 from pretrain_cli.render.sparkline import sparkline
 
-DONE, BAD_INPUT = 0, 2
 POINTS = 2000
-"""Steps that are drawn at most; the table's are among them."""
-_SHADES: dict[Phase, str] = {"warm-up": "#fef3c7", "stable": "#dcfce7", "decay": "#dbeafe"}
+"""Maximum number of steps to draw, in addition to those of the table."""
+_SHADES: dict[SchedulePhase, str] = {"warm-up": "#fef3c7", "stable": "#dcfce7", "decay": "#dbeafe"}
 
 
 def schedule(path: Path, sets: tuple[str, ...], out: Path) -> int:
-    """Draw a job's schedule and return the exit code; what was wrong with the input is printed."""
+    """Draw a job's schedule, or print the mistakes of the input; return the exit code."""
     try:
         job = load_job(path, sets)
     except InvalidJob as invalid:
         print(invalid, file=sys.stderr)
-        return BAD_INPUT
+        return CliExit.BAD_INPUT
     try:
         draw(job).savefig(out, dpi=150, format="png")
     except OSError as error:
-        print(f"--out {out} cannot be written ({error.strerror}): name another file", file=sys.stderr)
-        return BAD_INPUT
+        print(f"--out {out} cannot be written ({error.strerror}): give another file", file=sys.stderr)
+        return CliExit.BAD_INPUT
     console = Console()
     console.print(table(job))
     rates = LearningRates.of(job.spec.training)
@@ -46,11 +46,11 @@ def schedule(path: Path, sets: tuple[str, ...], out: Path) -> int:
     curve = sparkline([rates.at(step) for step in _spread(rates.total, POINTS)], width)
     console.print(curve, highlight=False)
     console.print(f"plot: {out}", highlight=False, soft_wrap=True)
-    return DONE
+    return CliExit.DONE
 
 
 def table(job: PretrainJob) -> Table:
-    """The rate where it turns, at each tenth of the run, and at its ends."""
+    """Build a table of the rate at its turning points, at each tenth of the run, and at both ends."""
     training = job.spec.training
     rates = LearningRates.of(training)
     title = f"{job.metadata.name}: {rates.kind}, {rates.total:,} steps of {training.tokens_per_step:,} tokens"
@@ -58,7 +58,7 @@ def table(job: PretrainJob) -> Table:
     for name in ("step", "tokens", "done", "learning rate", "of the peak"):
         result.add_column(name, justify="right", no_wrap=True)
     result.add_column("phase", no_wrap=True)
-    for step in turns(rates):
+    for step in table_steps(rates):
         rate = rates.at(step)
         tokens = step * training.tokens_per_step
         result.add_row(
@@ -68,8 +68,8 @@ def table(job: PretrainJob) -> Table:
     return result
 
 
-def turns(rates: LearningRates) -> tuple[int, ...]:
-    """Steps that tell the whole schedule."""
+def table_steps(rates: LearningRates) -> tuple[int, ...]:
+    """Select the steps that describe the whole schedule."""
     wanted = {1, rates.total, math.ceil(rates.warmup), *(round(rates.total * tenth / 10) for tenth in range(1, 10))}
     if rates.kind == "wsd":
         wanted.add(math.floor(rates.total - rates.decay))
@@ -77,12 +77,12 @@ def turns(rates: LearningRates) -> tuple[int, ...]:
 
 
 def draw(job: PretrainJob) -> Figure:
-    """The rate over steps, with the tokens above and the phases behind it."""
+    """Plot the rate over steps, with a token axis and shaded phases."""
     training = job.spec.training
     rates, per_step = LearningRates.of(training), training.tokens_per_step
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes: Axes = figure.subplots()
-    steps = sorted({*_spread(rates.total, POINTS), *turns(rates)})
+    steps = sorted({*_spread(rates.total, POINTS), *table_steps(rates)})
     axes.plot(steps, [rates.at(step) for step in steps], color=CURVE, linewidth=1.8)
     for phase, color in _SHADES.items():
         there = [step for step in steps if rates.phase(step) == phase]
@@ -108,7 +108,7 @@ def draw(job: PretrainJob) -> Figure:
 
 
 def _spread(total: int, count: int) -> list[int]:
-    """At most so many steps from the first to the last."""
+    """Spread at most `count` steps evenly from the first to the last."""
     if total <= count:
         return list(range(1, total + 1))
     return sorted({1 + round(index * (total - 1) / (count - 1)) for index in range(count)})

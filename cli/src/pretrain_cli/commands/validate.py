@@ -1,4 +1,4 @@
-"""`pretrain validate`: every mistake of a job file with its path and what is allowed, or what the job would train."""
+"""`pretrain validate`: list every mistake of a job file with its fix, or summarise the job."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from pretrain_api.problems import InvalidJob, Problem
 from pretrain_api.spec.job import PretrainJob
 from pretrain_api.spec.model import ResolvedModel, parameters, resolve
 from pretrain_api.spec.support import unsupported
+from pretrain_cli.errors import CliExit
 from pretrain_cli.inputs.job_file import load_job
 from pretrain_data.verification import read_tokenizer
 
-VALID, BAD_INPUT = 0, 2
-
 
 def validate(path: Path, sets: Sequence[str]) -> int:
-    """Check a job file without looking at its data; print the verdict and return the exit code."""
+    """Check a job file without its data, print the result and return the exit code."""
     try:
         job = load_job(path, sets)
         findings = unsupported(job.spec)
@@ -24,20 +23,20 @@ def validate(path: Path, sets: Sequence[str]) -> int:
             raise InvalidJob(str(path), refused)
     except InvalidJob as invalid:
         print("\n".join(invalid.lines()))
-        return BAD_INPUT
+        return CliExit.BAD_INPUT
     for finding in findings:
         print(f"{path}: warning: {finding.path}: {finding.message}")
     print(f"{path} is valid")
     print("\n".join(summary(job, path.parent)))
-    return VALID
+    return CliExit.DONE
 
 
 def summary(job: PretrainJob, base_dir: Path) -> tuple[str, str]:
-    """Two lines: the model's size, and how long it is trained."""
+    """Summarise the model's size and the length of the training in two lines."""
     training = job.spec.training
     model, steps = resolve(training.model), training.total_steps
     rows = model.vocabulary or _embedding_rows(model, base_dir / training.data.tokenizer)
-    size = f"{_short(parameters(model, rows or 0))} parameters{'' if rows else ' and an embedding for the tokeniser'}"
+    size = f"{_short(parameters(model, rows or 0))} parameters{'' if rows else ' plus the embedding'}"
     shape = f"{model.layers} layers, {model.heads} heads, width {model.width}, context {model.context}"
     tokens = training.tokens_per_step
     return (
@@ -47,7 +46,7 @@ def summary(job: PretrainJob, base_dir: Path) -> tuple[str, str]:
 
 
 def _embedding_rows(model: ResolvedModel, tokenizer: Path) -> int | None:
-    """Rows for the tokeniser, where it is at hand."""
+    """Return the embedding rows for the tokeniser; None: it cannot be read."""
     try:
         return model.embedding_rows(read_tokenizer(tokenizer).vocabulary)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What is wrong with a value and what is allowed, in plain words instead of pydantic's."""
+"""Plain-language messages for pydantic's validation errors."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pydantic_core import ErrorDetails
 from pretrain_api.base import Frozen
 from pretrain_api.spec.job import PretrainJob
 
-_WANTED = {
-    "int_type": "a whole number is wanted",
-    "int_from_float": "a whole number is wanted",
-    "int_parsing_size": "a smaller whole number is wanted",
-    "float_type": "a number is wanted",
-    "finite_number": "a finite number is wanted",
-    "bool_type": "true or false is wanted",
-    "string_type": "a text is wanted (put quotes around it)",
-    "tuple_type": "a list is wanted",
-    "dict_type": "a mapping (`key: value` lines) is wanted",
-    "model_type": "a mapping (`key: value` lines) is wanted",
+_EXPECTED = {
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "int_parsing_size": "expected a smaller whole number",
+    "float_type": "expected a number",
+    "finite_number": "expected a finite number",
+    "bool_type": "expected true or false",
+    "string_type": "expected a string (put quotes around it)",
+    "tuple_type": "expected a list",
+    "dict_type": "expected a mapping (`key: value` lines)",
+    "model_type": "expected a mapping (`key: value` lines)",
 }
 _BOUNDS = {
     "greater_than": ("must be greater than", "gt"),
@@ -36,17 +36,17 @@ _LENGTHS = {
     "string_too_long": ("must have at most {max_length} characters"),
 }
 _PATTERNS = {
-    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$": "lower-case letters, digits and hyphens, no hyphen at either end",
-    r"^[a-z]([-a-z0-9]*[a-z0-9])?$": "lower-case letters, digits and hyphens, a letter first, no hyphen at the end",
-    r"^[a-z0-9][-.a-z0-9]*[a-z0-9]$": "lower-case letters, digits, hyphens and dots",
-    r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?)?$": "lower-case letters, digits, hyphens and dots",
-    r"^([^/]+(/[^/]+)*)?$": "no slash at either end and no two in a row",
-    r"^(https?://[^/ ]+.*)?$": "a URL that begins with http:// or https://",
+    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$": "must be lower-case letters, digits and hyphens, no hyphen at either end",
+    r"^[a-z]([-a-z0-9]*[a-z0-9])?$": "must be lower-case letters, digits and hyphens, starting with a letter",
+    r"^[a-z0-9][-.a-z0-9]*[a-z0-9]$": "must be lower-case letters, digits, hyphens and dots",
+    r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?)?$": "must be lower-case letters, digits, hyphens and dots",
+    r"^([^/]+(/[^/]+)*)?$": "must have no slash at either end and no two in a row",
+    r"^(https?://[^/ ]+.*)?$": "must be a URL that begins with http:// or https://",
 }
 
 
-def worded(detail: ErrorDetails) -> str:
-    """One sentence: what is wrong with the value and what is allowed."""
+def message(detail: ErrorDetails) -> str:
+    """Describe an error in one sentence: what is wrong with the value and what is allowed."""
     kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "missing":
         return _required(tuple(detail["loc"]))
@@ -65,8 +65,8 @@ def worded(detail: ErrorDetails) -> str:
         return _LENGTHS[kind].format(**context).replace("at least 1 entries", "at least 1 entry")
     if kind == "string_pattern_mismatch":
         pattern = context["pattern"]
-        return f"{_PATTERNS.get(pattern, f'text that matches {pattern}')} wanted, not {_shown(given)}"
-    return f"{_WANTED.get(kind, detail['msg'])}, not {_shown(given)}"
+        return f"{_PATTERNS.get(pattern, f'must match {pattern}')}, not {_shown(given)}"
+    return f"{_EXPECTED.get(kind, detail['msg'])}, not {_shown(given)}"
 
 
 def _required(location: tuple[str | int, ...]) -> str:
@@ -108,7 +108,7 @@ def _choices(location: tuple[str | int, ...]) -> tuple[Any, ...]:
 
 
 def _model_at(location: tuple[str | int, ...]) -> type[Frozen] | None:
-    """The model of the mapping at a place of the job, or None where there is none."""
+    """Return the model of the mapping at a location of the job; None: there is none."""
     annotations: tuple[Any, ...] = (PretrainJob,)
     for key in location:
         if isinstance(key, int):
@@ -120,7 +120,7 @@ def _model_at(location: tuple[str | int, ...]) -> type[Frozen] | None:
 
 
 def _parts(*annotations: Any) -> tuple[Any, ...]:
-    """`X | None` -> X and None; anything else is its own only part."""
+    """Split unions: `X | None` -> X and None; other annotations are kept."""
     unions = (Union, types.UnionType)
     return tuple(part for item in annotations for part in (get_args(item) if get_origin(item) in unions else (item,)))
 

@@ -1,4 +1,4 @@
-"""`--set training.steps=100`: fields of the spec, replaced before the job is checked."""
+"""`--set training.steps=100`: overrides of spec fields, applied before the job is checked."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ _INDEX = re.compile(r"\[([^\[\]]+)\]")
 
 @dataclass(frozen=True)
 class Override:
-    """One `--set`. `keys` are fields, indexes, or names of list entries, from the spec down."""
+    """Parsed `--set`. `keys` are fields, indexes, or names of list entries, from the spec down."""
 
     text: str
     keys: tuple[str | int, ...]
     value: Any
     location: Location = ()
-    """Where it went: `keys` from the top of the job, with names of entries as their indexes."""
+    """Location in the job: `keys` from the top, with entry names replaced by indexes."""
 
 
 def parse_override(text: str) -> Override:
-    """`training.data.sources[0].weight=2` -> Override; the value is YAML 1.2. Raises InvalidJob."""
+    """Parse `training.data.sources[0].weight=2`; the value is YAML 1.2. Raises InvalidJob."""
     path, equals, value = text.partition("=")
     if not equals:
-        raise _refused(text, "PATH=VALUE is wanted, for example training.steps=100")
+        raise _refused(text, "expected PATH=VALUE, for example training.steps=100")
     keys: list[str | int] = []
     for segment in path.strip().removeprefix("spec.").split("."):
         match = _SEGMENT.fullmatch(segment)
         if not match:
-            raise _refused(text, f"{segment!r} is no field: write for example training.data.sources[0].weight=2")
+            raise _refused(text, f"{segment!r} is not a field: write for example training.data.sources[0].weight=2")
         keys.append(match[1])
         keys.extend(int(index) if index.isdecimal() else f"[{index}]" for index in _INDEX.findall(match[2]))
     try:
         parsed = YAML(typ="safe", pure=True).load(value)
     except (YAMLError, ValueError, RecursionError) as error:
-        raise _refused(text, f"the value {value!r} is no YAML: put quotes around a text") from error
+        raise _refused(text, f"the value {value!r} is not valid YAML: put quotes around a string") from error
     return Override(text, tuple(keys), parsed)
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[Override]) -> tuple[dict[str, Any], tuple[Override, ...]]:
-    """A copy of the job's data with the values put in, in order, and the overrides with their locations.
+    """Apply overrides, in order, to a copy of the job's data; return it and the overrides with their locations.
 
-    Mappings on the way that are absent are made; an entry of a list must be there. Raises InvalidJob.
+    Creates absent mappings on the way; an entry of a list must exist. Raises InvalidJob.
     """
     result = copy.deepcopy(data)
     located: list[Override] = []
@@ -60,7 +60,7 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[Override]) -> tupl
         place: Any = result["spec"]
         location: Location = ("spec",)
         for depth, key in enumerate(override.keys):
-            found = _place(place, key, location, override.text)
+            found = _key_in(place, key, location, override.text)
             location = (*location, found)
             if depth == len(override.keys) - 1:
                 place[found] = copy.deepcopy(override.value)
@@ -70,14 +70,14 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[Override]) -> tupl
     return result, tuple(located)
 
 
-def _place(place: Any, key: str | int, location: Location, text: str) -> str | int:
-    """The key or index in `place` that an override's step means."""
+def _key_in(place: Any, key: str | int, location: Location, text: str) -> str | int:
+    """Return the key or index in `place` that a part of an override's path refers to."""
     if isinstance(key, str) and not key.startswith("["):
         if isinstance(place, dict):
             return key
         raise _refused(text, f"{path_text(location)} has no fields: it is {_kind(place)}")
     if not isinstance(place, list):
-        raise _refused(text, f"{path_text(location)} is no list: it is {_kind(place)}")
+        raise _refused(text, f"{path_text(location)} is not a list: it is {_kind(place)}")
     names = [entry.get("name") if isinstance(entry, dict) else None for entry in place]
     if isinstance(key, int) and key < len(place):
         return key
@@ -89,7 +89,7 @@ def _place(place: Any, key: str | int, location: Location, text: str) -> str | i
 
 
 def _descend(place: Any, key: str | int, following: str | int) -> Any:
-    """What lies under a key; an absent mapping is made."""
+    """Return the value at a key; create an absent mapping."""
     if isinstance(key, int):
         return place[key]
     if place.get(key) is None:

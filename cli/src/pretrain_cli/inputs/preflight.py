@@ -1,4 +1,4 @@
-"""All that can be checked of a job before anything is started: its URIs, its data, its storage."""
+"""Checks of a job before anything is started: its URIs, data and storage."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from pydantic import ValidationError
 from pretrain_api.checkpoint.identity import differences, job_identity
 from pretrain_api.checkpoint.lineage import IDENTITY_KEY, JobIdentity
 from pretrain_api.dataset import Dataset
-from pretrain_api.estimate.state_size import remembered_bytes
+from pretrain_api.estimate.state_size import memory_checkpoint_bytes
 from pretrain_api.problems import InvalidJob, Problem
+from pretrain_api.spec.data import Data, Evaluation, Source
 from pretrain_api.spec.job import PretrainJob, PretrainJobSpec, Storage
 from pretrain_api.spec.model import ResolvedModel, resolve
 from pretrain_api.spec.replicas import misfit
 from pretrain_api.spec.support import Finding, unsupported
-from pretrain_api.spec.training import Data, Evaluation, From, Source, Training
+from pretrain_api.spec.training import From, Training
 from pretrain_data.verification import (
     TokenizerFile,
     check_fit,
@@ -36,7 +37,7 @@ from pretrain_store.errors import InvalidOrigin, ObjectNotFound, StoreError
 from pretrain_store.history import read_listing
 from pretrain_store.open import S3Service, is_remote, open_store, probe
 from pretrain_store.origin import choose_checkpoint, open_origin, recorded, weight_files
-from pretrain_store.port import FEW_RETRIES
+from pretrain_store.port import FEW_RETRIES, ObjectStore, Readable
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _DATA = "spec.training.data"
@@ -44,20 +45,40 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """A job that can be started, and what was learned of it."""
+class StorageAccess:
+    """Storage of a job and the environment with its credentials."""
+
+    storage: Storage
+    environ: Mapping[str, str]
+
+    def open(self) -> ObjectStore:
+        """Open the job's own store."""
+        return open_store(self.storage, self.environ)
+
+    def origin(self, start: From) -> Readable:
+        """Open the source of the initial weights."""
+        return open_origin(start, self.storage, self.environ, FEW_RETRIES)
+
+    def service(self) -> S3Service:
+        """Return the service that sources are read from."""
+        return S3Service(self.storage, self.environ, FEW_RETRIES)
+
+
+@dataclass(frozen=True)
+class ResolvedJob:
+    """Checked job, with its model, datasets and identity."""
 
     job: PretrainJob
     model: ResolvedModel
     datasets: tuple[Dataset, ...]
-    """Of `training.data.sources`, in that order."""
+    """Datasets of `training.data.sources`, in that order."""
     identity: JobIdentity
     warnings: tuple[Finding, ...]
-    """What the job asks for and this version does not do."""
+    """Values that this version does not support and ignores."""
 
 
 def resolve_uris(job: PretrainJob, job_file: Path, out_dir: Path) -> PretrainJob:
-    """The job with absolute paths and s3:// URIs only. Raises InvalidJob for a URI of another kind.
+    """Resolve a job's URIs to absolute paths and s3:// URIs. Raises InvalidJob for other schemes.
 
     Data URIs are relative to the job file's folder, `checkpoint.storage.path` to `out_dir`.
     """
@@ -97,15 +118,16 @@ def resolve_uris(job: PretrainJob, job_file: Path, out_dir: Path) -> PretrainJob
     return _replaced(job, training, data, evaluation, origin, storage)
 
 
-def check(job: PretrainJob, environ: Mapping[str, str] = os.environ) -> Resolved:
-    """Check a job whose URIs are absolute. Raises InvalidJob with all that is wrong; leaves nothing behind."""
+def check(job: PretrainJob, environ: Mapping[str, str] = os.environ) -> ResolvedJob:
+    """Check a job with absolute URIs. Raises InvalidJob with all mistakes; leaves no files behind."""
     training, model = job.spec.training, resolve(job.spec.training.model)
     findings = unsupported(job.spec)
     problems = [Problem(finding.path, finding.message) for finding in findings if finding.severity == "error"]
     workers = job.spec.workers
     if misfitting := misfit(training.parallelism, workers.replicas, workers.processes_per_worker or 1):
         problems.append(Problem("spec.workers.replicas", misfitting))
-    service = S3Service(job.spec.checkpoint.storage, environ, FEW_RETRIES)
+    access = StorageAccess(job.spec.checkpoint.storage, environ)
+    service = access.service()
     tokenizer = check_tokenizer(training.data.tokenizer, f"{_DATA}.tokenizer", service)
     if isinstance(tokenizer, Problem):
         problems.append(tokenizer)
@@ -114,19 +136,16 @@ def check(job: PretrainJob, environ: Mapping[str, str] = os.environ) -> Resolved
         problems += check_vocabulary(tokenizer, model)
     datasets = _check_sources(training, model, tokenizer, service, problems)
     problems += _check_hook(training.evaluation)
-    problems += _check_storage(job.spec.checkpoint.storage, environ)
+    problems += _check_storage(access)
     if tokenizer is not None:
         problems += _check_memory(job.spec, tokenizer.vocabulary)
     if problems or tokenizer is None:
         raise InvalidJob(job.metadata.name, problems)
     identity = job_identity(training, model, datasets, tokenizer.digest)
-    storage = job.spec.checkpoint.storage
-    if problem := _other_job(storage, identity, environ) or _unfit_origin(
-        training.origin, storage, identity, tokenizer.content, environ
-    ):
+    if problem := _other_job(access, identity) or _unfit_origin(access, training.origin, identity, tokenizer.content):
         raise InvalidJob(job.metadata.name, (problem,))
     warnings = tuple(finding for finding in findings if finding.severity == "warning")
-    return Resolved(job, model, datasets, identity, warnings)
+    return ResolvedJob(job, model, datasets, identity, warnings)
 
 
 def _absolute(uri: str, field: str, base_dir: Path) -> str | Problem:
@@ -137,9 +156,11 @@ def _absolute(uri: str, field: str, base_dir: Path) -> str | Problem:
         return uri
     parsed = urlparse(uri)
     if parsed.scheme != "file":
-        return Problem(field, f"{match[1]}:// is not known: use s3://…, file:///… or a path relative to the job file")
+        return Problem(
+            field, f"{match[1]}://: unknown scheme, use s3://…, file:///… or a path relative to the job file"
+        )
     if parsed.netloc not in ("", "localhost"):
-        return Problem(field, f"{uri} names a host: a folder of this machine has three slashes, file:///…")
+        return Problem(field, f"{uri} names a host: write a local folder with three slashes, file:///…")
     return os.path.abspath(unquote(parsed.path))
 
 
@@ -150,7 +171,7 @@ def _absolute_hook(evaluation: Evaluation, base_dir: Path) -> str | None:
 
 
 def _origin(origin: From, absolute: Callable[[str, str], str]) -> From:
-    """With an absolute path. A folder of `pretrain run` stands for the checkpoints in it."""
+    """Resolve the path; the folder of a run stands for its checkpoints."""
     if origin.run is None:
         return origin.model_copy(update={"hugging_face": absolute(origin.uri, "spec.training.from.huggingFace")})
     uri = absolute(origin.run, "spec.training.from.run")
@@ -167,7 +188,7 @@ def _replaced(
     origin: From | None,
     storage: Storage,
 ) -> PretrainJob:
-    """The job with these parts; they were checked when they were made, so nothing is checked again."""
+    """Replace these parts of the job without validating them again."""
     checkpoint = job.spec.checkpoint.model_copy(update={"storage": storage})
     resolved = training.model_copy(update={"data": data, "evaluation": evaluation, "origin": origin})
     spec = job.spec.model_copy(update={"training": resolved, "checkpoint": checkpoint})
@@ -181,7 +202,7 @@ def _check_sources(
     service: S3Service,
     problems: list[Problem],
 ) -> tuple[Dataset, ...]:
-    """The training sources' datasets; what is wrong with them and with the held-out ones goes to `problems`."""
+    """Return the datasets of the training sources; add problems of all sources to `problems`."""
     held_out = training.evaluation.sources if training.evaluation else ()
     fields = (
         *((f"{_DATA}.sources[{index}]", source) for index, source in enumerate(training.data.sources)),
@@ -202,7 +223,7 @@ def _check_sources(
 
 
 def _check_hook(evaluation: Evaluation | None) -> Iterator[Problem]:
-    """A file is looked at without running it; a module is found by the ranks."""
+    """Compile a hook's file without running it; modules are checked by the ranks."""
     file = evaluation.hook_file if evaluation is not None else None
     if file is None:
         return
@@ -212,31 +233,31 @@ def _check_hook(evaluation: Evaluation | None) -> Iterator[Problem]:
         said = f"{file} cannot be read ({error.strerror}): correct the path"
         yield Problem("spec.training.evaluation.hook", said)
     except (SyntaxError, ValueError) as error:
-        yield Problem("spec.training.evaluation.hook", f"{file} is no Python ({error}): mend it")
+        yield Problem("spec.training.evaluation.hook", f"{file} is not valid Python ({error}): fix it")
 
 
-def _check_storage(storage: Storage, environ: Mapping[str, str]) -> Iterator[Problem]:
-    """A folder is tried where it will be, without making it; a bucket is tried as a whole, conditional puts too."""
-    if storage.path is not None:
-        said = _unwritable(Path(storage.path))
+def _check_storage(access: StorageAccess) -> Iterator[Problem]:
+    """Check that a folder is writable, without creating it, or that a bucket supports conditional puts."""
+    if access.storage.path is not None:
+        said = _unwritable(Path(access.storage.path))
         if said is not None:
-            yield Problem("spec.checkpoint.storage.path", f"{said}: choose a folder that can be written")
+            yield Problem("spec.checkpoint.storage.path", f"{said}: choose a writable folder")
         return
     try:
-        probe(open_store(storage, environ))
+        probe(access.open())
     except StoreError as error:
         yield Problem("spec.checkpoint.storage.s3", str(error))
 
 
 def _check_memory(spec: PretrainJobSpec, vocabulary: int) -> Iterator[Problem]:
-    """All workers of a local run share this machine's memory."""
-    needed = spec.workers.replicas * remembered_bytes(spec, vocabulary)
+    """Check that in-memory checkpoints of all workers fit in this machine's shared memory."""
+    needed = spec.workers.replicas * memory_checkpoint_bytes(spec, vocabulary)
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
     if needed > free:
         yield Problem(
             "spec.checkpoint.memory",
-            f"{spec.workers.replicas} workers keep {needed / 2**30:,.1f} GiB in {SHARED_MEMORY}, which has room for "
-            f"{free / 2**30:,.1f} GiB: enlarge it, run fewer workers, or leave checkpoint.memory out",
+            f"{spec.workers.replicas} workers keep {needed / 2**30:,.1f} GiB in {SHARED_MEMORY}, which has "
+            f"{free / 2**30:,.1f} GiB free: enlarge it, run fewer workers, or leave checkpoint.memory out",
         )
 
 
@@ -248,17 +269,15 @@ def _unwritable(folder: Path) -> str | None:
         with tempfile.TemporaryFile(dir=existing):
             return None
     except OSError as error:
-        return f"nothing can be written in {existing} ({error.strerror})"
+        return f"{existing} is not writable ({error.strerror})"
 
 
-def _unfit_origin(
-    start: From | None, storage: Storage, identity: JobIdentity, tokenizer: bytes, environ: Mapping[str, str]
-) -> Problem | None:
-    """What is to be started from cannot be used."""
+def _unfit_origin(access: StorageAccess, start: From | None, identity: JobIdentity, tokenizer: bytes) -> Problem | None:
+    """Check that the initial weights can be used."""
     if start is None:
         return None
     try:
-        own, there = open_store(storage, environ), open_origin(start, storage, environ, FEW_RETRIES)
+        own, there = access.open(), access.origin(start)
         pinned = recorded(own, start)
         if pinned is not None and read_listing(own).manifests:
             return None
@@ -270,25 +289,27 @@ def _unfit_origin(
         field, _, said = str(unfit).partition(": ")
         return Problem(f"spec.{field}", said)
     except StoreError as error:
-        return Problem(f"spec.{start.field}", f"{start.uri} cannot be read ({error}): correct the URI or what keeps it")
+        return Problem(
+            f"spec.{start.field}", f"{start.uri} cannot be read ({error}): correct the URI or fix the storage"
+        )
     return None
 
 
-def _other_job(storage: Storage, identity: JobIdentity, environ: Mapping[str, str]) -> Problem | None:
-    """The prefix holds another run's history."""
-    field = "spec.checkpoint.storage.path" if storage.path is not None else "spec.checkpoint.storage.s3"
-    store = open_store(storage, environ)
+def _other_job(access: StorageAccess, identity: JobIdentity) -> Problem | None:
+    """Check that the prefix holds no other job's history."""
+    field = "spec.checkpoint.storage.path" if access.storage.path is not None else "spec.checkpoint.storage.s3"
+    store = access.open()
     try:
         found = JobIdentity.from_json(store.get(IDENTITY_KEY))
     except ObjectNotFound:
         return None
     except ValidationError:
-        said = f"{store.describe()}: {IDENTITY_KEY} there cannot be read: choose another place"
+        said = f"{store.describe()}: {IDENTITY_KEY} there cannot be read: choose another location"
         return Problem(field, said)
     except StoreError as error:
         return Problem(field, str(error))
     differing = differences(found, identity)
     if not differing:
         return None
-    said = f"{store.describe()} belongs to another job, with another {' and '.join(differing)}"
-    return Problem(field, f"{said}: choose another place, or go on with what it was begun with")
+    said = f"{store.describe()} belongs to another job with different {' and '.join(differing)}"
+    return Problem(field, f"{said}: choose another location, or use the values that it was started with")

@@ -1,4 +1,4 @@
-"""From what the user asked for to a job that can run: overrides, resolved paths, checked faults, checked data."""
+"""Preparation of a run: applies overrides, resolves paths, checks faults, data and storage."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain_api.spec.job import PretrainJob, Workers
-from pretrain_api.spec.replicas import worker_unit
+from pretrain_api.spec.replicas import workers_per_replica
 from pretrain_cli.inputs.faults import Fault, parse_fault, plan_faults
 from pretrain_cli.inputs.job_file import load_job
 from pretrain_cli.inputs.preflight import check, resolve_uris
-from pretrain_cli.render.tensorboard import require
 
 
 @dataclass(frozen=True)
-class Order:
-    """The command line of `pretrain run`."""
+class RunOptions:
+    """Arguments of `pretrain run`."""
 
     job_file: Path
     workers: int | None
@@ -27,46 +26,44 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A run that may begin."""
+class PreparedRun:
+    """Checked run, ready to start."""
 
     job: PretrainJob
-    """Its URIs are absolute."""
+    """Job with absolute URIs."""
     out: Path
     faults: tuple[Fault, ...]
     notes: tuple[str, ...]
-    """What the user should know of it."""
+    """Notes for the user."""
     tensorboard: bool = False
-    """Event files are wanted as well."""
+    """Write TensorBoard event files too."""
 
 
-def prepare(order: Order, environ: Mapping[str, str]) -> Prepared:
+def prepare(options: RunOptions, environ: Mapping[str, str]) -> PreparedRun:
     """Check everything that can be checked before a process starts. Raises InvalidJob and BadInput; writes nothing."""
-    if order.tensorboard:
-        require()
-    parsed = load_job(order.job_file, order.sets)
-    out = (order.out or Path("runs") / parsed.metadata.name).absolute()
-    job = with_workers(parsed, order.workers) if order.workers is not None else parsed
+    parsed = load_job(options.job_file, options.sets)
+    out = (options.out or Path("runs") / parsed.metadata.name).absolute()
+    job = with_workers(parsed, options.workers) if options.workers is not None else parsed
     workers = job.spec.workers
     processes = workers.processes_per_worker or 1
     planned = plan_faults(
-        [parse_fault(text) for text in order.faults],
+        [parse_fault(text) for text in options.faults],
         workers.replicas,
         processes,
         job.spec.training.total_steps,
-        worker_unit(job.spec.training.parallelism, processes),
+        workers_per_replica(job.spec.training.parallelism, processes),
     )
     widened = _widened(workers, planned.fewest, planned.most)
-    resolved = check(resolve_uris(_replace_workers(job, widened), order.job_file, out), environ)
+    resolved = check(resolve_uris(_replace_workers(job, widened), options.job_file, out), environ)
     notes = [f"{finding.path}: {finding.message}" for finding in resolved.warnings]
     if widened != workers:
         low, high = widened.elastic.min, widened.max
-        notes.append(f"elastic is {low} to {high} workers in this run, to hold what --fault asks for")
-    return Prepared(resolved.job, out, planned.faults, tuple(notes), order.tensorboard)
+        notes.append(f"elastic is widened to {low} to {high} workers in this run, as --fault requires")
+    return PreparedRun(resolved.job, out, planned.faults, tuple(notes), options.tensorboard)
 
 
 def with_workers(job: PretrainJob, replicas: int) -> PretrainJob:
-    """The job with so many workers wanted; its bounds are widened to hold them."""
+    """Set the desired number of workers and widen the elastic bounds to hold it."""
     workers = job.spec.workers.model_copy(update={"replicas": replicas})
     return _replace_workers(job, _widened(workers, replicas, replicas))
 

@@ -1,20 +1,20 @@
-"""What was found out about the model between two steps, in a line."""
+"""One-line texts of evaluations and samples."""
 
 from __future__ import annotations
 
-from pretrain_api.status.records import Appraisal, SampleRecord
+from pretrain_api.status.records import EvaluationResult, SampleRecord
 
 TEXT_LENGTH = 160
-"""Characters of a text that a line shows; `samples.jsonl` has all of them."""
+"""Maximum characters of a sample in a line; `samples.jsonl` has the whole text."""
 
 
-def appraisal_title(record: Appraisal) -> str:
-    """What it is, before the step."""
+def evaluation_title(record: EvaluationResult) -> str:
+    """Return the title of a result, to be followed by the step."""
     return "sample after" if isinstance(record, SampleRecord) else "evaluation after"
 
 
-def appraisal_text(record: Appraisal) -> str:
-    """What came of it, without line breaks."""
+def evaluation_text(record: EvaluationResult) -> str:
+    """Format a result without line breaks."""
     if isinstance(record, SampleRecord):
         text = " ".join((record.prompt + record.text).split())
         return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"

@@ -1,4 +1,4 @@
-"""The picture of a run: its loss beside the unigram model's, its validation, and who trained when."""
+"""Figure of a run: training and validation loss, the unigram loss, and the number of workers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def draw_png(
 
 
 def draw_svg(report: RunReport, records: tuple[StepRecord, ...], evaluations: Sequence[EvaluationRecord] = ()) -> str:
-    """The run as one `<svg>` element; its loss curve has the id `loss-curve`."""
+    """Draw the run as one `<svg>` element; its loss curve has the id `loss-curve`."""
     buffer = io.StringIO()
     draw(report, records, evaluations).savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
@@ -37,7 +37,7 @@ def draw_svg(report: RunReport, records: tuple[StepRecord, ...], evaluations: Se
 
 
 def draw(report: RunReport, records: tuple[StepRecord, ...], evaluations: Sequence[EvaluationRecord] = ()) -> Figure:
-    """Loss above, workers below; incidents as lines through both, data that was skipped as bands."""
+    """Draw loss above and workers below, with incidents as lines and skipped data as bands."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     loss, workers = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     figure.suptitle(f"{report.job}: {report.result.lower()} after {report.steps:,} steps", fontweight="bold")
@@ -53,7 +53,7 @@ def draw(report: RunReport, records: tuple[StepRecord, ...], evaluations: Sequen
         if incident.action == "RolledBack":
             label += ", rolled back"
         if incident.resumed_seconds is not None:
-            label += f", back in {incident.resumed_seconds:.2f} s"
+            label += f", resumed in {incident.resumed_seconds:.2f} s"
         loss.annotate(
             label, (incident.step, 0.97), xycoords=("data", "axes fraction"), rotation=90, va="top", ha="right",
             fontsize=7, color=INCIDENT,
@@ -77,10 +77,10 @@ def _draw_loss(
     if redone:
         axes.plot(
             [record.step for record in redone], [record.loss for record in redone],
-            ".", color=REDONE, markersize=4, label="steps done again after a fault",
+            ".", color=REDONE, markersize=4, label="steps repeated after a fault",
         )  # fmt: skip
     if report.skipped:
-        axes.fill_between([], [], color=SKIPPED, alpha=0.12, linewidth=0, label="data passed over after a rollback")
+        axes.fill_between([], [], color=SKIPPED, alpha=0.12, linewidth=0, label="data skipped after a rollback")
     if report.unigram_loss is not None:
         axes.axhline(report.unigram_loss, color=MUTED, linestyle="--", linewidth=1, label="unigram model")
     for (source, value), marker in zip(sorted(report.validation_loss.items()), "osD^v<>", strict=False):
@@ -102,7 +102,7 @@ def _draw_workers(axes: Axes, records: tuple[StepRecord, ...]) -> None:
 
 
 def _smoothed(values: list[float]) -> list[float]:
-    """Exponential moving average with the start's bias taken out."""
+    """Compute a bias-corrected exponential moving average."""
     smoothed: list[float] = []
     mean = weight = 0.0
     for value in values:

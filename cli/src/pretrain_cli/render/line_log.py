@@ -1,4 +1,4 @@
-"""The run as plain lines, for output that is no terminal."""
+"""Plain-line log of a run, for output that is not a terminal."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from datetime import datetime
 from typing import TextIO
 
 from pretrain_api.status.job import JobStatus
-from pretrain_api.status.records import Appraisal, StepRecord
-from pretrain_cli.render.evaluation_text import appraisal_text, appraisal_title
+from pretrain_api.status.records import EvaluationResult, StepRecord
+from pretrain_cli.render.evaluation_text import evaluation_text, evaluation_title
 from pretrain_operator.cluster import Event
 
 SECONDS_BETWEEN_STEPS = 2.0
 
 
 class LineLog:
-    """Writes a line for every event, and one for a step every two seconds, the first and the last ones included."""
+    """Writes a line for every event, and a line for a step every two seconds and for the first and last step."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float], total_steps: int) -> None:
         self._out = out
@@ -30,7 +30,7 @@ class LineLog:
         self._out.flush()
 
     def step(self, record: StepRecord) -> None:
-        """A step was done."""
+        """Log a step, at most every two seconds."""
         if self._clock() - self._shown < SECONDS_BETWEEN_STEPS and record.step != self._total:
             return
         self._shown = self._clock()
@@ -41,20 +41,20 @@ class LineLog:
             f"{record.tokens_per_second:,.0f} tokens/s{mfu}  {workers}  generation {record.generation}"
         )
 
-    def appraisal(self, record: Appraisal) -> None:
-        """The model was evaluated or wrote a text: a line."""
-        self._line(f"{appraisal_title(record)} step {record.step}: {appraisal_text(record)}")
+    def evaluation(self, record: EvaluationResult) -> None:
+        """Log an evaluation or a sample."""
+        self._line(f"{evaluation_title(record)} step {record.step}: {evaluation_text(record)}")
 
     def event(self, event: Event) -> None:
-        """Something happened."""
+        """Log an event."""
         mark = "WARNING " if event.type == "Warning" else ""
         self._line(f"{mark}{event.reason}: {event.message}")
 
     def status(self, status: JobStatus) -> None:
-        """Nothing of the status is a line of its own: its changes come as events."""
+        """Do nothing: changes of the status are logged as events."""
 
     def note(self, text: str) -> None:
-        """Something the user should read."""
+        """Log a note for the user."""
         self._line(text)
 
     def _line(self, text: str) -> None:

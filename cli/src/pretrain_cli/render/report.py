@@ -1,4 +1,4 @@
-"""What a run leaves to look at: `report.json`, `loss.png` and a `report.html` that fetches nothing."""
+"""Report of a run: `report.json`, `loss.png` and a self-contained `report.html`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pretrain_api.status.job import Goodput, JobStatus
 from pretrain_api.status.records import EvaluationRecord, SampleRecord, StepRecord, perplexity
 from pretrain_api.status.report import RunReport
 from pretrain_cli.render.figure import draw_png, draw_svg
-from pretrain_cli.render.step_times import NAMES, draw_split, mean_parts
+from pretrain_cli.render.step_times import NAMES, draw_step_parts, mean_parts
 
 FINAL_STEPS = 20
 SHOWN_SAMPLES = 6
-"""Texts of the model in the report, the newest ones."""
+"""Number of latest samples in the report."""
 SHOWN_EVALUATIONS = 20
-"""Likewise of what the evaluation hook returned."""
+"""Number of latest evaluations in the report."""
 
 Result = Literal["Succeeded", "Failed", "Stopped"]
-Line = TypeVar("Line", bound=Frozen)
+Record = TypeVar("Record", bound=Frozen)
 
 
 @dataclass(frozen=True)
-class Appraised:
-    """What was found out about the model on the way; of a step that was done again what came last."""
+class ModelEvaluations:
+    """Evaluations and samples of a run; the last result of a repeated step counts."""
 
     evaluations: tuple[EvaluationRecord, ...] = ()
     samples: tuple[SampleRecord, ...] = ()
@@ -38,7 +38,7 @@ class Appraised:
 def write_outputs(
     out: Path, job: PretrainJob, status: JobStatus, wall_seconds: float, result: Result, reason: str
 ) -> RunReport:
-    """Write the three files into `out` from its `metrics.jsonl` and the last status; the report is returned too."""
+    """Write the three files to `out` from its `metrics.jsonl` and the last status; return the report."""
     records = read_metrics(out / "metrics.jsonl")
     final = final_history(records)
     report = RunReport(
@@ -66,33 +66,35 @@ def write_outputs(
     (out / "report.json").write_text(report.model_dump_json(indent=1) + "\n")
     evaluations = {record.step: record for record in read_lines(out / "evaluations.jsonl", EvaluationRecord)}
     samples = {(record.step, record.number): record for record in read_lines(out / "samples.jsonl", SampleRecord)}
-    appraised = Appraised(tuple(evaluations.values()), tuple(samples.values()))
-    draw_png(out / "loss.png", report, records, appraised.evaluations)
-    (out / "report.html").write_text(render_html(report, records, status, appraised), encoding="utf-8")
+    results = ModelEvaluations(tuple(evaluations.values()), tuple(samples.values()))
+    draw_png(out / "loss.png", report, records, results.evaluations)
+    (out / "report.html").write_text(render_html(report, records, status, results), encoding="utf-8")
     return report
 
 
 def read_metrics(path: Path) -> tuple[StepRecord, ...]:
-    """The lines of `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """Read `metrics.jsonl`; an incomplete last line is ignored."""
     return read_lines(path, StepRecord)
 
 
-def read_lines(path: Path, kind: type[Line]) -> tuple[Line, ...]:
-    """The records of such a file, likewise."""
+def read_lines(path: Path, kind: type[Record]) -> tuple[Record, ...]:
+    """Read the records of a JSON lines file; an incomplete last line is ignored."""
     if not path.exists():
         return ()
-    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: texts hold other separators
+    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: texts contain other separators
     return tuple(kind.from_json(line) for line in lines[:-1])
 
 
 def final_history(records: tuple[StepRecord, ...]) -> tuple[StepRecord, ...]:
-    """One record a step, in order: of a step that was done again the last one counts."""
+    """Keep the last record of each step, in order."""
     last = {record.step: record for record in records}
     return tuple(last[step] for step in sorted(last))
 
 
-def render_html(report: RunReport, records: tuple[StepRecord, ...], status: JobStatus, appraised: Appraised) -> str:
-    """The page: numbers, curve, incidents, generations, goodput and what the model wrote, all inline."""
+def render_html(
+    report: RunReport, records: tuple[StepRecord, ...], status: JobStatus, results: ModelEvaluations
+) -> str:
+    """Render the page: numbers, curves, incidents, generations, goodput and samples, all inline."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pretrain_cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -110,12 +112,12 @@ def render_html(report: RunReport, records: tuple[StepRecord, ...], status: JobS
     return environment.get_template("report.html.j2").render(
         report=report,
         status=status,
-        figure=draw_svg(report, records, appraised.evaluations),
-        samples=appraised.samples[-SHOWN_SAMPLES:],
-        evaluations=appraised.evaluations[-SHOWN_EVALUATIONS:],
-        metric_names=sorted({name for record in appraised.evaluations for name in record.metrics}),
+        figure=draw_svg(report, records, results.evaluations),
+        samples=results.samples[-SHOWN_SAMPLES:],
+        evaluations=results.evaluations[-SHOWN_EVALUATIONS:],
+        metric_names=sorted({name for record in results.evaluations for name in record.metrics}),
         shares=shares,
-        split=draw_split(final_history(records)),
+        split=draw_step_parts(final_history(records)),
         step_total=sum(report.step_seconds.values()) or 1.0,
         part_names=NAMES,
     )

@@ -1,4 +1,4 @@
-"""A curve in one line of text."""
+"""Curve in one line of text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """All values in at most `width` characters, each the mean of its share; what is not finite is left out."""
+    """Draw values in at most `width` characters, each the mean of a bin; non-finite values are ignored."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite or width < 1:
         return ""

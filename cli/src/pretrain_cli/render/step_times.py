@@ -1,4 +1,4 @@
-"""Where the time of a run's steps went, in numbers and in a picture."""
+"""Time of steps by part, in numbers and as a figure."""
 
 from __future__ import annotations
 
@@ -8,43 +8,42 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from pretrain_api.status.records import StepRecord
-from pretrain_api.status.step_parts import STEP_PARTS, parts_of
+from pretrain_api.status.records import STEP_PARTS, StepRecord, parts_of
 
 COLOURS: Mapping[str, str] = {
     "data": "#06b6d4", "compute": "#16a34a", "reduce": "#f59e0b", "optimizer": "#2563eb", "stall": "#9333ea",
     "other": "#9ca3af",
 }  # fmt: skip
 NAMES: Mapping[str, str] = {
-    "data": "waiting for data",
+    "data": "data wait",
     "compute": "forward and backward",
-    "reduce": "waiting for the sums of all ranks",
+    "reduce": "all-reduce wait",
     "optimizer": "optimizer",
-    "stall": "held up by a checkpoint",
+    "stall": "checkpoint stall",
     "other": "other",
 }
 BINS = 150
-"""Points of a curve: of longer runs each is the mean of several steps."""
+"""Maximum points of a curve; in longer runs each is the mean of several steps."""
 MUTED = "#6b7280"
 
 
 def mean_parts(records: Sequence[StepRecord]) -> dict[str, float]:
-    """Mean seconds of a step by part; empty where no record tells of its time."""
+    """Compute the mean seconds of a step by part; empty if no record has times."""
     timed = [parts_of(record) for record in records if record.seconds > 0]
     return {part: fmean(parts[part] for parts in timed) for part in STEP_PARTS} if timed else {}
 
 
-def split_text(record: StepRecord) -> str:
-    """A step's time and its larger parts, for a line: `0.104 s: compute 83 %, reduce 10 %`."""
+def step_parts_text(record: StepRecord) -> str:
+    """Format a step's time and its larger parts: `0.104 s: compute 83 %, reduce 10 %`."""
     shares = {part: seconds / record.seconds for part, seconds in parts_of(record).items()} if record.seconds else {}
     large = [f"{part} {share:.0%}" for part, share in shares.items() if share >= 0.005]
     return f"{record.seconds:.3g} s: {', '.join(large)}" if large else "–"
 
 
-def draw_split(records: Sequence[StepRecord]) -> str:
-    """The parts of steps on top of each other, in step order, as one `<svg>`; empty where no record tells of them.
+def draw_step_parts(records: Sequence[StepRecord]) -> str:
+    """Draw the parts of steps as a stacked plot in one `<svg>`, with the MFU as a line; empty if no record has times.
 
-    `records`: one for each step. With the MFU as a line, where it is known.
+    `records`: one for each step.
     """
     timed = [record for record in records if record.seconds > 0]
     if not timed:
@@ -61,7 +60,7 @@ def draw_split(records: Sequence[StepRecord]) -> str:
         linewidth=0,
     )  # fmt: skip
     axes.set_xlabel("step")
-    axes.set_ylabel("seconds a step")
+    axes.set_ylabel("seconds per step")
     axes.set_ylim(bottom=0)
     axes.margins(x=0)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""What a run says at its end."""
+"""Summary that a run prints at its end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pretrain_api.status.report import RunReport
 
 
 def summarise(report: RunReport, status: JobStatus, out: Path) -> str:
-    """The report for people, some lines."""
+    """Format the report in a few lines."""
     lines = [
         f"{report.job}: {report.result}" + ("" if report.result == "Succeeded" else f", {report.reason}"),
         f"  steps        {report.steps:,} of {status.total_steps:,}, {report.tokens:,} tokens",
         f"  loss         {_losses(report)}",
         *([f"  evaluation   {_metrics(report)}"] if report.evaluation_metrics else []),
         f"  speed        {_speed(report)}",
-        f"  goodput      {report.goodput.ratio:.1%} of {sum(report.goodput.seconds.values()):.0f} s was training",
+        f"  goodput      {report.goodput.ratio:.1%} of {sum(report.goodput.seconds.values()):.0f} s spent training",
         f"  checkpoints  {_checkpoints(report)}",
         *([f"  rollbacks    {_rollbacks(report)}"] if report.rollbacks else []),
         *(f"  incident     {_incident(incident)}" for incident in report.incidents),
@@ -25,13 +25,13 @@ def summarise(report: RunReport, status: JobStatus, out: Path) -> str:
         "and metrics, evaluations and samples in .jsonl",
     ]
     if status.sample:
-        lines += ["", "The model writes:", *(f"  {line}" for line in status.sample.strip().splitlines())]
+        lines += ["", "Sample:", *(f"  {line}" for line in status.sample.strip().splitlines())]
     return "\n".join(lines)
 
 
 def _losses(report: RunReport) -> str:
     if report.final_loss is None:
-        return "no step was done"
+        return "no step completed"
     parts = [f"{report.final_loss:.3f} nats per token"]
     if report.unigram_loss is not None:
         parts.append(f"unigram model {report.unigram_loss:.3f}")
@@ -50,27 +50,27 @@ def _speed(report: RunReport) -> str:
     speed = "–" if report.tokens_per_second is None else f"{report.tokens_per_second:,.0f} tokens/s"
     if report.mfu is not None:
         speed += f", MFU {report.mfu:.1%}"
-    return f"{speed}, {report.wall_seconds:.0f} s in all"
+    return f"{speed}, {report.wall_seconds:.0f} s in total"
 
 
 def _checkpoints(report: RunReport) -> str:
     saved = report.checkpoints
     if saved.latest_step is None:
         return "none"
-    return f"{saved.saved} saved, the newest at step {saved.latest_step:,}"
+    return f"{saved.saved} saved, the latest at step {saved.latest_step:,}"
 
 
 def _rollbacks(report: RunReport) -> str:
     skipped = ", ".join(f"{gap.first:,} to {gap.last:,}" for gap in report.skipped)
-    return f"{report.rollbacks}" + (f", the data of steps {skipped} passed over" if skipped else "")
+    return f"{report.rollbacks}" + (f", skipped the data of steps {skipped}" if skipped else "")
 
 
 def _incident(incident: Incident) -> str:
     who = "" if incident.worker is None else f" of worker {incident.worker}"
     if incident.resumed_seconds is None:
-        return f"{incident.cause}{who} after step {incident.step:,}: training did not go on"
+        return f"{incident.cause}{who} after step {incident.step:,}: training did not resume"
     lost = "no step" if not incident.steps_lost else f"{incident.steps_lost} step{'s' * (incident.steps_lost != 1)}"
     return (
-        f"{incident.cause}{who} after step {incident.step:,}: next step {incident.resumed_seconds:.2f} s after the "
+        f"{incident.cause}{who} after step {incident.step:,}: resumed {incident.resumed_seconds:.2f} s after the "
         f"fault, {lost} lost"
     )

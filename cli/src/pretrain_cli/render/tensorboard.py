@@ -1,4 +1,4 @@
-"""A run's metrics for TensorBoard, from the stream that `metrics.jsonl` is written from: no rank knows of it."""
+"""TensorBoard event files of a run, written from the stream behind `metrics.jsonl`, not by ranks."""
 
 from __future__ import annotations
 
@@ -6,36 +6,35 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from pretrain_api.status.records import Appraisal, SampleRecord, StepRecord
-from pretrain_api.status.step_parts import parts_of
+from pretrain_api.status.records import EvaluationResult, SampleRecord, StepRecord, parts_of
 from pretrain_cli.errors import BadInput
 
 FOLDER = "tensorboard"
 FLUSH_SECONDS = 5
 
 
-class TensorBoard:
-    """Writes event files into a folder; a context manager. Raises BadInput as `require` does.
+class TensorBoardWriter:
+    """Context manager that writes event files to a folder. Raises BadInput as `require_tensorboard` does.
 
-    A step that is done again after a fault appears again, as in `metrics.jsonl`: TensorBoard shows the last one.
+    A repeated step appears again, as in `metrics.jsonl`: TensorBoard shows the last one.
     """
 
     def __init__(self, folder: Path) -> None:
         self._writer: Any = _package().SummaryWriter(str(folder), flush_secs=FLUSH_SECONDS)
 
-    def __enter__(self) -> TensorBoard:
+    def __enter__(self) -> TensorBoardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
     def step(self, record: StepRecord) -> None:
-        """A step was done."""
+        """Write a step's metrics."""
         for tag, value in scalars(record).items():
             self._writer.add_scalar(tag, value, record.step, walltime=record.time)
 
-    def appraisal(self, record: Appraisal) -> None:
-        """The model was evaluated or wrote a text."""
+    def evaluation(self, record: EvaluationResult) -> None:
+        """Write an evaluation or a sample."""
         if isinstance(record, SampleRecord):
             text = record.prompt + record.text
             self._writer.add_text(f"sample/{record.number}", text, record.step, walltime=record.time)
@@ -46,8 +45,8 @@ class TensorBoard:
             self._writer.add_scalar(f"evaluation/{name}", value, record.step, walltime=record.time)
 
 
-def require() -> None:
-    """Raise BadInput when the package is not installed."""
+def require_tensorboard() -> None:
+    """Raise BadInput if the package is not installed."""
     _package()
 
 
@@ -55,11 +54,11 @@ def _package() -> Any:
     try:
         return importlib.import_module("tensorboardX")
     except ImportError as error:
-        raise BadInput("--tensorboard needs the package tensorboardX: install it, or leave the flag out") from error
+        raise BadInput("--tensorboard needs the package tensorboardX: install it, or omit the flag") from error
 
 
 def scalars(record: StepRecord) -> dict[str, float]:
-    """What a step says, by TensorBoard's tags; what is not known is left out."""
+    """Return a step's metrics by TensorBoard tag; unknown values are omitted."""
     known: dict[str, float | None] = {
         "train/loss": record.loss,
         "train/gradient_norm": record.grad_norm,

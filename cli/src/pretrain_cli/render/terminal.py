@@ -1,4 +1,4 @@
-"""The run as a live view, for a terminal."""
+"""Live view of a run in a terminal."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from rich.table import Table
 from rich.text import Text
 
 from pretrain_api.checkpoint.lineage import parse_manifest_key
+from pretrain_api.estimate.throughput import StepRate
 from pretrain_api.status.job import Incident, JobStatus
-from pretrain_api.status.records import Appraisal, StepRecord
-from pretrain_cli.render.eta import Pace
-from pretrain_cli.render.evaluation_text import appraisal_text, appraisal_title
+from pretrain_api.status.records import EvaluationResult, StepRecord
+from pretrain_cli.render.evaluation_text import evaluation_text, evaluation_title
 from pretrain_cli.render.sparkline import sparkline
-from pretrain_cli.render.step_times import split_text
+from pretrain_cli.render.step_times import step_parts_text
 from pretrain_operator.cluster import Event
 
 EVENTS = 6
 INCIDENTS = 4
 WIDE = 110
-"""Columns from which workers and incidents stand side by side."""
+"""Minimum columns to show workers and incidents side by side."""
 
 PHASE_STYLES = {"Training": "green", "Succeeded": "green", "Recovering": "yellow", "Failed": "bold red"}
 STATE_STYLES = {"Training": "green", "Joined": "cyan", "Starting": "yellow", "Leaving": "yellow", "Lost": "red"}
 
 
-class Terminal:
-    """Redraws in place on each `refresh`; a context manager. What it showed is gone afterwards: the summary follows."""
+class TerminalView:
+    """Context manager of a view that `refresh` redraws in place; it disappears at the end, before the summary."""
 
     def __init__(self, console: Console, clock: Callable[[], float], name: str, total_steps: int) -> None:
         self._console = console
         self._clock = clock
         self._name = name
         self._total = total_steps
-        self._pace = Pace(total_steps)
+        self._rate = StepRate()
         self._losses: dict[int, float] = {}
         self._record: StepRecord | None = None
-        self._appraisals: dict[type[Appraisal], Appraisal] = {}
-        """The newest of each kind."""
+        self._evaluations: dict[type[EvaluationResult], EvaluationResult] = {}
+        """Latest result of each kind."""
         self._status = JobStatus()
         self._events: deque[tuple[float, Event]] = deque(maxlen=EVENTS)
-        # Redrawn by the run's own loop: a thread of rich's would read all this while it changes.
+        # The run's own loop redraws: rich's refresh thread would read this state while it changes.
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> TerminalView:
         self._live.start()
         self.refresh()
         return self
@@ -58,34 +58,42 @@ class Terminal:
         self._live.stop()
 
     def refresh(self) -> None:
-        """Draw what is known now."""
+        """Redraw the view."""
         self._live.update(self.render(), refresh=True)
 
     def step(self, record: StepRecord) -> None:
-        """A step was done."""
+        """Show a step."""
         self._record = record
         self._losses[record.step] = record.loss
-        self._pace.step(record)
+        self._rate.add(record.step, record.time)
 
-    def appraisal(self, record: Appraisal) -> None:
-        """The model was evaluated or wrote a text."""
-        self._appraisals[type(record)] = record
+    def evaluation(self, record: EvaluationResult) -> None:
+        """Show an evaluation or a sample."""
+        self._evaluations[type(record)] = record
 
     def event(self, event: Event) -> None:
-        """Something happened."""
+        """Show an event."""
         self._events.append((self._clock(), event))
 
     def status(self, status: JobStatus) -> None:
-        """The status was replaced."""
+        """Show a new status."""
         self._status = status
 
     def note(self, text: str) -> None:
-        """Something the user should read; stays above the view."""
+        """Print a note above the view."""
         self._console.print(text, highlight=False, markup=False)
 
     def render(self) -> RenderableType:
-        """The view at this moment."""
-        parts = [self._progress(), self._numbers(), *self._appraised(), Text(), *self._tables(), Text(), self._newest()]
+        """Build the current view."""
+        parts = [
+            self._progress(),
+            self._numbers(),
+            *self._results(),
+            Text(),
+            *self._tables(),
+            Text(),
+            self._recent_events(),
+        ]
         phase = self._status.phase
         title = Text.assemble((self._name, "bold"), " · ", (phase.lower(), PHASE_STYLES.get(phase, "cyan")))
         return Panel(
@@ -94,11 +102,11 @@ class Terminal:
             title_align="left",
             border_style="bright_black",
             padding=(0, 1),
-            width=self._console.width - len("^C"),  # which the terminal prints after it; a full line would wrap
+            width=self._console.width - len("^C"),  # the terminal prints it after the view; a full line would wrap
         )
 
     def _tables(self) -> list[RenderableType]:
-        """Workers and incidents, side by side where there is room."""
+        """Build the tables of workers and incidents, side by side on wide terminals."""
         if not self._status.incidents:
             return [self._workers()]
         workers, incidents = self._workers(), _incidents(self._status.incidents)
@@ -110,7 +118,7 @@ class Terminal:
 
     def _progress(self) -> RenderableType:
         step = self._record.step if self._record else self._status.step
-        remaining = self._pace.remaining
+        remaining = self._rate.remaining(self._total)
         grid = Table.grid(expand=True, padding=(0, 2, 0, 0))
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1)
@@ -139,18 +147,18 @@ class Terminal:
         mfu = f"{record.mfu:.1%}" if record and record.mfu is not None else "–"
         grid.add_row("loss", loss, "unigram", unigram)
         grid.add_row("speed", speed, "goodput", goodput)
-        grid.add_row("step", split_text(record) if record else "–", "MFU", mfu)
+        grid.add_row("step", step_parts_text(record) if record else "–", "MFU", mfu)
         grid.add_row("checkpoint", _checkpoint(status), "generation", str(status.generation or "–"))
         return grid
 
-    def _appraised(self) -> list[RenderableType]:
-        """The newest evaluation and text, a line each."""
+    def _results(self) -> list[RenderableType]:
+        """Build a line each for the latest evaluation and sample."""
         return [
             Text.assemble(
-                (f"{appraisal_title(record)} ", "bright_black"), f"{record.step:,}  ", appraisal_text(record),
+                (f"{evaluation_title(record)} ", "bright_black"), f"{record.step:,}  ", evaluation_text(record),
                 no_wrap=True, overflow="ellipsis",
             )
-            for record in self._appraisals.values()
+            for record in self._evaluations.values()
         ]  # fmt: skip
 
     def _workers(self) -> RenderableType:
@@ -165,7 +173,7 @@ class Terminal:
             )
         return table
 
-    def _newest(self) -> RenderableType:
+    def _recent_events(self) -> RenderableType:
         lines = Table.grid(padding=(0, 1, 0, 0), expand=True)
         lines.add_column(no_wrap=True, style="bright_black", min_width=len("00:00:00"))
         lines.add_column(no_wrap=True, overflow="ellipsis", ratio=1)

@@ -1,1 +1,1 @@
-"""Runs and stores that a command acts on."""
+"""Targets of commands: runs, jobs and checkpoint stores."""

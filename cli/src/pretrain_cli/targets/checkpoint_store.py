@@ -1,4 +1,4 @@
-"""Where a run's checkpoints are: from what a user names to its job and its store. Reads only."""
+"""Checkpoint store of a run, found from a folder, a job file or a URI. Read-only."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pretrain_store.port import FEW_RETRIES, Readable, RetryLimits
 
 JOB_FILE = "job.yaml"
 _ANY_FOLDER = Storage(path=".")
-"""For a URI the environment alone says which service it is of."""
-_OURS = ("job.json", "lineage", "checkpoints")
+"""Storage for a URI, whose service comes from the environment alone."""
+_STORE_FILES = ("job.json", "lineage", "checkpoints")
 
 
 def job_of(run: Path) -> PretrainJob:
-    """The job of a run's folder, or of a job file, whose run is where `pretrain run` puts it without `--out`.
+    """Load the job of a run's folder, or a job file, whose run is in the default folder of `pretrain run`.
 
     Raises InvalidJob and BadInput.
     """
@@ -28,7 +28,9 @@ def job_of(run: Path) -> PretrainJob:
         job = load_job(run)
         return resolve_uris(job, run, Path("runs") / job.metadata.name)
     if not (run / JOB_FILE).is_file():
-        raise BadInput(f"{run} is no run's folder, for it has no {JOB_FILE}: name what `--out` of `pretrain run` named")
+        raise BadInput(
+            f"{run} is not the folder of a run, since it has no {JOB_FILE}: give the `--out` folder of `pretrain run`"
+        )
     job = load_job(run / JOB_FILE)
     path = job.spec.checkpoint.storage.path
     moved = run.absolute() / Path(path).name if path is not None and not Path(path).exists() else None
@@ -41,21 +43,22 @@ def job_of(run: Path) -> PretrainJob:
 def open_named(
     name: str, environ: Mapping[str, str], limits: RetryLimits = FEW_RETRIES
 ) -> tuple[Readable, Retain | None]:
-    """The store that a run's folder, a job file, an s3:// URI or the store's own folder names, and what the job keeps
-    of it, where there is a job. Raises InvalidJob, BadInput and StoreError.
+    """Open the store of a run's folder, a job file, an s3:// URI or the store's own folder.
+
+    Also returns the job's retention, if there is a job. Raises InvalidJob, BadInput and StoreError.
     """
     if is_remote(name):
         return S3Service(_ANY_FOLDER, environ, limits).folder(name), None
     path = Path(name)
     if not path.exists():
         raise BadInput(
-            f"there is no {name}: name a run's folder, a job file, or a checkpoint.storage as s3://… or path"
+            f"there is no {name}: give a run's folder, a job file, or a checkpoint.storage as s3://… or path"
         )
     if path.is_dir() and not (path / JOB_FILE).is_file():
-        if not any((path / part).exists() for part in _OURS):
+        if not any((path / part).exists() for part in _STORE_FILES):
             raise BadInput(
-                f"{name} is neither a run's folder, for it has no {JOB_FILE}, nor one of checkpoints: name what "
-                "`--out` of `pretrain run` or checkpoint.storage.path named"
+                f"{name} is neither the folder of a run, since it has no {JOB_FILE}, nor a checkpoint store: give the "
+                "`--out` folder of `pretrain run`, or the checkpoint.storage.path"
             )
         return DirectoryStore(path), None
     checkpoint = job_of(path).spec.checkpoint
@@ -63,5 +66,5 @@ def open_named(
         return open_store(checkpoint.storage, environ, limits), checkpoint.retain
     folder = Path(checkpoint.storage.path)
     if not folder.is_dir():
-        raise BadInput(f"there is no {folder}, where {name} has its checkpoints: start the run, or name its folder")
+        raise BadInput(f"there is no {folder}, the checkpoint folder of {name}: start the run, or give its folder")
     return DirectoryStore(folder), checkpoint.retain

@@ -1,4 +1,4 @@
-"""Carries out faults on a running local cluster."""
+"""Injection of faults into a running local cluster."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pretrain_operator.local.supervisor import Supervisor
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 
 
-class Injector:
-    """Injects each fault once its step is done. One whose target is away just then waits for it to be there."""
+class FaultInjector:
+    """Injects each fault once its step is done; a fault without its target waits for it."""
 
     def __init__(self, faults: Sequence[Fault], supervisor: Supervisor) -> None:
         self._pending = list(faults)
@@ -22,14 +22,14 @@ class Injector:
 
     @property
     def pending(self) -> tuple[Fault, ...]:
-        """Those not yet injected."""
+        """Faults not injected yet."""
         return tuple(self._pending)
 
     def advance(self, step: int) -> None:
-        """The job has done this step, or something else changed: inject what is due."""
+        """Inject the faults due at this step. Called for steps and other changes."""
         self._ranks.update(ranks_of(self._supervisor.status))
         for fault in [fault for fault in self._pending if fault.due <= step]:
-            # Taken out first: an injection makes events and views, which may come back here.
+            # Removed first: an injection causes events and views, which may call this again.
             self._pending.remove(fault)
             if not self._inject(fault):
                 self._pending.append(fault)
@@ -38,9 +38,9 @@ class Injector:
         supervisor = self._supervisor
         if fault.replicas:
             replicas = supervisor.job.spec.workers.replicas + fault.replicas
-            supervisor.scale(replicas, f"{fault.text}: {replicas} workers are wanted now")
+            supervisor.scale(replicas, f"{fault.text}: {replicas} workers desired now")
             return True
-        if fault.target == "data":  # The ranks know of it since their start: here it is only said.
+        if fault.target == "data":  # The ranks have known it since their start: only announce it.
             supervisor.inject(fault.text, None, (), None)
             return True
         if fault.target == "coordinator":
@@ -60,7 +60,7 @@ class Injector:
         if (found := self._ranks.get(rank)) is None:
             return False
         slot, pid = found
-        # A pid of the generation before is none of the worker's any more.
+        # A pid of an earlier generation no longer belongs to the worker.
         process = [process for process in self._supervisor.processes(slot) if process.pid == pid]
         if process:
             self._supervisor.inject(fault.text, slot, process, SIGNALS[fault.action])
@@ -68,5 +68,5 @@ class Injector:
 
 
 def ranks_of(status: JobStatus) -> dict[int, tuple[int, int]]:
-    """Global rank -> (slot, pid), as far as known: an operator that was restarted does not know them."""
+    """Map known global ranks to (slot, pid); a restarted operator does not know them."""
     return {rank: (worker.slot, pid) for worker in status.workers for rank, pid in worker.pids.items()}

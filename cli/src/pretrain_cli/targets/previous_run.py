@@ -1,4 +1,4 @@
-"""What an earlier run left in the folder, and how the next one goes on from it."""
+"""State of the previous run in a folder, and the status from which the next run resumes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from pretrain_cli.errors import BadInput
 from pretrain_operator.local.run_folder import RunFolder
 
 
-def refuse_other_job(folder: RunFolder, job: PretrainJob) -> None:
-    """Raises BadInput when the folder holds a run of a job with another name."""
+def check_same_job(folder: RunFolder, job: PretrainJob) -> None:
+    """Raise BadInput if the folder holds a run of a job with another name."""
     if not folder.job.exists():
         return
     try:
         name = YAML(typ="safe").load(folder.job.read_text())["metadata"]["name"]
     except (YAMLError, TypeError, KeyError) as error:
-        raise BadInput(f"--out {folder.path}: {folder.job} can't be read; choose another --out") from error
+        raise BadInput(f"--out {folder.path}: {folder.job} cannot be read; choose another --out") from error
     if name != job.metadata.name:
         raise BadInput(
             f"--out {folder.path}: holds a run of the job {name!r}, not of {job.metadata.name!r}; choose another --out"
         )
 
 
-def keep_job(folder: RunFolder, job: PretrainJob) -> None:
-    """Write `job.yaml`: the job as it is run, with everything resolved."""
+def write_job(folder: RunFolder, job: PretrainJob) -> None:
+    """Write `job.yaml`: the resolved job."""
     text = io.StringIO()
     yaml = YAML(typ="safe")
     yaml.default_flow_style = False
@@ -39,12 +39,12 @@ def keep_job(folder: RunFolder, job: PretrainJob) -> None:
 
 
 def is_complete(status: JobStatus, total_steps: int) -> bool:
-    """The wanted steps have been done and nothing is left to run."""
+    """Return True if all steps of the job are done."""
     return status.phase == "Succeeded" and status.step >= total_steps
 
 
-def begin(status: JobStatus, total_steps: int) -> JobStatus:
-    """The status with which the next run starts: the history stays, the ending goes, failures are forgiven."""
+def next_status(status: JobStatus, total_steps: int) -> JobStatus:
+    """Return the initial status of the next run: keeps the history, clears the result and resets failures."""
     books = status.bookkeeping
     slots = tuple(SlotMemory(slot=memory.slot, attempt=memory.attempt, counted=True) for memory in books.slots)
     update = {
@@ -69,7 +69,7 @@ def begin(status: JobStatus, total_steps: int) -> JobStatus:
 
 
 def wall_seconds(folder: RunFolder) -> float:
-    """How long the runs before took, as their report says; 0 without one."""
+    """Return the duration of the previous runs from their report; 0 without one."""
     try:
         return RunReport.from_json((folder.path / "report.json").read_bytes()).wall_seconds
     except (FileNotFoundError, ValidationError):

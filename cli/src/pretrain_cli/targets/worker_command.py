@@ -1,4 +1,4 @@
-"""How a local run starts its workers."""
+"""Command lines of a local run's workers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pretrain_operator.local.pods import WorkerCommand
 from pretrain_operator.local.run_folder import RunFolder
 
 THREADS = 1
-"""CPU threads of a training process: workers share the machine, and another number changes bits of the results."""
+"""CPU threads of a training process: workers share the machine, and the number changes numerical results."""
 
 
 def worker_command(
     folder: RunFolder, job: PretrainJob, job_uid: str, slot: int, attempt: int, port: int
 ) -> WorkerCommand:
-    """The command line of one worker's agent, whose coordinator listens on `port`."""
+    """Build the command line of a worker's agent, whose coordinator listens on `port`."""
     name = f"worker-{slot}.{attempt}"
     options = {
         "--coordinator": f"ws://127.0.0.1:{port}/v1/jobs/{job_uid}/agents",

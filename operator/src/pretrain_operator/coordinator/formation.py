@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pretrain_api.messages import protocol
 from pretrain_api.messages.protocol import Generation
-from pretrain_api.spec.replicas import down_to_unit
+from pretrain_api.spec.replicas import round_down
 from pretrain_operator.coordinator.lineage_state import LineageState
 from pretrain_operator.coordinator.members import Agent, Roster
 from pretrain_operator.coordinator.output import OutputBuffer
@@ -59,7 +59,7 @@ def choose(agents: Iterable[Agent], want: Want, order: Collection[str]) -> tuple
 
     fit = [agent for agent in agents if agent.hello.slot not in want.remove_slots]
     newcomers_last = sorted(fit, key=lambda agent: (ranks.get(agent.id, len(ranks)), agent.hello.slot))
-    size = down_to_unit(min(len(fit), want.replicas), want.replica_quantum)
+    size = round_down(min(len(fit), want.replicas), want.replica_quantum)
     return tuple(sorted(newcomers_last[:size], key=place))
 
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pretrain_api.spec.job import PretrainJob
-from pretrain_api.spec.replicas import down_to_unit, up_to_unit, worker_unit
+from pretrain_api.spec.replicas import round_down, round_up, workers_per_replica
 from pretrain_operator.cluster import Pod
 
 
 def replica_quantum(job: PretrainJob) -> int:
     """Return the number of workers per replica of the model: generations contain whole replicas."""
-    return worker_unit(job.spec.training.parallelism, job.spec.workers.processes_per_worker or 1)
+    return workers_per_replica(job.spec.training.parallelism, job.spec.workers.processes_per_worker or 1)
 
 
 def min_members(job: PretrainJob) -> int:
     """Return the minimum size of a generation."""
-    return up_to_unit(job.spec.workers.elastic.min, replica_quantum(job))
+    return round_up(job.spec.workers.elastic.min, replica_quantum(job))
 
 
 def wanted_replicas(job: PretrainJob) -> int:
     """Return the desired size of a generation."""
     workers = job.spec.workers
-    return max(min_members(job), down_to_unit(min(workers.replicas, workers.max), replica_quantum(job)))
+    return max(min_members(job), round_down(min(workers.replicas, workers.max), replica_quantum(job)))
 
 
 def wanted_slots(job: PretrainJob) -> range:

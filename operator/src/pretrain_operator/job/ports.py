@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pretrain_api.status.job import JobStatus
-from pretrain_api.status.records import Appraisal, StepRecord
+from pretrain_api.status.records import EvaluationResult, StepRecord
 from pretrain_operator.coordinator.types import CoordinatorView, Want
 from pretrain_operator.decide.lifecycle import EndReason
 from pretrain_operator.facts.fact import CoordinatorFact
@@ -46,7 +46,7 @@ class JobListener:
     """The service resumes from this status, as last written."""
     step: Callable[[StepRecord], None] = lambda _: None
     """A step was completed."""
-    appraisal: Callable[[Appraisal], None] = lambda _: None
+    evaluation: Callable[[EvaluationResult], None] = lambda _: None
     """The model was evaluated or sampled."""
     measured: Callable[[tuple[Measurement, ...]], None] = lambda _: None
     """Numbers for Prometheus, each to be counted once."""

@@ -200,8 +200,8 @@ class JobService:
         self._events.extend(effects.events)
         for record in effects.steps:
             self._listener.step(record)
-        for appraisal in effects.appraisals:
-            self._listener.appraisal(appraisal)
+        for evaluation in effects.evaluations:
+            self._listener.evaluation(evaluation)
         if effects.measurements:
             self._listener.measured(effects.measurements)
 

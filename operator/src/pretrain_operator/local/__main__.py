@@ -28,7 +28,7 @@ async def serve(control: socket.socket, agents: socket.socket, epoch: int) -> No
     # The socket is on the loopback, and the job's uid in the URL is random.
     server = AgentServer(anybody, clock)
     channel = server.open(first.status.job_uid, epoch=epoch, highest_number=first.status.generation)
-    listener = JobListener(step=cluster.record_step, appraisal=cluster.record_appraisal)
+    listener = JobListener(step=cluster.record_step, evaluation=cluster.record_evaluation)
     service = JobService(cluster, channel, listener, clock)
     runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pretrain_api.base import Wire
 from pretrain_api.messages.profile_request import read_request
 from pretrain_api.status.job import JobStatus
-from pretrain_api.status.records import Appraisal, StepRecord
+from pretrain_api.status.records import EvaluationResult, StepRecord
 from pretrain_operator.cluster import Event, Placement, Pod, Snapshot
 from pretrain_operator.local.control_channel import (
     LINE_LIMIT,
@@ -19,7 +19,7 @@ from pretrain_operator.local.control_channel import (
     CreatePodRequest,
     DeletePodRequest,
     Emit,
-    RecordAppraisal,
+    RecordEvaluation,
     RecordStep,
     RequestResult,
     WriteStatus,
@@ -98,9 +98,9 @@ class LocalCluster:
         """Append a step to `metrics.jsonl` and show it."""
         write_message(self._writer, RecordStep(record=record))
 
-    def record_appraisal(self, record: Appraisal) -> None:
+    def record_evaluation(self, record: EvaluationResult) -> None:
         """Append an evaluation or a sample to its file and show it."""
-        write_message(self._writer, RecordAppraisal(record=record))
+        write_message(self._writer, RecordEvaluation(record=record))
 
     def subscribe(self, changed: Callable[[], None]) -> None:
         """Call `changed` on every new view."""

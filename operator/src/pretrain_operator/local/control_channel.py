@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter
 from pretrain_api.base import Wire
 from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import JobStatus
-from pretrain_api.status.records import Appraisal, StepRecord
+from pretrain_api.status.records import EvaluationResult, StepRecord
 from pretrain_operator.cluster import InjectedFault, Pod
 
 LINE_LIMIT = 2**26
@@ -96,15 +96,16 @@ class RecordStep(Wire):
     record: StepRecord
 
 
-class RecordAppraisal(Wire):
+class RecordEvaluation(Wire):
     """Append a line to `evaluations.jsonl` or `samples.jsonl`."""
 
     kind: Literal["appraisal"] = "appraisal"
-    record: Appraisal
+    record: EvaluationResult
 
 
 OperatorMessage = Annotated[
-    CreatePodRequest | DeletePodRequest | WriteStatus | Emit | RecordStep | RecordAppraisal, Field(discriminator="kind")
+    CreatePodRequest | DeletePodRequest | WriteStatus | Emit | RecordStep | RecordEvaluation,
+    Field(discriminator="kind"),
 ]
 OPERATOR_MESSAGE: TypeAdapter[OperatorMessage] = TypeAdapter(OperatorMessage)
 

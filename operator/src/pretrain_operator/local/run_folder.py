@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pretrain_api.base import Frozen
 from pretrain_api.status.job import JobStatus
-from pretrain_api.status.records import Appraisal, SampleRecord, StepRecord
+from pretrain_api.status.records import EvaluationResult, SampleRecord, StepRecord
 
 
 class FolderInUse(Exception):
@@ -94,7 +94,7 @@ class RunFolder:
         """Append to `metrics.jsonl`; False for a repeat by a restarted operator."""
         return self._append(self.metrics, record, (record.generation, record.step))
 
-    def append_appraisal(self, record: Appraisal) -> bool:
+    def append_evaluation(self, record: EvaluationResult) -> bool:
         """Append to `evaluations.jsonl` or `samples.jsonl`; False for a repeat."""
         if isinstance(record, SampleRecord):
             return self._append(self.samples, record, (record.generation, record.step, record.number))

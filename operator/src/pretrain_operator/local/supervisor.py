@@ -23,7 +23,7 @@ import psutil
 
 from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import JobStatus
-from pretrain_api.status.records import Appraisal, StepRecord
+from pretrain_api.status.records import EvaluationResult, StepRecord
 from pretrain_operator.cluster import Event, InjectedFault, Pod
 from pretrain_operator.local import parent_death
 from pretrain_operator.local.control_channel import (
@@ -33,7 +33,7 @@ from pretrain_operator.local.control_channel import (
     CreatePodRequest,
     DeletePodRequest,
     Emit,
-    RecordAppraisal,
+    RecordEvaluation,
     RecordStep,
     RequestResult,
     WriteStatus,
@@ -57,7 +57,7 @@ class RunObserver(Protocol):
         """Receive a step, each once."""
         ...
 
-    def appraisal(self, record: Appraisal) -> None:
+    def evaluation(self, record: EvaluationResult) -> None:
         """Receive an evaluation or a sample, each once."""
         ...
 
@@ -193,7 +193,7 @@ class Supervisor:
 
     async def _answer(
         self,
-        message: CreatePodRequest | DeletePodRequest | WriteStatus | Emit | RecordStep | RecordAppraisal,
+        message: CreatePodRequest | DeletePodRequest | WriteStatus | Emit | RecordStep | RecordEvaluation,
         writer: asyncio.StreamWriter,
     ) -> None:
         match message:
@@ -211,9 +211,9 @@ class Supervisor:
             case RecordStep():
                 if self.config.folder.append_step(message.record):
                     self.config.observer.step(message.record)
-            case RecordAppraisal():
-                if self.config.folder.append_appraisal(message.record):
-                    self.config.observer.appraisal(message.record)
+            case RecordEvaluation():
+                if self.config.folder.append_evaluation(message.record):
+                    self.config.observer.evaluation(message.record)
 
     async def _create(self, message: CreatePodRequest) -> str:
         try:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 
 from pretrain_api.status.job import Incident, JobStatus
 from pretrain_api.status.metrics import Family
-from pretrain_api.status.records import StepRecord
-from pretrain_api.status.step_parts import STEP_PARTS, parts_of
+from pretrain_api.status.records import STEP_PARTS, StepRecord, parts_of
 from pretrain_operator.metrics import families
 from pretrain_operator.metrics.goodput import GoodputCounters
 from pretrain_operator.metrics.recovery import ResolvedIncidents, phase_seconds

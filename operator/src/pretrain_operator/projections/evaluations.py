@@ -51,7 +51,7 @@ def evaluated(slice_: EvaluationSlice, body: Evaluated, context: Context) -> Fol
     record = EvaluationRecord(**body.model_dump(exclude={"kind"}), generation=context.number, time=context.time)
     failed = Event("Warning", "EvaluationHookFailed", f"step {body.step}: {body.problem}; training continues")
     changed = replace(slice_, validation_loss=body.losses, evaluation_metrics=body.metrics)
-    return changed, Effects(events=(failed,) if body.problem else (), appraisals=(record,))
+    return changed, Effects(events=(failed,) if body.problem else (), evaluations=(record,))
 
 
 def sampled(slice_: EvaluationSlice, body: Sampled, context: Context) -> Folded:
@@ -63,7 +63,7 @@ def sampled(slice_: EvaluationSlice, body: Sampled, context: Context) -> Folded:
         text = slice_.sample if replayed else slice_.sample + BETWEEN_SAMPLES + text
     cut = text if len(text) <= SAMPLE_LENGTH else text[:SAMPLE_LENGTH] + "…"
     changed = replace(slice_, sample=cut, from_status=replayed and body.number > 0)
-    return changed, Effects(appraisals=(record,))
+    return changed, Effects(evaluations=(record,))
 
 
 def plateau(slice_: EvaluationSlice, body: Plateau, _: Context) -> Folded:

@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pretrain_api.messages.reports import Failed
 from pretrain_api.spec.job import Recovery
 from pretrain_api.status.job import GoodputState, JobStatus
-from pretrain_api.status.records import Appraisal, StepRecord
+from pretrain_api.status.records import EvaluationResult, StepRecord
 from pretrain_operator.cluster import Event
 from pretrain_operator.facts.log import LineagePosition
 from pretrain_operator.projections.membership import Membership
@@ -43,14 +43,14 @@ class Effects:
 
     events: tuple[Event, ...] = ()
     steps: tuple[StepRecord, ...] = ()
-    appraisals: tuple[Appraisal, ...] = ()
+    evaluations: tuple[EvaluationResult, ...] = ()
     measurements: tuple[Measurement, ...] = ()
 
     def __add__(self, other: Effects) -> Effects:
         return Effects(
             self.events + other.events,
             self.steps + other.steps,
-            self.appraisals + other.appraisals,
+            self.evaluations + other.evaluations,
             self.measurements + other.measurements,
         )
 

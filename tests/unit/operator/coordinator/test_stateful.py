@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pretrain_api.messages import reports
-from pretrain_api.spec.replicas import down_to_unit
+from pretrain_api.spec.replicas import round_down
 from pretrain_operator.facts.fact import GenerationAnnounced, GenerationEnded
 from pretrain_operator.liveness.timings import Timings
 from support.coordinator import CoordinatorWorld
@@ -222,7 +222,7 @@ class Faults(RuleBasedStateMachine):
         world = self.world
         alive = {agent.slot for agent in world.agents if agent.alive and (agent.slot, agent.attempt) in world.pods}
         want = world.want()
-        if len(world.members()) != down_to_unit(min(want.replicas, len(alive)), want.replica_quantum):
+        if len(world.members()) != round_down(min(want.replicas, len(alive)), want.replica_quantum):
             return False
         steps, number = world.steps(), world.current.number if world.current else 0
         world.run(0.5)

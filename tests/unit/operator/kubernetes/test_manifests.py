@@ -214,7 +214,7 @@ def test_workers_whose_gpus_hold_no_whole_replica_are_refused_with_numbers_that_
     template = {"spec": {"containers": [{"name": "worker", "resources": gpus}]}}
     training = {**a_job_body()["spec"]["training"], "parallelism": {"pipeline": 2, "tensor": 2}}
 
-    with pytest.raises(InvalidSpec, match=r"3 workers of 2 cannot be filled: use 2 or 4"):
+    with pytest.raises(InvalidSpec, match=r"3 workers of 2 cannot divide evenly: use 2 or 4"):
         a_parsed_job(workers={"replicas": 3, "template": template}, training=training)
     fitting = a_parsed_job(workers={"replicas": 4, "template": template}, training=training)
     assert fitting.spec.workers.processes_per_worker == 2
@@ -556,13 +556,13 @@ def test_what_this_version_cannot_train_is_refused() -> None:
         "precision": "fp8",
     }
 
-    assert "spec.training.precision: fp8 is not there yet" in refused(training=training)
+    assert "spec.training.precision: fp8 is not supported yet" in refused(training=training)
 
 
 def test_what_the_api_server_could_not_check_is_told_with_its_field() -> None:
     said = refused(recovery={"rules": [{"onLog": "(", "action": "Fail"}]})
 
-    assert said.startswith("spec.recovery.rules[0]: onLog '(' is no regular expression")
+    assert said.startswith("spec.recovery.rules[0]: onLog '(' is not a valid regular expression")
 
 
 JSON = st.recursive(

@@ -199,7 +199,7 @@ async def test_what_is_said_twice_is_written_once(tmp_path: Path) -> None:
     samples = read_lines(tmp_path / "run" / "samples.jsonl", SampleRecord)
     assert [record.generation for record in evaluations] == [1, 2]
     assert [(record.generation, record.number) for record in samples] == [(1, 0), (1, 1), (2, 0), (2, 1)]
-    assert [record for record in watching.appraisals if isinstance(record, SampleRecord)] == list(samples)
+    assert [record for record in watching.evaluations if isinstance(record, SampleRecord)] == list(samples)
 
 
 def test_a_folder_is_refused_while_another_run_works_in_it(tmp_path: Path) -> None:

@@ -467,12 +467,12 @@ def _worker_text(metrics: WorkerMetrics) -> str:
 def test_a_worker_tells_of_each_rank_while_it_runs() -> None:
     metrics = WorkerMetrics()
     metrics.rank_started(0, os.getpid())
-    metrics.heard(0, a_step(3, seconds=0.2).model_copy(update={"data_seconds": 0.05, "loss_contribution": 1.5}))
-    metrics.heard(1, Progress(step=3, seconds=0.2, data_seconds=0.1, loss_contribution=1.25, memory=ACCELERATOR))
-    metrics.heard(
+    metrics.record(0, a_step(3, seconds=0.2).model_copy(update={"data_seconds": 0.05, "loss_contribution": 1.5}))
+    metrics.record(1, Progress(step=3, seconds=0.2, data_seconds=0.1, loss_contribution=1.25, memory=ACCELERATOR))
+    metrics.record(
         0, Saved(step=3, checkpoint="c", bytes=1, stall_seconds=0, seconds=1, stages={"copy": 0.1, "upload": 0.9})
     )
-    metrics.heard(0, Restored(step=0, seconds={"verify": 0.5}))
+    metrics.record(0, Restored(step=0, seconds={"verify": 0.5}))
 
     text = _worker_text(metrics)
     for line in (

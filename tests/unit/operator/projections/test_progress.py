@@ -148,7 +148,7 @@ def test_losses_and_texts_of_the_model_are_kept() -> None:
     assert status.validation_loss == {"held-out": 2.5}
     assert status.sample == "To be or not"
     assert status.tokens == 64
-    evaluation, sample = book.appraisals
+    evaluation, sample = book.evaluations
     assert isinstance(evaluation, EvaluationRecord)
     assert isinstance(sample, SampleRecord)
     assert (evaluation.step, evaluation.losses, evaluation.generation) == (1, {"held-out": 2.5}, 1)
@@ -184,7 +184,7 @@ def test_a_long_text_is_cut_in_the_status_only() -> None:
     )
 
     assert status.sample == "x" * SAMPLE_LENGTH + "…"
-    assert [len(record.text) for record in book.appraisals if isinstance(record, SampleRecord)] == [len(text)] * 2
+    assert [len(record.text) for record in book.evaluations if isinstance(record, SampleRecord)] == [len(text)] * 2
 
 
 def test_after_the_end_nothing_counts() -> None:

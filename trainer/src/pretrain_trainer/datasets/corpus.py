@@ -25,8 +25,9 @@ from torch import Tensor
 
 from pretrain_api.checkpoint.lineage import StepRange
 from pretrain_api.dataset import DATASET_FILE, Dataset, Shard
+from pretrain_api.spec.data import Source
 from pretrain_api.spec.model import ResolvedModel
-from pretrain_api.spec.training import Source, Training
+from pretrain_api.spec.training import Training
 from pretrain_store.open import split_uri
 from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.datasets.order import DataOrder, MixSource, Sequences

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from pretrain_api.messages.reports import Evaluated, Evaluating, Sampled
-from pretrain_api.spec.training import Evaluation, Sampling
+from pretrain_api.spec.data import Evaluation, Sampling
 from pretrain_sdk.rank_link import AgentLink
 from pretrain_trainer.core.progress import TrainingProgress
 from pretrain_trainer.evaluation.held_out import HeldOut, at_rest, evaluate
@@ -77,7 +77,7 @@ class Sampler:
         if not (model.ranks.place.replica == 0 or model.padded):
             return
         _begin(progress, model, self._link)
-        for number, prompt in enumerate(self._settings.beginnings):
+        for number, prompt in enumerate(self._settings.all_prompts):
             with at_rest(model.model):
                 text = sample(model.passes, model.tokenizer, prompt, self._settings, model.model.context, self._seed)
             if model.ranks.first:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain_api.spec.training import MAX_METRICS, Evaluation
+from pretrain_api.spec.data import MAX_METRICS, Evaluation
 from pretrain_trainer.core.collectives import Collectives
 from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.core.progress import TrainingProgress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tokenizers import Tokenizer
 
-from pretrain_api.spec.training import Sampling
+from pretrain_api.spec.data import Sampling
 from pretrain_trainer.core.errors import InvalidInput
 from pretrain_trainer.parallelism.forward_backward import Passes
 

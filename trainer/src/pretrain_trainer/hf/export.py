@@ -33,10 +33,10 @@ from pretrain_api.checkpoint.lineage import (
 from pretrain_api.messages.export import (
     PROVENANCE_FILE,
     Advanced,
+    CheckpointSkipped,
     Exported,
     ExportEvent,
     ExportRequest,
-    PassedOver,
     Provenance,
     Staged,
 )
@@ -189,7 +189,7 @@ def _newest_intact(source: ExportSource, step: int | None, say: Say) -> tuple[De
             found.append(key)
             if step is not None:
                 raise CheckpointRejectedError(key, str(damage)) from damage
-            say(PassedOver(message=f"the checkpoint of step {_step(key)} is damaged ({damage})"))
+            say(CheckpointSkipped(message=f"the checkpoint of step {_step(key)} is damaged ({damage})"))
     raise NoUsableCheckpointError(f"all {len(found)} checkpoints of {source.store.describe()} are damaged: restore one")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pretrain_api.messages.trainer_config import TrainerConfig
 from pretrain_api.spec.model import ResolvedModel
-from pretrain_api.spec.replicas import up_to_unit
+from pretrain_api.spec.replicas import round_up
 from pretrain_api.spec.training import Training
 from pretrain_trainer.core.environment import Environment
 from pretrain_trainer.core.errors import InvalidInput
@@ -78,7 +78,7 @@ def _embedding_rows(shape: ResolvedModel, vocabulary: int, training: Training) -
     if rows % tensor:
         raise InvalidInput(
             f"training.parallelism.tensor ({tensor}) does not divide the embedding's rows ({rows}): "
-            f"set training.model.vocabulary to {up_to_unit(rows, tensor)}"
+            f"set training.model.vocabulary to {round_up(rows, tensor)}"
         )
     return rows
 

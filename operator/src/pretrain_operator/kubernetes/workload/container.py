@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pretrain_api.estimate.state_size import remembered_bytes, state_bytes
+from pretrain_api.estimate.state_size import memory_checkpoint_bytes, state_bytes
 from pretrain_api.spec.job import PretrainJob, Workers
 from pretrain_operator.agent_command import agent_arguments
 from pretrain_operator.kubernetes.client.api import Object
@@ -157,4 +157,4 @@ def shared_memory(job: PretrainJob, count: int) -> int:
     """Return bytes of shared memory: twice the state for checkpoint staging, and the snapshots of
     `checkpoint.memory`.
     """
-    return count * SHARED_MEMORY_BASE + 2 * state_bytes(job.spec) + remembered_bytes(job.spec, processes=count)
+    return count * SHARED_MEMORY_BASE + 2 * state_bytes(job.spec) + memory_checkpoint_bytes(job.spec, processes=count)

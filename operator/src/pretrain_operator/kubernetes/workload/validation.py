@@ -11,11 +11,11 @@ from typing import Any, cast
 from kubernetes.utils.quantity import parse_quantity  # pyright: ignore[reportUnknownVariableType]
 from pydantic import ValidationError
 
-from pretrain_api.estimate.state_size import remembered_bytes
+from pretrain_api.estimate.state_size import memory_checkpoint_bytes
+from pretrain_api.spec.data import Source
 from pretrain_api.spec.job import PretrainJob
 from pretrain_api.spec.replicas import misfit
 from pretrain_api.spec.support import unsupported
-from pretrain_api.spec.training import Source
 from pretrain_api.status.job import JobStatus
 from pretrain_operator.kubernetes.client.api import Object
 from pretrain_operator.kubernetes.workload.container import processes
@@ -132,7 +132,7 @@ def _storage_problems(job: PretrainJob, template: Template) -> Iterator[str]:
 def _memory_problems(job: PretrainJob, template: Template) -> Iterator[str]:
     """Check snapshots in memory against the container's limit. A lower bound: the tokeniser's vocabulary may add."""
     written = template.worker.get("resources", {}).get("limits", {}).get("memory")
-    needed = remembered_bytes(job.spec, vocabulary=1, processes=_processes(job))
+    needed = memory_checkpoint_bytes(job.spec, vocabulary=1, processes=_processes(job))
     if written is None or not needed:
         return
     try:

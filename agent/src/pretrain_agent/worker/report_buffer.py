@@ -1,4 +1,4 @@
-"""Reports of this agent, numbered, kept until the coordinator has acknowledged them."""
+"""Numbered reports of this agent, kept until the coordinator acknowledges them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MAX_STEPS = 100_000
 """Steps kept through an outage of the coordinator: about 30 MB, an hour and a half at 20 steps a second."""
 
 
-class Outbox:
-    """Numbers rise by one from 1. What is not acknowledged is sent again on the next connection, in order.
+class ReportBuffer:
+    """Reports numbered from 1. Unacknowledged reports are sent again, in order, on the next connection.
 
-    Beyond `max_steps` the oldest steps are forgotten, which leaves a gap; all other kinds are always kept.
+    Beyond `max_steps` the oldest steps are dropped, which leaves a gap; all other kinds are always kept.
     """
 
     def __init__(self, max_steps: int = MAX_STEPS) -> None:
@@ -23,28 +23,28 @@ class Outbox:
         self._pending: OrderedDict[int, Report] = OrderedDict()
         self._steps: OrderedDict[int, None] = OrderedDict()
         self.last_seq = 0
-        """The number of the newest report; 0 before the first."""
+        """Number of the latest report; 0 before the first."""
         self.dropped = 0
-        """Steps forgotten before they were acknowledged."""
+        """Steps dropped before they were acknowledged."""
 
     def add(self, generation: int, time: float, body: ReportBody) -> Report:
-        """Number a report and keep it. `time` is in unix seconds."""
+        """Add a report under the next number. `time` is in unix seconds."""
         self.last_seq += 1
         report = Report(seq=self.last_seq, generation=generation, time=time, body=body)
         self._pending[report.seq] = report
         if isinstance(body, StepDone):
             self._steps[report.seq] = None
-            self._forget_surplus_steps()
+            self._drop_surplus_steps()
         return report
 
     def acknowledge(self, seq: int) -> None:
-        """Forget all reports up to and including `seq`."""
+        """Drop all reports up to and including `seq`."""
         while self._pending and (oldest := next(iter(self._pending))) <= seq:
             del self._pending[oldest]
             self._steps.pop(oldest, None)
 
     def after(self, seq: int) -> Iterator[Report]:
-        """The kept reports with numbers above `seq`, in order. Reports may be added and forgotten meanwhile."""
+        """Iterate over the kept reports above `seq`, in order. Reports may be added and dropped meanwhile."""
         if not self._pending:
             return
         for number in range(max(seq + 1, next(iter(self._pending))), self.last_seq + 1):
@@ -56,7 +56,7 @@ class Outbox:
         """All reports are acknowledged."""
         return not self._pending
 
-    def _forget_surplus_steps(self) -> None:
+    def _drop_surplus_steps(self) -> None:
         while len(self._steps) > self._max_steps:
             seq, _ = self._steps.popitem(last=False)
             del self._pending[seq]

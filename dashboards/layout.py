@@ -1,4 +1,4 @@
-"""What all dashboards share: variables, links to each other, rows and the numbering of panels."""
+"""Layout of all dashboards: variables, links between them, rows and panel ids."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from grafana_foundation_sdk.builders import dashboard as builder
 from grafana_foundation_sdk.models import dashboard as model
 
-from dashboards.look import SOURCE
+from dashboards.panels import SOURCE
 
 TAG = "pretrain"
 Rows = Sequence[tuple[str, Sequence[Any]]]
-"""(heading, its panels)."""
+"""Pairs of heading and panels."""
 
 
 def a_dashboard(
     title: str, uid: str, description: str, variables: Iterable[Any], rows: Rows, since: str
 ) -> builder.Dashboard:
-    """A dashboard of rows of panels."""
+    """Build a dashboard from rows of panels."""
     made = (
         builder.Dashboard(title)
         .uid(uid)
@@ -51,7 +51,7 @@ def a_dashboard(
 
 
 def variable(name: str, label: str, values: str, *, all_of_them: bool) -> builder.QueryVariable:
-    """A choice among the values of a label."""
+    """Build a variable with the values of a label."""
     made = (
         builder.QueryVariable(name)
         .label(label)
@@ -67,7 +67,7 @@ def variable(name: str, label: str, values: str, *, all_of_them: bool) -> builde
 
 
 def job_variables(*, all_of_them: bool) -> tuple[builder.QueryVariable, ...]:
-    """Namespace and name of a job, or of several."""
+    """Build the variables for namespace and name of jobs."""
     return (
         variable("namespace", "Namespace", "label_values(pretrain_job_phase, namespace)", all_of_them=all_of_them),
         variable(

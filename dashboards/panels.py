@@ -1,4 +1,4 @@
-"""How everything looks: the colours that states have on every dashboard, and the few kinds of panels that are used."""
+"""Colours of states and kinds of panels, shared by all dashboards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPENT: Colours = {
     "starting": "yellow", "recovering": "red", "redoing": "orange", "holding": "purple", "queued": GREY,
     "suspended": "#5a5a5a",
 }  # fmt: skip
-"""What time is spent on."""
+"""Goodput states."""
 PHASES: Colours = {
     "Training": "green", "Starting": "yellow", "Pending": GREY, "Recovering": "red", "Holding": "purple",
     "Suspended": "#5a5a5a", "Succeeded": "blue", "Failed": "dark-red",
@@ -40,20 +40,20 @@ CAUSES: Colours = {
 STEP: Colours = {
     "data": "yellow", "compute": "green", "reduce": "orange", "optimizer": "blue", "stall": "purple", "other": GREY,
 }  # fmt: skip
-"""The parts of a step's time."""
+"""Parts of a step's time."""
 SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 
 @dataclass(frozen=True)
 class Query:
-    """An expression and the name of its series."""
+    """Expression and legend of its series."""
 
     expr: str
     legend: str = ""
     instant: bool = False
 
     def target(self, number: int, form: PromQueryFormat | None = None) -> prometheus.Dataquery:
-        """The query as Grafana has it; panels name theirs A, B, C …"""
+        """Build Grafana's query; ids within a panel are A, B, C."""
         made = prometheus.Dataquery().expr(self.expr).ref_id(_letter(number)).datasource(SOURCE)
         made = made.instant() if self.instant else made.range()
         if form is not None:
@@ -62,10 +62,10 @@ class Query:
 
 
 Thresholds = Sequence[tuple[float | None, str]]
-"""(from this value on, colour), the first from None."""
+"""Pairs of lower bound and colour; the first bound is None."""
 
 
-def _dressed(panel: Any, title: str, description: str, unit: str, span: int, height: int) -> Any:
+def _framed(panel: Any, title: str, description: str, unit: str, span: int, height: int) -> Any:
     panel = panel.title(title).description(description).datasource(SOURCE).span(span).height(height)
     return panel.unit(unit) if unit else panel
 
@@ -90,8 +90,8 @@ def number(
     none: str = "–",
     colours: Colours | None = None,
 ) -> stat.Panel:
-    """A figure of the moment with its recent course behind it. `names`: the series' name is what counts."""
-    panel = _dressed(stat.Panel(), title, description, unit, span, 4).with_target(query.target(0))
+    """Build a single number with its recent trend. `names`: show the series' name instead of its value."""
+    panel = _framed(stat.Panel(), title, description, unit, span, 4).with_target(query.target(0))
     panel = (
         panel.thresholds(_thresholds(thresholds))
         .color_mode(common.BigValueColorMode.VALUE)
@@ -107,7 +107,7 @@ def number(
             value: model.ValueMappingResult(text=text, color=colour) for value, (text, colour) in mappings.items()
         }
         panel = panel.mappings([model.ValueMap(options=options)])
-    return _painted(panel, colours)
+    return _coloured(panel, colours)
 
 
 def lines(
@@ -126,28 +126,11 @@ def lines(
     top: float | None = None,
     colours: Colours | None = None,
 ) -> timeseries.Panel:
-    """Curves over time. `stacked`: areas on top of each other; `shares`: as parts of the whole; `limit`: in red."""
-    panel = _dressed(timeseries.Panel(), title, description, unit, span, 8)
+    """Build curves over time. `stacked`: stacked areas; `shares`: stacked to 100 %; `limit`: red line."""
+    panel = _framed(timeseries.Panel(), title, description, unit, span, 8)
     for index, query in enumerate(queries):
         panel = panel.with_target(query.target(index))
-    panel = (
-        panel.line_width(1 if stacked or shares else 2)
-        .fill_opacity(80 if bars else 60 if stacked or shares else 8)
-        .gradient_mode(common.GraphGradientMode.NONE if stacked or shares else common.GraphGradientMode.OPACITY)
-        .show_points(common.VisibilityMode.NEVER)
-        .legend(
-            common_builder.VizLegendOptions()
-            .display_mode(common.LegendDisplayMode.TABLE)
-            .placement(common.LegendPlacement.BOTTOM)
-            .show_legend(True)
-            .calcs(["lastNotNull", "mean", "max"])
-        )
-        .tooltip(
-            common_builder.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI).sort(common.SortOrder.DESCENDING)
-        )
-    )
-    if bars:
-        panel = panel.draw_style(common.GraphDrawStyle.BARS)
+    panel = _with_legend(_curve_style(panel, areas=stacked or shares, bars=bars))
     if stacked or shares:
         mode = common.StackingMode.PERCENT if shares else common.StackingMode.NORMAL
         panel = panel.stacking(common_builder.StackingConfig().mode(mode).group("A"))
@@ -162,22 +145,44 @@ def lines(
         panel = panel.thresholds(_thresholds(((None, "transparent"), (limit, RED)))).thresholds_style(
             common_builder.GraphThresholdsStyleConfig().mode(common.GraphThresholdsStyleMode.DASHED)
         )
-    return _painted(panel, colours)
+    return _coloured(panel, colours)
+
+
+def _curve_style(panel: timeseries.Panel, *, areas: bool, bars: bool) -> timeseries.Panel:
+    panel = (
+        panel.line_width(1 if areas else 2)
+        .fill_opacity(80 if bars else 60 if areas else 8)
+        .gradient_mode(common.GraphGradientMode.NONE if areas else common.GraphGradientMode.OPACITY)
+        .show_points(common.VisibilityMode.NEVER)
+    )
+    return panel.draw_style(common.GraphDrawStyle.BARS) if bars else panel
+
+
+def _with_legend(panel: timeseries.Panel) -> timeseries.Panel:
+    return panel.legend(
+        common_builder.VizLegendOptions()
+        .display_mode(common.LegendDisplayMode.TABLE)
+        .placement(common.LegendPlacement.BOTTOM)
+        .show_legend(True)
+        .calcs(["lastNotNull", "mean", "max"])
+    ).tooltip(
+        common_builder.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI).sort(common.SortOrder.DESCENDING)
+    )
 
 
 def timeline(
     title: str, description: str, query: Query, colours: Colours, *, span: int = 24, height: int = 5
 ) -> statetimeline.Panel:
-    """Which of several states something was in; the query gives 1 for the one that it is in, and nothing for others."""
-    panel = _dressed(statetimeline.Panel(), title, description, "", span, height).with_target(query.target(0))
+    """Build a state timeline; the query returns 1 for the current state and nothing for others."""
+    panel = _framed(statetimeline.Panel(), title, description, "", span, height).with_target(query.target(0))
     legend = common_builder.VizLegendOptions().show_legend(False)
     panel = panel.show_value(common.VisibilityMode.NEVER).merge_values(True).row_height(0.85).legend(legend)
-    return _painted(panel, colours)
+    return _coloured(panel, colours)
 
 
 def heat(title: str, description: str, query: Query, unit: str, *, span: int = 12) -> heatmap.Panel:
-    """The buckets of a histogram over time."""
-    panel = _dressed(heatmap.Panel(), title, description, "", span, 8)
+    """Build a heat map of a histogram over time."""
+    panel = _framed(heatmap.Panel(), title, description, "", span, 8)
     colours = heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(32)
     return (
         panel.with_target(query.target(0, PromQueryFormat.HEATMAP))
@@ -197,9 +202,12 @@ def columns(
     link: tuple[str, str] | None = None,
     height: int = 10,
 ) -> table.Panel:
-    """A table. `rows`: its series are the rows, their labels `keys` (label: heading) the first columns; then a column
-    for each of `by` (heading: query and unit). `link`: (heading, address) that its cells lead to."""
-    panel = _dressed(table.Panel(), title, description, "", 24, height)
+    """Build a table.
+
+    The series of `rows` are the rows. Columns are their labels `keys` (label: heading), then `by` (heading: query and
+    unit). `link`: heading of a column and the URL of its cells.
+    """
+    panel = _framed(table.Panel(), title, description, "", 24, height)
     panel = panel.with_target(rows.target(0, PromQueryFormat.TABLE))
     headings = dict(keys)
     for index, (heading, (query, unit)) in enumerate(by.items(), start=1):
@@ -234,8 +242,8 @@ def _letter(index: int) -> str:
     return chr(ord("A") + index)
 
 
-def _painted(panel: Any, colours: Colours | None) -> Any:
-    """Every state in its own colour, which is the same on all dashboards."""
+def _coloured(panel: Any, colours: Colours | None) -> Any:
+    """Give every state its colour, the same on all dashboards."""
     for name, colour in (colours or {}).items():
         fixed = {"mode": "fixed", "fixedColor": colour}
         panel = panel.override_by_name(name, [model.DynamicConfigValue(id_val="color", value=fixed)])

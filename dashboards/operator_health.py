@@ -1,23 +1,23 @@
-"""The operator itself: does it act, does it keep up, what does it ask of the API server."""
+"""Operator dashboard: leadership, reconciliation, API calls, agents and resources."""
 
 from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard as builder
 
-from dashboards.frame import a_dashboard
-from dashboards.look import GREEN, ORANGE, RED, Query, heat, lines, number
+from dashboards.layout import a_dashboard
+from dashboards.panels import GREEN, ORANGE, RED, Query, heat, lines, number
 
 RECONCILE = "pretrain_operator_reconcile_seconds"
 
 
 def dashboard() -> builder.Dashboard:
-    """The dashboard of the operator."""
+    """Build the dashboard of the operator."""
     return a_dashboard(
         "Pre-training / Operator",
         "pretrain-operator",
-        "The operator's own health: leadership, reconciling, API calls, agents, resources.",
+        "Health of the operator: leadership, reconciliation, API calls, agents, resources.",
         (),
-        (("Now", NOW), ("Reconciling", RECONCILING), ("API server and agents", CALLS), ("Resources", RESOURCES)),
+        (("Now", NOW), ("Reconciliation", RECONCILING), ("API server and agents", CALLS), ("Resources", RESOURCES)),
         since="now-3h",
     )
 
@@ -28,35 +28,33 @@ def _quantile(share: float) -> str:
 
 NOW = (
     number(
-        "Acting replicas",
-        "One, and only for the moment of a change none. The others stand by.",
+        "Active replicas",
+        "Exactly one; none only during a change of leader. Other replicas stand by.",
         Query("sum(pretrain_operator_leader)"),
         thresholds=((None, RED), (1, GREEN), (2, RED)),
         none="none",
     ),
     number(
-        "Running since",
-        "The acting replica's process. Training does not depend on it.",
+        "Uptime",
+        "Uptime of the active replica. Training does not depend on it.",
         Query(
             "max(time() - pretrain_operator_process_start_time_seconds and on (instance) pretrain_operator_leader == 1)"
         ),
         "s",
         trend=False,
     ),
+    number("Jobs", "Jobs managed by the operator.", Query("count(max by (namespace, name) (pretrain_job_step))")),
+    number("Agents", "Connected agents.", Query("sum(pretrain_operator_agents_connected)")),
     number(
-        "Jobs served", "Jobs that the operator knows.", Query("count(max by (namespace, name) (pretrain_job_step))")
-    ),
-    number("Agents", "Workers whose agents are connected.", Query("sum(pretrain_operator_agents_connected)")),
-    number(
-        "Oldest in the queue",
-        "How long the job that waits longest has waited to be looked at.",
+        "Oldest queue entry",
+        "Longest time that a job has waited for reconciliation.",
         Query("max(pretrain_operator_queue_oldest_seconds)"),
         "s",
         ((None, GREEN), (2, ORANGE), (10, RED)),
     ),
     number(
-        "Slow looks",
-        "99 % of the looks at a job took less.",
+        "Slow reconciliations",
+        "99 % of reconciliations were faster.",
         Query(_quantile(0.99)),
         "s",
         ((None, GREEN), (0.1, ORANGE), (1, RED)),
@@ -65,33 +63,33 @@ NOW = (
 
 RECONCILING = (
     heat(
-        "Duration of looks",
-        "To look at a job is to observe it, decide, and tell its coordinator.",
+        "Duration of reconciliations",
+        "A reconciliation observes a job, decides and acts.",
         Query(f"sum by (le) (increase({RECONCILE}_bucket[$__rate_interval]))", "{{le}}"),
         "s",
     ),
     lines(
-        "Typical and slow looks",
-        "Over the interval.",
+        "Typical and slow reconciliations",
+        "Quantiles over the interval.",
         (
-            Query(_quantile(0.5), "half are shorter than"),
-            Query(_quantile(0.99), "99 % are shorter than"),
+            Query(_quantile(0.5), "median"),
+            Query(_quantile(0.99), "99th percentile"),
         ),
         "s",
         limit=1,
     ),
     lines(
-        "Looks per second",
-        "Over all jobs. Idle jobs are not looked at but seldom.",
-        (Query(f"sum(rate({RECONCILE}_count[$__rate_interval]))", "looks per second"),),
+        "Reconciliations per second",
+        "Over all jobs. Idle jobs are rarely reconciled.",
+        (Query(f"sum(rate({RECONCILE}_count[$__rate_interval]))", "reconciliations per second"),),
         "ops",
     ),
     lines(
         "Queue",
-        "Jobs that wait to be looked at, and how long the first of them has.",
+        "Jobs waiting for reconciliation, and the longest wait.",
         (
             Query("max(pretrain_operator_queue_depth)", "jobs"),
-            Query("max(pretrain_operator_queue_oldest_seconds)", "seconds that the first has waited"),
+            Query("max(pretrain_operator_queue_oldest_seconds)", "longest wait in seconds"),
         ),
         limit=10,
     ),
@@ -107,7 +105,7 @@ CALLS = (
     ),
     lines(
         "API calls by answer",
-        "404 and 409 are ordinary now and then; 403 means rights that are missing, 429 and 5xx a server in need.",
+        "Occasional 404 and 409 are normal; 403 means missing permissions, 429 and 5xx an overloaded API server.",
         (Query("sum by (code) (rate(pretrain_operator_api_calls_total[$__rate_interval]))", "{{code}}"),),
         "reqps",
     ),
@@ -118,7 +116,7 @@ CALLS = (
     ),
     lines(
         "Agents refused",
-        "By reason. Expired tokens come from pods that are gone; others deserve a look.",
+        "By reason. Expired tokens come from deleted pods; investigate other reasons.",
         (Query("sum by (reason) (rate(pretrain_operator_agents_refused_total[$__rate_interval]))", "{{reason}}"),),
         "reqps",
     ),
@@ -140,7 +138,7 @@ RESOURCES = (
     ),
     lines(
         "Open files",
-        "Connections of agents among them. At the limit no more agents can connect.",
+        "Includes the connections of agents. At the limit no more agents can connect.",
         (
             Query("pretrain_operator_process_open_fds", "{{instance}}"),
             Query("pretrain_operator_process_max_fds", "limit of {{instance}}"),
