@@ -13,7 +13,7 @@ WORDS = {
     r"(is|are|was) told|tells? of|says? nothing": "is notified, reports, is silent",
     r"pass(es|ed|ing)? over": "skip",
     r"let(s|ting)? (all \w+ )?go|let(s|ting)? in": "release, admit",
-    r"on nobody's line|(on|off) the line|(?<!last )(?<!command )the line": "not in the checkpoint lineage, lineage",
+    r"on nobody's line|(on|off) the line": "not in the checkpoint lineage, lineage",
     r"held up by": "stall",
     r"sums of all ranks": "all-reduce",
     r"so (many|much|long) (as|bytes|steps|after)|for so long": "the number or the parameter's name",

@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = (
+SHIPPED = (
     "api/src", "store/src", "sdk/src", "data/src", "agent/src", "trainer/src", "operator/src", "cli/src",
-    "tools", "dashboards", "benchmarks",
 )  # fmt: skip
+PACKAGES = (*SHIPPED, "tools", "dashboards", "benchmarks")
 
 
 def modules_of(package: str) -> tuple[Path, ...]:

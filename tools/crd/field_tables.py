@@ -19,7 +19,7 @@ Schema = Mapping[str, Any]
 
 
 def text() -> str:
-    """The whole document: a section for each object, in the order of the job file."""
+    """Return the whole document: a section for each object, in the order of the job file."""
     version = custom_resource_definition()["spec"]["versions"][0]
     spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
     return wrapped(_HEAD + "".join(_sections("spec", spec)))

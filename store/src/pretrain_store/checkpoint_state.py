@@ -13,15 +13,15 @@ from pretrain_store.parent import choose_parent
 class CheckpointState(StrEnum):
     """State of a checkpoint in the lineage. `verify` checks its bytes. Programs read the values from `--json`."""
 
-    IN_FORCE = "in force"
+    CURRENT = "current"
     """The next generation resumes from it."""
-    ON_LINE = "on the line"
+    IN_LINEAGE = "in lineage"
     """It is in the checkpoint lineage, before the current one."""
     REJECTED = "damaged"
     """A generation found it corrupt and skipped it."""
     GIVEN_UP = "rolled back"
     """A rollback returned to a step before it."""
-    ASIDE = "off the line"
+    NOT_IN_LINEAGE = "not in lineage"
     """It is not in the lineage: a replaced generation committed it, or the checkpoints before it are gone."""
 
 
@@ -35,11 +35,11 @@ def checkpoint_states(listing: Listing) -> Mapping[str, CheckpointState]:
 
     def of(key: str) -> CheckpointState:
         if key == current:
-            return CheckpointState.IN_FORCE
+            return CheckpointState.CURRENT
         if key in corrupt:
             return CheckpointState.REJECTED
         if key in left:
             return CheckpointState.GIVEN_UP
-        return CheckpointState.ON_LINE if key in chain else CheckpointState.ASIDE
+        return CheckpointState.IN_LINEAGE if key in chain else CheckpointState.NOT_IN_LINEAGE
 
     return {key: of(key) for key in listing.manifests}

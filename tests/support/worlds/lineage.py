@@ -141,7 +141,7 @@ class World:
                 assert self.trained[key] == self.trained[keys[0]][:step], f"{key} is of another history than {keys[0]}"
                 assert data_steps(step, self.skipped[key]) == data_steps(step, self.skipped[keys[0]]), "data was moved"
         as_read = self.listing_as_read()
-        assert not rolled_back(as_read) & set(checkpoint_chain(as_read)), "what a rollback left behind is on the line"
+        assert not rolled_back(as_read) & set(checkpoint_chain(as_read)), "an abandoned checkpoint is in the lineage"
 
     def _check_commit(self, writer: Writer, key: str, before: Listing) -> None:
         assert before.records[writer.generation].nonce == writer.nonce, "committed under another's number"

@@ -65,7 +65,7 @@ def standing(history: dict[str, Any]) -> dict[int, str]:
     return {item["step"]: item["standing"] for item in history["checkpoints"]}
 
 
-STANDING = {10: "on the line", 20: "on the line", 30: "rolled back", 40: "in force"}
+STANDING = {10: "in lineage", 20: "in lineage", 30: "rolled back", 40: "current"}
 
 
 def test_a_run_shows_its_history_as_a_table_newest_first(tmp_path: Path, folder: Path) -> None:
@@ -77,10 +77,10 @@ def test_a_run_shows_its_history_as_a_table_newest_first(tmp_path: Path, folder:
     title, _, *rows, rollback = shown.stdout.splitlines()
     assert title.strip() == f"folder {folder}, generation 2"
     assert [" ".join(row.split()) for row in rows] == [
-        "40 2 1 0 0.0 – in force",
+        "40 2 1 0 0.0 – current",
         "30 1 1 0 0.0 – rolled back",
-        "20 1 1 0 0.0 – on the line",
-        "10 1 1 0 0.0 – on the line, pinned",
+        "20 1 1 0 0.0 – in lineage",
+        "10 1 1 0 0.0 – in lineage, pinned",
     ]
     assert rollback == "generation 2 rolled back to step 20: LossSpike at step 27, since step 25"
 
@@ -92,7 +92,7 @@ def test_the_history_for_programs(tmp_path: Path, folder: Path) -> None:
     assert (history["store"], history["generation"]) == (f"folder {folder}", 2)
     assert [item["pinned"] for item in history["checkpoints"]] == [True, False, False, False]
     assert history["checkpoints"][0] == {
-        "key": manifest_key(1, 10), "step": 10, "generation": 1, "standing": "on the line", "pinned": True,
+        "key": manifest_key(1, 10), "step": 10, "generation": 1, "standing": "in lineage", "pinned": True,
         "tokens": 0, "workers": 1, "bytes": 5, "savedAt": None, "damage": None,
     }  # fmt: skip
     assert [rollback["toStep"] for rollback in history["rollbacks"]] == [20]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.documents import DOCUMENTS, GENERATED, ROOT, blocks, name_of
+from support.documents import DOCUMENTS, ROOT, blocks, name_of
 from support.prose import foreign_words
 from tools.docs.prose import WIDTH, long_lines, wrapped
 
@@ -29,7 +29,7 @@ def test_lines_are_wrapped(document: Path) -> None:
     assert long_lines(document.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("path", [it for it in DOCUMENTS if it not in GENERATED] + FOR_PEOPLE, ids=name_of)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *FOR_PEOPLE], ids=name_of)
 def test_the_words_are_the_field_s(path: Path) -> None:
     assert foreign_words(" ".join(path.read_text(encoding="utf-8").split())) == {}
 

@@ -13,7 +13,7 @@ from pretrain_agent.network.metrics_server import WorkerMetrics
 from pretrain_agent.settings import AgentSettings
 from pretrain_agent.torchrun.mailbox import Assignment, Mailbox
 from pretrain_agent.worker.active_generation import ActiveGeneration, StepTracker
-from pretrain_agent.worker.ports import CoordinatorChannel, RankKiller, RendezvousStores
+from pretrain_agent.worker.ports import CoordinatorSender, RankKiller, RendezvousStores
 from pretrain_agent.worker.rank_server import RankServer
 from pretrain_agent.worker.report_buffer import ReportBuffer
 from pretrain_api.messages.protocol import (
@@ -79,7 +79,7 @@ class WorkerAgent:
         self._metrics = metrics
         self._clock = clock
         self._launcher: RankKiller
-        self._coordinator: CoordinatorChannel
+        self._coordinator: CoordinatorSender
         self._active: ActiveGeneration | None = None
         self._highest_number = 0
         self._formed_number = 0
@@ -89,7 +89,7 @@ class WorkerAgent:
         self._tasks: set[asyncio.Task[None]] = set()
         self.exit_code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    def attach(self, launcher: RankKiller, coordinator: CoordinatorChannel) -> None:
+    def attach(self, launcher: RankKiller, coordinator: CoordinatorSender) -> None:
         """Connect launcher and coordinator. Must be called first."""
         self._launcher = launcher
         self._coordinator = coordinator

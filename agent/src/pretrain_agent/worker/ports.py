@@ -27,7 +27,7 @@ class RendezvousStores(Protocol):
         ...
 
 
-class CoordinatorChannel(Protocol):
+class CoordinatorSender(Protocol):
     """Sending side of the connection to the coordinator."""
 
     @property

@@ -34,10 +34,10 @@ from pretrain_store.port import FEW_RETRIES, FULL_RETRIES, Readable
 
 _READERS = 16
 _COLORS = {
-    CheckpointState.IN_FORCE: "green",
+    CheckpointState.CURRENT: "green",
     CheckpointState.REJECTED: "red",
     CheckpointState.GIVEN_UP: "yellow",
-    CheckpointState.ASIDE: "yellow",
+    CheckpointState.NOT_IN_LINEAGE: "yellow",
 }
 
 
@@ -216,7 +216,7 @@ def _standing_words(item: CheckpointEntry, unread: str | None) -> Iterator[str]:
 
 
 def _footnotes(history: CheckpointHistory) -> Iterable[str]:
-    if not any(item.standing == CheckpointState.IN_FORCE for item in history.checkpoints):
+    if not any(item.standing == CheckpointState.CURRENT for item in history.checkpoints):
         yield "no checkpoint can be restored"
     for rollback in history.rollbacks:
         skipped = rollback.skipped

@@ -20,7 +20,7 @@ from pretrain_api.status.job import JobStatus
 from pretrain_api.status.records import EvaluationResult, StepRecord
 from pretrain_cli.errors import BadInput, CliExit
 from pretrain_cli.inputs.faults import Fault
-from pretrain_cli.inputs.prepare import PreparedRun, RunOptions, prepare
+from pretrain_cli.inputs.prepare import PreparedJob, RunOptions, prepare
 from pretrain_cli.render.line_log import LineLog
 from pretrain_cli.render.report import Result, write_outputs
 from pretrain_cli.render.summary import summarise
@@ -64,7 +64,7 @@ def run(options: RunOptions) -> int:
         return CliExit.BAD_INPUT
 
 
-def _run_in(folder: RunFolder, prepared: PreparedRun) -> int:
+def _run_in(folder: RunFolder, prepared: PreparedJob) -> int:
     """Run the job in its locked folder."""
     job = prepared.job
     check_same_job(folder, job)
@@ -111,13 +111,13 @@ def _resume_hint(status: JobStatus) -> str:
     return f"Run the same command to resume from step {status.checkpoints.latest_step:,}."
 
 
-def _board(folder: RunFolder, prepared: PreparedRun) -> AbstractContextManager[TensorBoardWriter | None]:
+def _board(folder: RunFolder, prepared: PreparedJob) -> AbstractContextManager[TensorBoardWriter | None]:
     return TensorBoardWriter(folder.path / FOLDER) if prepared.tensorboard else nullcontext()
 
 
 async def _supervise(
     folder: RunFolder,
-    prepared: PreparedRun,
+    prepared: PreparedJob,
     status: JobStatus,
     audience: TerminalView | LineLog,
     board: TensorBoardWriter | None,

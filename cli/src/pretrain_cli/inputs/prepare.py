@@ -26,7 +26,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class PreparedRun:
+class PreparedJob:
     """Checked run, ready to start."""
 
     job: PretrainJob
@@ -39,7 +39,7 @@ class PreparedRun:
     """Write TensorBoard event files too."""
 
 
-def prepare(options: RunOptions, environ: Mapping[str, str]) -> PreparedRun:
+def prepare(options: RunOptions, environ: Mapping[str, str]) -> PreparedJob:
     """Check everything that can be checked before a process starts. Raises InvalidJob and BadInput; writes nothing."""
     parsed = load_job(options.job_file, options.sets)
     out = (options.out or Path("runs") / parsed.metadata.name).absolute()
@@ -59,7 +59,7 @@ def prepare(options: RunOptions, environ: Mapping[str, str]) -> PreparedRun:
     if widened != workers:
         low, high = widened.elastic.min, widened.max
         notes.append(f"elastic is widened to {low} to {high} workers in this run, as --fault requires")
-    return PreparedRun(resolved.job, out, planned.faults, tuple(notes), options.tensorboard)
+    return PreparedJob(resolved.job, out, planned.faults, tuple(notes), options.tensorboard)
 
 
 def with_workers(job: PretrainJob, replicas: int) -> PretrainJob:
