@@ -9,10 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-GENERATED = {
-    ROOT / "docs" / name for name in ("pretrainjob.md", "metrics.md", "reference/cli.md", "reference/protocol.md")
-}
-"""Pages whose words come from the code."""
 DOCUMENTS = sorted(
     {
         *ROOT.glob("*.md"),
