@@ -51,6 +51,7 @@ def text() -> str:
 
 
 def _section(model: type[BaseModel]) -> str:
+    model.model_rebuild()  # resolves annotations of classes that are defined later
     kind = model.model_fields.get("kind")
     heading = f"`{kind.default}`" if kind is not None else f"`{model.__name__}`"
     about = inspect.cleandoc(model.__doc__ or "")
