@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 USAGE = "--coordinator URL --job-uid UID --slot N --attempt N [options] -- (-m MODULE | SCRIPT) ARGS..."
 
@@ -82,6 +82,8 @@ def parse_settings(argv: Sequence[str]) -> AgentSettings:
         options = CliApp.run(AgentOptions, cli_args=own)
     except ValidationError as error:
         _refuse("; ".join(_mistake(detail) for detail in error.errors()))
+    except SettingsError as error:
+        _refuse(str(error))
     return AgentSettings(**dict(options), program=_program(rest))
 
 

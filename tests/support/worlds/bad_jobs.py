@@ -149,7 +149,7 @@ BAD_JOBS = (
         "workers that hold no whole replicas",
         {f"{_T}.parallelism": {"tensor": 2}, f"{_W}.replicas": 3, f"{_W}.processesPerWorker": 1},
         "workers.replicas times processesPerWorker is not a multiple of",
-        "3 workers of 1 cannot divide evenly: use 2 or 4",
+        "3 workers of 1 hold no whole number of replicas: use 2 or 4",
     ),
     BadJob(
         "hybrid shards of workers that hold no whole replicas",

@@ -44,8 +44,9 @@ def misfit(parallelism: Parallelism, workers: int, processes: int) -> str | None
         )
     if workers % quantum:
         return (
-            f"a replica of the model takes {_product(parallelism)} processes, which {workers} "
-            f"worker{'s' * (workers > 1)} of {processes} cannot divide evenly: use {nearest(workers, quantum)}"
+            f"a replica of the model takes {_product(parallelism)} processes, and {workers} "
+            f"worker{'s' * (workers > 1)} of {processes} hold no whole number of replicas: "
+            f"use {nearest(workers, quantum)}"
         )
     return None
 

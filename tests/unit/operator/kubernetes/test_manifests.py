@@ -214,7 +214,7 @@ def test_workers_whose_gpus_hold_no_whole_replica_are_refused_with_numbers_that_
     template = {"spec": {"containers": [{"name": "worker", "resources": gpus}]}}
     training = {**a_job_body()["spec"]["training"], "parallelism": {"pipeline": 2, "tensor": 2}}
 
-    with pytest.raises(InvalidSpec, match=r"3 workers of 2 cannot divide evenly: use 2 or 4"):
+    with pytest.raises(InvalidSpec, match=r"3 workers of 2 hold no whole number of replicas: use 2 or 4"):
         a_parsed_job(workers={"replicas": 3, "template": template}, training=training)
     fitting = a_parsed_job(workers={"replicas": 4, "template": template}, training=training)
     assert fitting.spec.workers.processes_per_worker == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Self
 
 from pretrain_sdk.rank_logs import LOGS_VARIABLE
@@ -40,6 +39,6 @@ class Environment:
             local_world_size=int(variables.get("LOCAL_WORLD_SIZE", "1")),
             rendezvous="MASTER_ADDR" in variables,
             user_cache=Path(variables.get("XDG_CACHE_HOME") or Path(variables.get("HOME") or "/tmp") / ".cache"),
-            scratch=Path(variables.get("TMPDIR") or gettempdir()),
+            scratch=Path(variables.get("TMPDIR") or "/tmp"),
             logs=Path(logs) if logs else None,
         )

@@ -72,7 +72,8 @@ def load_hook(evaluation: Evaluation | None) -> Hook | None:
     except (Exception, SystemExit) as error:
         cause = f"{type(error).__name__}: {error}"
         raise InvalidInput(
-            f"{FIELD}: {where} cannot be imported ({cause}): correct the name, or add what it needs to the image"
+            f"{FIELD}: {where} cannot be imported ({cause}): "
+            "correct the name, or install what it needs where the ranks run"
         ) from error
     if not callable(function):
         raise InvalidInput(f"{FIELD}: {where} has no function {name}: correct the name, or define it there")
