@@ -37,7 +37,7 @@ _LENGTHS = {
 }
 _PATTERNS = {
     r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$": "must be lower-case letters, digits and hyphens, no hyphen at either end",
-    r"^[a-z]([-a-z0-9]*[a-z0-9])?$": "must be lower-case letters, digits and hyphens, a letter first and no hyphen last",
+    r"^[a-z]([-a-z0-9]*[a-z0-9])?$": "must be lower-case letters, digits and hyphens, a letter first, no hyphen last",
     r"^[a-z0-9][-.a-z0-9]*[a-z0-9]$": "must be lower-case letters, digits, hyphens and dots",
     r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?)?$": "must be lower-case letters, digits, hyphens and dots",
     r"^([^/]+(/[^/]+)*)?$": "must have no slash at either end and no two in a row",

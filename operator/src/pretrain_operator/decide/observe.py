@@ -52,7 +52,7 @@ class PodRefusal:
 
 @dataclass(frozen=True)
 class ServiceMemory:
-    """State of a job's service between two reconciles. All but its clock can be restored from the status."""
+    """State of a job's service between two reconciles. The status restores it, but for what was heard since."""
 
     written: JobStatus = field(default_factory=JobStatus)
     """The status as last written."""

@@ -14,8 +14,8 @@ from pretrain_operator.decide.placement import next_release
 from pretrain_operator.decide.replacement import deadlines, expired_deadline, is_outdated
 from pretrain_operator.decide.workers import ObservedWorker
 from pretrain_operator.liveness.timings import TIMINGS
+from pretrain_operator.projections.goodput import STEPPING
 
-STEPPING = ("training", "redoing", "evaluating", "saving")
 RESTART_BACKOFF = Backoff(first=1.0, factor=2.0, most=300.0, jitter=0.0)
 """Delay of a slot's next pod from the third attempt on. Without jitter: the same input gives the same decision."""
 

@@ -120,7 +120,7 @@ class ProfileRefused:
 
 @dataclass(frozen=True)
 class JobEnded:
-    """The job succeeded or failed: the last fact that counts."""
+    """The job succeeded or failed: later reports and generations do not count."""
 
     time: float
     failed: bool

@@ -85,7 +85,8 @@ def position_of(status: JobStatus) -> LineagePosition:
     rolled_to = last.number if last is not None and last.formed_as is not None else 0
     key = status.latest_checkpoint
     rollbacks = [item for item in status.incidents if item.cause in DIVERGENCES and item.action in ("", "RolledBack")]
-    diverged_at = max((_detected_at(item) for item in rollbacks if item.action), default=NEVER) if rolled_to else NEVER
+    latest = next((item for item in reversed(rollbacks) if item.action), None)
+    diverged_at = _detected_at(latest) if latest is not None and rolled_to else NEVER
     return LineagePosition(
         generation=(last.formed_as or last.number) if last is not None else 0,
         rolled_to=rolled_to,

@@ -106,7 +106,7 @@ class Ledger:
             ranks_wait=self.slice(OBSTACLE).ranks_wait,
             grace_seconds=self.slice(CHECKPOINTS).grace_seconds,
             stepped_at=self.slice(PROGRESS).pace.stepped_at,
-            answered_profiles=frozenset(profile.id for profile in self.slice(PROFILES).profiles),
+            answered_profiles=self._log.position.profiles,
         )
 
     def _context(self, entry: AdmittedFact, recovery: Recovery) -> Context:

@@ -112,6 +112,19 @@ async def test_a_change_reaches_the_controller_of_its_job(world: World) -> None:
     assert world.log == ["start one", "start two", "changed two 2"]
 
 
+async def test_a_bug_with_one_job_does_not_end_the_watch_of_the_others(world: World) -> None:
+    world.added(a_job("one"), a_job("two", "two"))
+
+    def broken(body: Object) -> None:
+        raise ArithmeticError(body)
+
+    world.services[0].changed = broken  # type: ignore[method-assign]
+    world.jobs.job_event("MODIFIED", a_job("one", version=2))
+    world.jobs.job_event("MODIFIED", a_job("two", "two", version=2))
+
+    assert world.log[-1] == "changed two 2"
+
+
 async def test_the_deletion_of_an_unknown_job_does_nothing(world: World) -> None:
     world.jobs.job_event("DELETED", a_job("unknown"))
 

@@ -347,6 +347,16 @@ def test_a_container_that_cannot_hold_the_states_is_refused() -> None:
     assert "raise resources.limits.memory" in problem
 
 
+@pytest.mark.parametrize("memory", ["Infinity", "NaN", "sNaNM", "1e999999999", "1e99999999"])
+def test_a_memory_limit_that_is_no_finite_quantity_is_left_to_the_api_server(memory: str) -> None:
+    template = {"spec": {"containers": [{"name": "worker", "resources": {"limits": {"memory": memory}}}]}}
+    checkpoint = {**a_job_body()["spec"]["checkpoint"], "memory": {"everySteps": 5}}
+
+    job = a_parsed_job(workers={"replicas": 3, "elastic": {"min": 3}, "template": template}, checkpoint=checkpoint)
+
+    assert job.spec.checkpoint.memory is not None
+
+
 @pytest.mark.parametrize("path", ["/tmp", "/dev/shm", "/var/cache/pretrain", "/var/cache/pretrain/"])
 def test_a_volume_of_the_templates_own_takes_the_place_of_ours(path: str) -> None:
     claim = {"name": "mine", "persistentVolumeClaim": {"claimName": "fast"}}

@@ -40,6 +40,17 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert parse_options([*NEEDED, "--agents-port", "9"]).agents_port == 9
 
 
+def test_an_empty_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRETRAIN_NAMESPACE", "team")
+    options = parse_options([*NEEDED, "--namespace=", "--service-accounts=", "--pod-name=", "--tls-dir="])
+
+    assert (options.namespace, options.service_accounts, options.pod_name, options.tls_dir) == (None, (), "", None)
+
+
+def test_service_accounts_are_separated_by_commas() -> None:
+    assert parse_options([*NEEDED, "--service-accounts=a, b"]).service_accounts == ("a", "b")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

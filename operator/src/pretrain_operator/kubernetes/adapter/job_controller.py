@@ -25,7 +25,7 @@ from pretrain_operator.kubernetes.workload.settings import PodSettings
 from pretrain_operator.kubernetes.workload.validation import InvalidSpec, parse_job, parse_status
 from pretrain_operator.metrics.registry import OperatorMetrics
 
-RESTART_BACKOFF = Backoff(first=1.0, factor=2.0, most=300.0, jitter=0.5)
+RESTART_BACKOFF = Backoff(first=1.0, factor=2.0, most=300.0, jitter=1.0)
 """Of a service that failed by a bug."""
 HEALED_SECONDS = 600.0
 """Run time of a service after which its failures in a row are forgotten."""

@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
+import structlog
+
 from pretrain_operator.kubernetes.adapter.job_controller import Deps, JobController
 from pretrain_operator.kubernetes.client.api import Object
 from pretrain_operator.kubernetes.workload.names import index_by_job
 
 RESYNC_SECONDS = 300.0
 """Period in which every active job is enqueued once, at a random moment, whatever the watches report."""
+
+log = structlog.get_logger()
 
 
 class JobRegistry:
@@ -43,8 +47,14 @@ class JobRegistry:
         await asyncio.gather(*(controller.close() for controller in self._controllers.values()), *self._closing)
 
     def job_event(self, kind: str, body: Object) -> None:
-        """Start, update or stop the controller of a job."""
-        uid: str = body["metadata"]["uid"]
+        """Start, update or stop the controller of a job. A bug with one job does not end the watch of all."""
+        metadata = body["metadata"]
+        try:
+            self._apply(kind, metadata["uid"], body)
+        except Exception:
+            log.exception("job event failed", kind=kind, namespace=metadata["namespace"], job=metadata["name"])
+
+    def _apply(self, kind: str, uid: str, body: Object) -> None:
         if kind == "DELETED":
             self._deleted(uid)
         elif (controller := self._controllers.get(uid)) is None:

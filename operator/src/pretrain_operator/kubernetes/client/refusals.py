@@ -11,7 +11,7 @@ class Gone(OSError):
 
 
 def refusal(error: ApiError, what: str) -> OSError:
-    """Return Refused if a person must act, else the error itself, which is retried.
+    """Return PodRefused if a person must act, else the error itself, which is retried.
 
     `what` names the object in a sentence: `worker 3`.
     """

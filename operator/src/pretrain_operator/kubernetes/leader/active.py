@@ -101,7 +101,7 @@ class ActiveReplica:
         options = self._shared.options
         async with asyncio.TaskGroup() as group:
             group.create_task(self._job_informer.run())
-            group.create_task(self.jobs.resync())
+            group.create_task(self._resync())
             group.create_task(self._clean_up())
             if options.pod_name:
                 group.create_task(claim(self._api, options.pod_namespace, options.pod_name))
@@ -116,6 +116,10 @@ class ActiveReplica:
     async def hang_up(self) -> None:
         """Stop listening and close all connections."""
         await self._runner.cleanup()
+
+    async def _resync(self) -> None:
+        await self.synced()
+        await self.jobs.resync()
 
     async def _clean_up(self) -> None:
         await self.synced()

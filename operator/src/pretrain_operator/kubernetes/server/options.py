@@ -95,7 +95,6 @@ class _CommandLine(Options, BaseSettings):
         extra="forbid",
         validate_by_name=True,
         env_prefix="PRETRAIN_",
-        env_ignore_empty=True,
         cli_prog_name="pretrain-operator",
         cli_kebab_case=True,
         cli_hide_none_type=True,

@@ -136,10 +136,10 @@ def _memory_problems(job: PretrainJob, template: Template) -> Iterator[str]:
     if written is None or not needed:
         return
     try:
-        limit = int(parse_quantity(written))
-    except ValueError:
-        return  # the API server refuses the pod
-    if limit < needed:
+        too_small = parse_quantity(written) < needed
+    except (ValueError, ArithmeticError):
+        return  # not a quantity: the API server refuses the pod
+    if too_small:
         yield (
             f"spec.checkpoint.memory: a worker keeps {needed / 2**30:,.1f} GiB of snapshots in memory, and its "
             f"container is limited to {written}: raise resources.limits.memory in {AT}, or remove checkpoint.memory"
