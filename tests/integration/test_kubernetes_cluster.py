@@ -185,7 +185,7 @@ async def test_a_foreign_pod_of_the_same_name_is_not_taken_for_a_worker(world: W
     await world.api.create(PODS, world.namespace, pod)
     cluster = world.cluster()
 
-    with pytest.raises(OSError, match=r"gpt2-.*-0-0 is in the way and does not belong to this job"):
+    with pytest.raises(OSError, match=r"gpt2-.*-0-0 has the name that this job needs and belongs to another owner"):
         await cluster.create_pod(0, 0, Placement())
 
     assert (await cluster.snapshot()).pods == ()
@@ -204,7 +204,7 @@ async def test_a_pod_that_is_being_deleted_is_not_adopted(world: World) -> None:
 async def test_a_foreign_config_map_of_the_same_name_is_not_used(world: World) -> None:
     await world.api.create(CONFIG_MAPS, world.namespace, {"metadata": {"name": world.name()}, "data": {}})
 
-    with pytest.raises(OSError, match=r"configmap gpt2-.* does not belong to this job"):
+    with pytest.raises(OSError, match=r"configmap gpt2-.* belongs to another owner"):
         await world.cluster().create_pod(0, 0, Placement())
 
     assert await world.names(PODS) == []
@@ -280,7 +280,7 @@ async def test_a_quota_is_told_with_its_remedy(world: World) -> None:
     await cluster.create_pod(0, 0, Placement())
 
     with pytest.raises(
-        PodRefused, match=r"worker 1 cannot be created: .*exceeded quota: few.* raise the quota"
+        PodRefused, match=r"worker 1 cannot be created: .*exceeded quota: few.* raise or free the quota"
     ) as refused:
         await cluster.create_pod(1, 0, Placement())
 
@@ -317,7 +317,7 @@ async def test_a_template_that_kubernetes_does_not_take_is_told(world: World) ->
     patch = {"spec": {"workers": {"template": template}}}
     world.body = await world.api.merge_patch(JOBS, world.namespace, "gpt2", patch)
 
-    with pytest.raises(PodRefused, match=r'worker 0 cannot be created: .*"Likes".*; mend spec\.workers') as refused:
+    with pytest.raises(PodRefused, match=r'worker 0 cannot be created: .*"Likes".*; fix spec\.workers') as refused:
         await world.cluster().create_pod(0, 0, Placement())
 
     assert refused.value.reason == "Invalid"

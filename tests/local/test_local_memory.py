@@ -17,7 +17,7 @@ def test_failures_in_a_row_lose_an_interval_of_memory_and_no_loss_changes(
     job: Path, baseline: Baseline, tmp_path: Path
 ) -> None:
     """A worker, then a process, then an agent, before anybody has taken a place or the store has a checkpoint."""
-    faults = ("kill:worker=0,step=21", "kill:rank=1,step=26", "kill:agent=2,step=31")
+    faults = ("kill:worker=0,step=12", "kill:rank=1,step=24", "kill:agent=2,step=36")
 
     finished = run(job, tmp_path, *MEMORY, *SHORT, *(f"--fault={fault}" for fault in faults))
 

@@ -172,11 +172,11 @@ class _Cast:
             self.channel.say(evaluated)
 
     def divergence(self, step: int) -> None:
-        """Now and then a loss is no number, or spikes and is gone back from."""
-        if step % 20 == 0:
-            self.channel.say(Diverged(step=step, since=step, cause="LossNotFinite", action="Drop"))
-            self.channel.say(Diverged(step=step, since=step - 4, cause="LossSpike", action="Rollback"))
-            self.channel.say(self.rolled_back(step))
+        """Drop the update of a step whose loss is not finite, then roll back a spike."""
+        self.world.step = step
+        self.channel.say(Diverged(step=step, since=step, cause="LossNotFinite", action="Drop"))
+        self.channel.say(Diverged(step=step, since=step - 4, cause="LossSpike", action="Rollback"))
+        self.channel.say(self.rolled_back(step))
 
     def rolled_back(self, step: int) -> RolledBack:
         """A rollback that lost nothing, so that the steps of this run go on rising."""
@@ -192,10 +192,11 @@ async def _train(run: ScrapedRun, stop: threading.Event, cast: _Cast) -> None:
         cast.stir()
         if cast.world.generation is not None:
             step = max(step, cast.world.step) + 1
-            cast.step(step)
-            cast.extras(step)
-            if run.go.is_set():
+            if run.go.is_set() and step % 20 == 0:
                 cast.divergence(step)
+            else:
+                cast.step(step)
+            cast.extras(step)
             if run.go.is_set() and time.monotonic() - lost_at > 1:
                 lost_at = time.monotonic()
                 cast.world.kill(1)
