@@ -13,7 +13,20 @@ from pydantic import Field, TypeAdapter
 
 from pretrain_api.base import Wire
 from pretrain_api.bounds import (
-    Attempt, Count, Epoch, Name, Number, Pid, Port, Processes, Rank, Seconds, Slot, Step, Text, UnixTime,
+    Attempt,
+    Count,
+    Epoch,
+    Name,
+    Number,
+    Pid,
+    Port,
+    Processes,
+    Rank,
+    Seconds,
+    Slot,
+    Step,
+    Text,
+    UnixTime,
 )  # fmt: skip
 from pretrain_api.messages.reports import ReportBody
 

@@ -11,11 +11,21 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from pretrain_api.base import Wire
-from pretrain_api.checkpoint.lineage import DivergenceCause, Rollback, StepRange
 from pretrain_api.bounds import (
-    Count, ExitStatus, LocalRank, Measured, Name, Number, Pid, Rank, SampleText, Seconds, Step, Text,
+    Count,
+    ExitStatus,
+    LocalRank,
+    Measured,
+    Name,
+    Number,
+    Pid,
+    Rank,
+    SampleText,
+    Seconds,
+    Step,
+    Text,
 )  # fmt: skip
-
+from pretrain_api.checkpoint.lineage import DivergenceCause, Rollback, StepRange
 
 MAX_VALUES = 128
 """Values of an evaluation: a job has at most 64 sources, and a hook gives at most 32 results."""

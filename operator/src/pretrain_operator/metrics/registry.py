@@ -42,6 +42,7 @@ class OperatorMetrics:
         )
         self._api_calls = Counter(*families.API_CALLS.declaration, registry=registry)
         self._refused = Counter(*families.AGENTS_REFUSED.declaration, registry=registry)
+        self._messages_refused = Counter(*families.MESSAGES_REFUSED.declaration, registry=registry)
         self._leader = Gauge(*families.LEADER.declaration, registry=registry)
         self._agents = Gauge(*families.AGENTS.declaration, registry=registry)
         self._queue_depth = Gauge(*families.QUEUE_DEPTH.declaration, registry=registry)
@@ -68,6 +69,10 @@ class OperatorMetrics:
     def agent_refused(self, reason: str) -> None:
         """Count a refused agent by one of the few reasons that the code knows."""
         self._refused.labels(reason).inc()
+
+    def message_refused(self, reason: str) -> None:
+        """Count a refused message by one of the few reasons that the code knows."""
+        self._messages_refused.labels(reason).inc()
 
     def leading(self, acts: bool) -> None:
         """Record whether this replica is the leader."""

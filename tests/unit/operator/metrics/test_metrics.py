@@ -442,6 +442,7 @@ def test_the_operator_tells_of_itself(metrics: OperatorMetrics, shown: Shown) ->
     metrics.job("ml", "gpt2").reconciled(JobStatus(), 0.03)
     metrics.api_call("patch", "200")
     metrics.agent_refused("TokenExpired")
+    metrics.message_refused("OutOfBounds")
     metrics.leading(True)
     metrics.watch_agents(lambda: 12)
     metrics.watch_queue(lambda: 3, lambda: 0.5)
@@ -450,6 +451,7 @@ def test_the_operator_tells_of_itself(metrics: OperatorMetrics, shown: Shown) ->
     assert series["pretrain_operator_reconcile_seconds_count", ()] == 1
     assert series["pretrain_operator_api_calls_total", (("code", "200"), ("verb", "patch"))] == 1
     assert series["pretrain_operator_agents_refused_total", (("reason", "TokenExpired"),)] == 1
+    assert series["pretrain_operator_messages_refused_total", (("reason", "OutOfBounds"),)] == 1
     assert series["pretrain_operator_leader", ()] == 1
     assert series["pretrain_operator_agents_connected", ()] == 12
     assert series["pretrain_operator_queue_depth", ()] == 3
@@ -533,6 +535,7 @@ def test_what_is_shown_is_what_is_listed(metrics: OperatorMetrics, shown: Shown)
     listener.reconciled(busy, 0.1)
     metrics.api_call("get", "200")
     metrics.agent_refused("NoToken")
+    metrics.message_refused("OutOfBounds")
 
     labels: dict[str, set[str]] = {}
     for name, of in shown.series():
