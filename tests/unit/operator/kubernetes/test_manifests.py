@@ -347,6 +347,20 @@ def test_a_container_that_cannot_hold_the_states_is_refused() -> None:
     assert "raise resources.limits.memory" in problem
 
 
+@pytest.mark.parametrize("memory", ["1e99999999", "1e-99999999", "9" * 30, "much"])
+def test_a_memory_limit_that_is_no_quantity_is_refused_before_it_is_computed(memory: str) -> None:
+    container = {"name": "worker", "resources": {"limits": {"memory": memory}}}
+
+    assert "resources.limits.memory" in refused(template={"spec": {"containers": [container]}})
+
+
+@pytest.mark.parametrize("gpus", [10**18, "9" * 100, 1000])
+def test_an_absurd_number_of_gpus_is_refused(gpus: object) -> None:
+    container = {"name": "worker", "resources": {"limits": {"nvidia.com/gpu": gpus}}}
+
+    assert "must be a whole number of GPUs, at most 999" in refused(template={"spec": {"containers": [container]}})
+
+
 @pytest.mark.parametrize("path", ["/tmp", "/dev/shm", "/var/cache/pretrain", "/var/cache/pretrain/"])
 def test_a_volume_of_the_templates_own_takes_the_place_of_ours(path: str) -> None:
     claim = {"name": "mine", "persistentVolumeClaim": {"claimName": "fast"}}

@@ -462,6 +462,24 @@ def test_the_operator_tells_of_itself(metrics: OperatorMetrics, shown: Shown) ->
     assert shown.series()["pretrain_operator_leader", frozenset()] == 0
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [{"tokens": 10**400}, {"loss": 10**400}, {"validation_loss": {"\ud800": 1.0}}, {"validation_loss": {"a": None}},
+     {"step": "many"}],
+    ids=["tokens", "loss", "label", "none", "text"],
+)  # fmt: skip
+def test_a_bad_value_of_one_job_hides_no_metric_of_another(
+    metrics: OperatorMetrics, shown: Shown, bad: dict[str, Any]
+) -> None:
+    metrics.job("ml", "bad").reconciled(JobStatus(generation=1).model_copy(update=bad), 0.1)
+    metrics.job("ml", "good").reconciled(JobStatus(generation=1, step=7), 0.1)
+
+    series = shown.series()
+
+    assert series["pretrain_job_step", frozenset({("namespace", "ml"), ("name", "good")})] == 7
+    assert series["pretrain_job_generation", frozenset({("namespace", "ml"), ("name", "good")})] == 1
+
+
 def _worker_text(metrics: WorkerMetrics) -> str:
     return generate_latest(metrics.registry).decode()
 
