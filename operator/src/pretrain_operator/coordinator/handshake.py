@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Literal
 
 from pretrain_api.messages.protocol import PROTOCOL_VERSION, Hello, Shutdown
@@ -67,9 +68,9 @@ class FailedWorkers:
 
     def refuse(self, connection: ConnectionId, pod: tuple[int, int] | None, refusal: Refusal) -> Agent | None:
         """Record a refused message; returns the agent of the connection, or else of its authenticated pod."""
-        self._outbox.refuse(refusal.reason)
         agent = self._roster.on(connection) or (self._roster.of_pod(pod) if pod is not None else None)
         pod = agent.pod if agent is not None else pod
+        self._outbox.refuse(replace(refusal, pod=pod))
         if pod is not None:
             self._errors[pod] = refusal.message
         return agent

@@ -27,6 +27,8 @@ class Refusal:
 
     reason: RefusalReason
     message: str
+    pod: tuple[int, int] | None = None
+    """(slot, attempt) of the worker; None: unknown."""
 
     @property
     def is_failure(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pretrain_api.messages.protocol import CoordinatorMessage
 from pretrain_operator.coordinator.members import Agent, ConnectionId
-from pretrain_operator.coordinator.message_parser import RefusalReason
+from pretrain_operator.coordinator.message_parser import Refusal
 from pretrain_operator.facts.fact import CoordinatorFact
 
 
@@ -17,8 +17,7 @@ class CoordinatorOutput:
     sends: tuple[tuple[ConnectionId, CoordinatorMessage], ...] = ()
     closes: tuple[ConnectionId, ...] = ()
     facts: tuple[CoordinatorFact, ...] = ()
-    refusals: tuple[RefusalReason, ...] = ()
-    """Reasons of the messages that were refused."""
+    refusals: tuple[Refusal, ...] = ()
 
 
 class OutputBuffer:
@@ -29,7 +28,7 @@ class OutputBuffer:
         self._sends: list[tuple[ConnectionId, CoordinatorMessage]] = []
         self._closes: list[ConnectionId] = []
         self._facts: list[CoordinatorFact] = []
-        self._refusals: list[RefusalReason] = []
+        self._refusals: list[Refusal] = []
 
     def send(self, connection: ConnectionId, message: CoordinatorMessage) -> None:
         """Send a message on a connection."""
@@ -48,9 +47,9 @@ class OutputBuffer:
         """Publish a fact."""
         self._facts.append(fact)
 
-    def refuse(self, reason: RefusalReason) -> None:
-        """Count a refused message."""
-        self._refusals.append(reason)
+    def refuse(self, refusal: Refusal) -> None:
+        """Report a refused message."""
+        self._refusals.append(refusal)
 
     def drain(self) -> CoordinatorOutput:
         """Return the output since the last call."""

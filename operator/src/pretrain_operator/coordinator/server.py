@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import structlog
 from aiohttp import WSMsgType, web
 
 from pretrain_api.messages.protocol import (
@@ -38,6 +39,8 @@ Clock = Callable[[], float]
 QUEUE_LIMIT = 512
 HELLO_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
+
+log = structlog.get_logger()
 
 
 def steady_clock() -> Clock:
@@ -97,13 +100,9 @@ class CoordinatorChannel:
     """One job's coordinator with its connections and its clock."""
 
     def __init__(
-        self,
-        coordinator: Coordinator,
-        epoch: int,
-        clock: Clock,
-        closed: Callable[[], None],
-        refused: Callable[[RefusalReason], None],
-    ) -> None:
+        self, coordinator: Coordinator, epoch: int, clock: Clock,
+        closed: Callable[[], None], refused: Callable[[Refusal], None],
+    ) -> None:  # fmt: skip
         self._coordinator = coordinator
         self._epoch = epoch
         self._clock = clock
@@ -186,7 +185,7 @@ class CoordinatorChannel:
                     )
                     connection.close()
                 else:
-                    self._refused(parsed.reason)
+                    self._refused(parsed)
             elif not greeted and isinstance(parsed, Hello):
                 greeted = True
                 if caller.may_say(parsed):
@@ -217,8 +216,8 @@ class CoordinatorChannel:
             self._schedule()
 
     def _apply(self, output: CoordinatorOutput, routine: bool) -> None:
-        for reason in output.refusals:
-            self._refused(reason)
+        for refusal in output.refusals:
+            self._refused(refusal)
         if output.facts:
             self._on_facts(output.facts)
         for connection_id, message in output.sends:
@@ -269,8 +268,9 @@ class AgentServer:
         """Start to coordinate a job. `highest_number`: highest generation number in its status."""
         coordinator = Coordinator(job_uid, epoch, highest_number, self._timings)
         channel = CoordinatorChannel(
-            coordinator, epoch, self._clock, closed=lambda: self._forget(job_uid, channel), refused=self._refused
-        )
+            coordinator, epoch, self._clock,
+            closed=lambda: self._forget(job_uid, channel), refused=lambda refusal: self._count(job_uid, refusal),
+        )  # fmt: skip
         self._channels[job_uid] = channel
         self._shutdowns.pop(job_uid, None)
         return channel
@@ -319,7 +319,12 @@ class AgentServer:
             return None
         coordinator = Coordinator(job_uid, shutdown.epoch, 0, self._timings)
         coordinator.end(shutdown.reason, shutdown.message, self._clock())
-        return CoordinatorChannel(coordinator, shutdown.epoch, self._clock, lambda: None, self._refused)
+        return CoordinatorChannel(coordinator, shutdown.epoch, self._clock, lambda: None, lambda refusal: None)
+
+    def _count(self, job_uid: str, refusal: Refusal) -> None:
+        self._refused(refusal.reason)
+        if refusal.is_failure:
+            log.warning("worker treated as failed", job_uid=job_uid, pod=refusal.pod, error=refusal.message)
 
     def _forget(self, job_uid: str, channel: CoordinatorChannel) -> None:
         if self._channels.get(job_uid) is channel:
