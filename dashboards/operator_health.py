@@ -120,6 +120,13 @@ CALLS = (
         (Query("sum by (reason) (rate(pretrain_operator_agents_refused_total[$__rate_interval]))", "{{reason}}"),),
         "reqps",
     ),
+    lines(
+        "Messages refused",
+        "By reason. OutOfBounds and WrongProcesses: the worker is treated as failed. UnknownKind and Invalid come from "
+        "agents of another version.",
+        (Query("sum by (reason) (rate(pretrain_operator_messages_refused_total[$__rate_interval]))", "{{reason}}"),),
+        "reqps",
+    ),
 )
 
 RESOURCES = (

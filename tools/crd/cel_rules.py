@@ -1,7 +1,7 @@
 """Cross-field rules as CEL, so that the API server refuses what `pretrain_api.spec.job` refuses.
 
-Each rule matches a validator in `job`, `training` or `model`. CEL cannot express, or only at a high cost: that `onLog`
-compiles as a Python regular expression, that a duration is at most ten years, that a warm-up or decay in tokens fits
+Each rule matches a validator in `job`, `training` or `model`. CEL cannot express, or only at a high cost: the size of
+a compiled `onLog`, that a duration is at most ten years, that a warm-up or decay in tokens fits
 the run, that a default `hidden` is divisible, and replicas without `processesPerWorker`. Rules on `oldSelf` match no
 validator: they protect the fields that running workers were started with.
 """
@@ -208,6 +208,8 @@ RULES: Mapping[type[BaseModel], tuple[CelRule, ...]] = MappingProxyType(
                 "[has(self.onExitCodes), has(self.onReason), has(self.onLog)].exists_one(given, given)",
                 "give exactly one of onExitCodes, onReason and onLog",
             ),
+            # CEL's expressions are RE2 too: an invalid one is an error of the evaluation, which refuses the job.
+            CelRule("!has(self.onLog) || ''.matches(self.onLog) in [true, false]", "onLog must be valid in RE2 syntax"),
         ),
     }
 )

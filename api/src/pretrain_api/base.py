@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema
+
+INT64 = 2**63
+MAX_STRING = 8192
+"""Maximum characters of a string in a message, unless its field has another limit."""
+MAX_ITEMS = 10_000
+"""Maximum items of a collection in a message, unless its field has another limit."""
 
 
 class Frozen(BaseModel):
@@ -30,10 +37,46 @@ class Frozen(BaseModel):
         return cls.model_validate_json(text)
 
 
+_BOUNDS: dict[str, dict[str, Any]] = {
+    "int": {"ge": -INT64, "le": INT64 - 1},
+    "float": {"allow_inf_nan": False},
+    "str": {"max_length": MAX_STRING},
+    "tuple": {"max_length": MAX_ITEMS},
+    "dict": {"max_length": MAX_ITEMS},
+}
+_OPPOSITE = {"ge": "gt", "le": "lt"}
+
+
+def _bound(schema: dict[str, Any]) -> None:
+    """Add the missing bounds to the schema of a message. Nested models are references and bound themselves."""
+    for name, value in _BOUNDS.get(schema["type"], {}).items():
+        if _OPPOSITE.get(name) not in schema:
+            schema.setdefault(name, value)
+    for name in ("schema", "keys_schema", "values_schema"):
+        if name in schema:
+            _bound(schema[name])
+    for item in schema.get("items_schema", ()):
+        _bound(item)
+    if schema["type"] == "model-fields":
+        for field in schema["fields"].values():
+            _bound(field["schema"])
+
+
 class Wire(Frozen):
-    """Message: like Frozen, but ignores unknown fields, so that a newer peer may add some."""
+    """Message: like Frozen, but ignores unknown fields, so that a newer peer may add some.
+
+    The peer is not trusted: integers are 64-bit, other numbers finite, strings and collections limited. A field's own
+    bounds replace these.
+    """
 
     model_config = ConfigDict(extra="ignore")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Bound the fields of each message class."""
+        schema = handler(source)
+        _bound(cast(dict[str, Any], handler.resolve_ref_schema(schema)))
+        return schema
 
 
 class Spec(Frozen):

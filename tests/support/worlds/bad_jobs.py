@@ -170,6 +170,13 @@ BAD_JOBS = (
         "two matches", {f"{_R}.rules": [{"onReason": "A", "onLog": "b", "action": "Fail"}]}, "give exactly one of onE"
     ),
     BadJob("no match", {f"{_R}.rules": [{"action": "Fail"}]}, "give exactly one of onExitCodes, onReason and onLog"),
+    BadJob(
+        "lookahead",
+        {f"{_R}.rules": [{"onLog": "a(?=b)", "action": "Fail"}]},
+        "onLog must be valid in RE2 syntax",
+        "no lookaround, no backreferences",
+    ),
+    BadJob("long expression", {f"{_R}.rules": [{"onLog": "a" * 1025, "action": "Fail"}]}, "Too long", "at most 1024"),
     BadJob("long name", {"metadata.name": "a" * 41}, "at most 40"),
     BadJob(
         "same name twice",

@@ -29,6 +29,7 @@ WANTED = {
     "PretrainJobLowGoodput",
     "PretrainOperatorDown",
     "PretrainOperatorReconcileLag",
+    "PretrainOperatorMessagesRefused",
 }
 SHOWN = {
     name
@@ -206,6 +207,17 @@ CASES = (
         {**TRAINS, "pretrain_operator_queue_oldest_seconds": "0x20 30x180"},
         30,
         {"PretrainOperatorReconcileLag"},
+    ),
+    Case(
+        "a worker sends a number out of bounds",
+        {**TRAINS, 'pretrain_operator_messages_refused_total{reason="OutOfBounds"}': "0x20 1x180"},
+        25,
+        {"PretrainOperatorMessagesRefused"},
+    ),
+    Case(
+        "a newer worker sends a kind of message that the operator does not know",
+        {**TRAINS, 'pretrain_operator_messages_refused_total{reason="UnknownKind"}': "0+10x200"},
+        25,
     ),
     Case(
         "looks take seconds",

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pretrain_api.base import Frozen
+from pretrain_api.bounds import Name, Number, Step
 
 FORMAT_VERSION = 1
 IDENTITY_VERSION = 2
@@ -27,15 +28,15 @@ IDENTITY_VERSION = 2
 class StepRange(Frozen):
     """Steps first..last, both included, whose data is skipped."""
 
-    first: int = Field(ge=1)
-    last: int = Field(ge=1)
+    first: Step = Field(ge=1)
+    last: Step = Field(ge=1)
 
 
 class SlowedRange(Frozen):
     """Steps first..last, both included, whose learning rate is multiplied by `factor`."""
 
-    first: int = Field(ge=1)
-    last: int = Field(ge=1)
+    first: Step = Field(ge=1)
+    last: Step = Field(ge=1)
     factor: float = Field(gt=0, le=1)
 
 
@@ -45,12 +46,12 @@ DivergenceCause = Literal["LossSpike", "LossNotFinite"]
 class Rollback(Frozen):
     """Rollback to an earlier state after a divergence: its cause and the measures taken."""
 
-    generation: int = Field(ge=1, description="Generation number that the rollback took")
-    job_uid: str
+    generation: Number = Field(ge=1, description="Generation number that the rollback took")
+    job_uid: Name
     cause: DivergenceCause
-    step: int = Field(ge=1, description="Step that detected the divergence; its update was not applied")
-    since: int = Field(ge=1, description="First diverged step")
-    to_step: int = Field(ge=0, description="Step rolled back to; 0: the initial weights")
+    step: Step = Field(ge=1, description="Step that detected the divergence; its update was not applied")
+    since: Step = Field(ge=1, description="First diverged step")
+    to_step: Step = Field(ge=0, description="Step rolled back to; 0: the initial weights")
     skipped: StepRange | None = Field(default=None, description="Steps of data skipped from then on")
     slowed: SlowedRange | None = None
 

@@ -12,6 +12,22 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from pretrain_api.base import Wire
+from pretrain_api.bounds import (
+    Attempt,
+    Count,
+    Epoch,
+    Name,
+    Number,
+    Pid,
+    Port,
+    Processes,
+    Rank,
+    Seconds,
+    Slot,
+    Step,
+    Text,
+    UnixTime,
+)  # fmt: skip
 from pretrain_api.messages.reports import ReportBody
 
 PROTOCOL_VERSION = 1
@@ -20,24 +36,24 @@ PROTOCOL_VERSION = 1
 class Member(Wire):
     """Place of an agent in a generation. `rank` is the agent's rank (torchrun's group rank), not a process's."""
 
-    rank: int = Field(ge=0)
-    agent_id: str
-    slot: int = Field(ge=0)
-    attempt: int = Field(ge=0)
-    host: str
-    node: str = ""
-    processes: int = Field(default=1, ge=1)
+    rank: Rank
+    agent_id: Name
+    slot: Slot
+    attempt: Attempt
+    host: Name
+    node: Name = ""
+    processes: Processes = 1
 
 
 class Generation(Wire):
     """Fixed set of workers that train together. Members are ordered by rank: 0..n-1."""
 
-    number: int = Field(ge=1)
-    job_uid: str
+    number: Number = Field(ge=1)
+    job_uid: Name
     members: tuple[Member, ...]
-    store_host: str
-    store_port: int
-    reason: str = Field(description="Reason for forming it: `Started`, `WorkerLost`, `WorkerJoined`, `Resized`, …")
+    store_host: Name
+    store_port: Port
+    reason: Name = Field(description="Reason for forming it: `Started`, `WorkerLost`, `WorkerJoined`, `Resized`, …")
     rejected: tuple[str, ...] = Field(
         default=(), description="Keys of manifests that ranks found corrupt: never restored"
     )
@@ -60,23 +76,25 @@ class Hello(Wire):
 
     kind: Literal["hello"] = "hello"
     version: int = PROTOCOL_VERSION
-    job_uid: str
-    slot: int = Field(ge=0)
-    attempt: int = Field(ge=0)
-    agent_id: str = Field(description="Random id of the agent process")
-    host: str = Field(description="Address at which the other workers reach this one")
-    node: str = ""
-    pid: int = 0
-    processes: int = Field(default=1, ge=1, description="Training processes that this agent starts")
+    job_uid: Name
+    slot: Slot
+    attempt: Attempt
+    agent_id: Name = Field(description="Random id of the agent process")
+    host: Name = Field(description="Address at which the other workers reach this one")
+    node: Name = ""
+    pid: Pid = 0
+    processes: Processes = Field(default=1, description="Training processes that this agent starts")
     generation: Generation | None = Field(default=None, description="Generation whose ranks run here now")
-    highest_number: int = Field(default=0, description="Highest generation number that this agent has seen")
-    rolled_to: int = Field(default=0, description="Number that the ranks of `generation` took by a rollback; 0: none")
-    highest_epoch: int = 0
-    step: int = Field(default=0, description="Steps completed, as reported by this agent's ranks")
-    stepped_seconds: float | None = Field(
+    highest_number: Number = Field(default=0, description="Highest generation number that this agent has seen")
+    rolled_to: Number = Field(
+        default=0, description="Number that the ranks of `generation` took by a rollback; 0: none"
+    )
+    highest_epoch: Epoch = 0
+    step: Step = Field(default=0, description="Steps completed, as reported by this agent's ranks")
+    stepped_seconds: Seconds | None = Field(
         default=None, description="Seconds since its ranks completed a step; null: none yet in this generation"
     )
-    step_seconds: float = Field(default=0.0, description="Duration of the last step as the agent saw it; 0: unknown")
+    step_seconds: Seconds = Field(default=0.0, description="Duration of the last step as the agent saw it; 0: unknown")
     leaving: bool = Field(default=False, description="SIGTERM was received: the agent leaves at the next step boundary")
 
 
@@ -84,8 +102,8 @@ class StoreReady(Wire):
     """The TCPStore requested by HostStore is listening."""
 
     kind: Literal["store_ready"] = "store_ready"
-    number: int
-    port: int
+    number: Number
+    port: Port
 
 
 class Report(Wire):
@@ -93,8 +111,8 @@ class Report(Wire):
 
     kind: Literal["report"] = "report"
     seq: int = Field(ge=1)
-    generation: int = Field(description="Generation of the rank")
-    time: float = Field(description="Unix seconds at which the agent received it")
+    generation: Number = Field(description="Generation of the rank")
+    time: UnixTime = Field(description="Unix seconds at which the agent received it")
     body: ReportBody
 
 
@@ -102,8 +120,8 @@ class Heartbeat(Wire):
     """Sent after HEARTBEAT_SECONDS without another message; carries the latest step as evidence of progress."""
 
     kind: Literal["heartbeat"] = "heartbeat"
-    generation: int = 0
-    step: int = 0
+    generation: Number = 0
+    step: Step = 0
 
 
 class Leaving(Wire):
@@ -114,7 +132,7 @@ class Leaving(Wire):
 
     kind: Literal["leaving"] = "leaving"
     final: bool = False
-    reason: str = "SIGTERM"
+    reason: Name = "SIGTERM"
 
 
 AgentMessage = Annotated[Hello | StoreReady | Report | Heartbeat | Leaving, Field(discriminator="kind")]
@@ -130,23 +148,23 @@ class Joined(Wire):
     """Response to Hello: the agent is admitted. Reports up to `acked_seq` are acknowledged."""
 
     kind: Literal["joined"] = "joined"
-    epoch: int = 0
-    acked_seq: int = 0
+    epoch: Epoch = 0
+    acked_seq: Count = 0
 
 
 class HostStore(Wire):
     """Request to the future rank-0 agent to host a TCPStore for this generation only."""
 
     kind: Literal["host_store"] = "host_store"
-    epoch: int = 0
-    number: int
+    epoch: Epoch = 0
+    number: Number
 
 
 class Formed(Wire):
     """Generation to join now. The agent kills ranks of any other generation."""
 
     kind: Literal["generation"] = "generation"
-    epoch: int = 0
+    epoch: Epoch = 0
     generation: Generation
 
 
@@ -154,9 +172,9 @@ class Dissolved(Wire):
     """The generation ended and no next one can be formed yet: the agent kills its ranks and waits."""
 
     kind: Literal["dissolved"] = "dissolved"
-    epoch: int = 0
-    number: int
-    reason: str
+    epoch: Epoch = 0
+    number: Number
+    reason: Name
 
 
 class Command(Wire):
@@ -167,38 +185,38 @@ class Command(Wire):
     """
 
     kind: Literal["command"] = "command"
-    epoch: int = 0
-    id: str
-    generation: int
+    epoch: Epoch = 0
+    id: Name
+    generation: Number
     action: Literal["checkpoint", "profile"] = "checkpoint"
-    hold_seconds: float = Field(default=0.0, ge=0)
-    steps: int = Field(default=0, ge=0)
-    rank: int = Field(default=0, ge=0)
+    hold_seconds: Seconds = 0.0
+    steps: Step = 0
+    rank: Rank = 0
 
 
 class Acked(Wire):
     """Reports up to and including `seq` are acknowledged; the agent may drop them."""
 
     kind: Literal["acked"] = "acked"
-    epoch: int = 0
-    seq: int
+    epoch: Epoch = 0
+    seq: Count
 
 
 class Shutdown(Wire):
     """Request to kill the ranks and exit. `superseded`: a later attempt of this slot joined, or the pod is unknown."""
 
     kind: Literal["shutdown"] = "shutdown"
-    epoch: int = 0
+    epoch: Epoch = 0
     reason: Literal["succeeded", "failed", "suspended", "superseded", "removed"]
-    message: str = ""
+    message: Text = ""
 
 
 class Error(Wire):
     """The last message was refused, with the reason. Not fatal."""
 
     kind: Literal["error"] = "error"
-    epoch: int = 0
-    message: str
+    epoch: Epoch = 0
+    message: Text
 
 
 CoordinatorMessage = Annotated[

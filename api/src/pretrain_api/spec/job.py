@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from pretrain_api.base import Spec
+from pretrain_api.spec.patterns import MAX_PATTERN, InvalidPattern, compile_pattern
 from pretrain_api.spec.quantities import MAX_STEPS, Duration, PositiveDuration
 from pretrain_api.spec.replicas import misfit
 from pretrain_api.spec.training import Training
@@ -215,7 +215,10 @@ class Rule(Spec):
         default=None, min_length=1, max_length=256, description="Reason of the failure, for example OutOfMemory"
     )
     on_log: str | None = Field(
-        default=None, min_length=1, max_length=1024, description="Regular expression searched in the failure's message"
+        default=None,
+        min_length=1,
+        max_length=MAX_PATTERN,
+        description="Regular expression searched in the failure's message; RE2: no lookaround, no backreferences",
     )
     action: Literal["Restart", "Ignore", "Fail", "Quarantine"] = Field(description="Action to take")
 
@@ -228,8 +231,8 @@ class Rule(Spec):
     @model_validator(mode="after")
     def _compiles(self) -> Self:
         try:
-            re.compile(self.on_log or "")
-        except re.error as error:
+            compile_pattern(self.on_log or "")
+        except InvalidPattern as error:
             raise ValueError(f"onLog {self.on_log!r} is not a valid regular expression: {error}") from error
         return self
 

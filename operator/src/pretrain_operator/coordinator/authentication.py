@@ -18,6 +18,11 @@ class Caller:
     slot: int | None
     attempt: int | None
 
+    @property
+    def pod(self) -> tuple[int, int] | None:
+        """(slot, attempt); None: unknown."""
+        return None if self.slot is None or self.attempt is None else (self.slot, self.attempt)
+
     def may_say(self, hello: Hello) -> bool:
         """Return whether the hello is from this worker."""
         return self.slot in (None, hello.slot) and self.attempt in (None, hello.attempt)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pretrain_api.bounds import MAX_NUMBER
 from pretrain_api.messages import reports
 from pretrain_api.messages.protocol import Generation
+
+_HIGHEST_BELIEVED = MAX_NUMBER - 10**6
+"""Leaves a million valid numbers to a job of which a worker reported the highest one."""
 
 
 class LineageState:
@@ -28,6 +32,10 @@ class LineageState:
         self.highest += 1
         return self.highest
 
+    def learn_number(self, number: int) -> None:
+        """Learn a generation number that a worker reported."""
+        self.highest = max(self.highest, min(number, _HIGHEST_BELIEVED))
+
     def adopt(self, generation: Generation, step: int) -> None:
         """Learn from a running generation that another coordinator formed; `step`: steps it completed."""
         self.rejected = generation.rejected
@@ -44,9 +52,9 @@ class LineageState:
                 if body.checkpoint not in self.rejected:
                     self.rejected = (*self.rejected, body.checkpoint)
             case reports.NumberTaken():
-                self.highest = max(self.highest, body.highest)
+                self.learn_number(body.highest)
             case reports.RolledBack():
-                self.highest = max(self.highest, body.number)
+                self.learn_number(body.number)
             case reports.Finished():
                 self.finished = body
             case _:

@@ -12,10 +12,11 @@ from typing import Literal
 from pretrain_api.messages import protocol, reports
 from pretrain_api.messages.protocol import Generation, Hello
 from pretrain_operator.coordinator.formation import Formation
-from pretrain_operator.coordinator.handshake import compare_claim, rejection
+from pretrain_operator.coordinator.handshake import FailedWorkers, compare_claim, rejection
 from pretrain_operator.coordinator.lineage_state import LineageState
 from pretrain_operator.coordinator.liveness_monitor import LivenessMonitor
 from pretrain_operator.coordinator.members import Agent, ConnectionId, Roster
+from pretrain_operator.coordinator.message_parser import Refusal
 from pretrain_operator.coordinator.output import CoordinatorOutput, OutputBuffer
 from pretrain_operator.coordinator.running_generation import RunningGeneration
 from pretrain_operator.coordinator.step_boundary import StepBoundary
@@ -36,6 +37,7 @@ class Coordinator:
         self._timings = timings
         self._outbox = OutputBuffer(epoch)
         self._roster = Roster(timings)
+        self._failed = FailedWorkers(self._roster, self._outbox)
         self._liveness = LivenessMonitor(self._roster, timings)
         self._lineage = LineageState(highest_number)
         self._formation = Formation(job_uid, self._roster, self._lineage, self._outbox, timings)
@@ -57,7 +59,7 @@ class Coordinator:
             return self._outbox.drain()
         self._liveness.heard(now)
         claimed = hello.generation.number if hello.generation else 0
-        self._lineage.highest = max(self._lineage.highest, hello.highest_number, claimed)
+        self._lineage.learn_number(max(hello.highest_number, claimed))
         replaced = self._roster.register(connection_id, hello, now)
         if replaced is not None:
             self._outbox.close(replaced)
@@ -99,6 +101,15 @@ class Coordinator:
                 self._outbox.send_to(agent, protocol.Error(message="hello is the first message only"))
         return self._advance(now)
 
+    def refuse(
+        self, connection_id: ConnectionId, pod: tuple[int, int] | None, refusal: Refusal, now: float
+    ) -> CoordinatorOutput:
+        """Process a message that no correct worker sends: the worker has failed. `pod`: the authenticated one."""
+        agent = self._failed.refuse(connection_id, pod, refusal)
+        if agent is not None and self._running is not None:
+            self._running.refused(agent, refusal.message, now)
+        return self._advance(now)
+
     def disconnected(self, connection_id: ConnectionId, now: float) -> CoordinatorOutput:
         """Process the end of a connection."""
         self._roster.disconnect(connection_id, now)
@@ -111,6 +122,7 @@ class Coordinator:
         if self._want is not None and want.running and not self._want.running:
             self._formation.resumed(now)
         self._want = want
+        self._failed.forget(want.pods)
         return self._advance(now)
 
     def tick(self, now: float) -> CoordinatorOutput:
@@ -162,6 +174,7 @@ class Coordinator:
         if want is None or self._shutdown is not None:
             return self._outbox.drain()
         self._formation.started(now)
+        self._failed.dismiss(want.processes)
         self._admit(want, now)
         self._end_by_fault(want, now)
         self._end_at_boundary(want, now)

@@ -143,6 +143,11 @@ class Roster:
         """Return the agent on this connection, or None."""
         return self._by_connection.get(connection)
 
+    def of_pod(self, pod: tuple[int, int]) -> Agent | None:
+        """Return the agent of this pod, the joined one first, or None."""
+        agents = sorted(self._agents.values(), key=lambda agent: not agent.joined)
+        return next((agent for agent in agents if agent.pod == pod), None)
+
     def register(self, connection: ConnectionId, hello: Hello, now: float) -> ConnectionId | None:
         """Register a hello; returns the agent's previous connection, which this one replaces, or None."""
         agent = self._agents.get(hello.agent_id)

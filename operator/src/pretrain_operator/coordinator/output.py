@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pretrain_api.messages.protocol import CoordinatorMessage
 from pretrain_operator.coordinator.members import Agent, ConnectionId
+from pretrain_operator.coordinator.message_parser import Refusal
 from pretrain_operator.facts.fact import CoordinatorFact
 
 
@@ -16,6 +17,7 @@ class CoordinatorOutput:
     sends: tuple[tuple[ConnectionId, CoordinatorMessage], ...] = ()
     closes: tuple[ConnectionId, ...] = ()
     facts: tuple[CoordinatorFact, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
 
 
 class OutputBuffer:
@@ -26,6 +28,7 @@ class OutputBuffer:
         self._sends: list[tuple[ConnectionId, CoordinatorMessage]] = []
         self._closes: list[ConnectionId] = []
         self._facts: list[CoordinatorFact] = []
+        self._refusals: list[Refusal] = []
 
     def send(self, connection: ConnectionId, message: CoordinatorMessage) -> None:
         """Send a message on a connection."""
@@ -44,8 +47,12 @@ class OutputBuffer:
         """Publish a fact."""
         self._facts.append(fact)
 
+    def refuse(self, refusal: Refusal) -> None:
+        """Report a refused message."""
+        self._refusals.append(refusal)
+
     def drain(self) -> CoordinatorOutput:
         """Return the output since the last call."""
-        output = CoordinatorOutput(tuple(self._sends), tuple(self._closes), tuple(self._facts))
-        self._sends, self._closes, self._facts = [], [], []
+        output = CoordinatorOutput(tuple(self._sends), tuple(self._closes), tuple(self._facts), tuple(self._refusals))
+        self._sends, self._closes, self._facts, self._refusals = [], [], [], []
         return output

@@ -114,6 +114,12 @@ class RunningGeneration:
                 pass
         self.active_at = now
 
+    def refused(self, agent: Agent, message: str, now: float) -> None:
+        """Record that a member sent what no correct worker sends."""
+        member = self.member(agent.id)
+        if member is not None:
+            self._end_with(GenerationVerdict("RankFailed", now, member, f"worker {member.slot}: {message}"))
+
     def _step_done(self, agent: Agent, body: reports.StepDone | reports.Progress, now: float) -> None:
         if agent.step_generation != self.number or body.step > agent.step:
             self._advance(agent, body.step, now)

@@ -13,13 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import structlog
 from aiohttp import WSMsgType, web
-from pydantic import ValidationError
 
 from pretrain_api.messages.protocol import (
-    AGENT_MESSAGE,
     Acked,
-    AgentMessage,
     CoordinatorMessage,
     Error,
     Heartbeat,
@@ -30,6 +28,7 @@ from pretrain_api.messages.protocol import (
 from pretrain_operator.coordinator.authentication import Authenticate, AuthenticationFailure, Caller
 from pretrain_operator.coordinator.machine import Coordinator, ShutdownReason
 from pretrain_operator.coordinator.members import ConnectionId
+from pretrain_operator.coordinator.message_parser import Refusal, RefusalReason, parse_message
 from pretrain_operator.coordinator.output import CoordinatorOutput
 from pretrain_operator.coordinator.types import CoordinatorView, Want
 from pretrain_operator.facts.fact import CoordinatorFact, Reported, is_step
@@ -40,6 +39,8 @@ Clock = Callable[[], float]
 QUEUE_LIMIT = 512
 HELLO_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
+
+log = structlog.get_logger()
 
 
 def steady_clock() -> Clock:
@@ -98,11 +99,15 @@ class AgentConnection:
 class CoordinatorChannel:
     """One job's coordinator with its connections and its clock."""
 
-    def __init__(self, coordinator: Coordinator, epoch: int, clock: Clock, closed: Callable[[], None]) -> None:
+    def __init__(
+        self, coordinator: Coordinator, epoch: int, clock: Clock,
+        closed: Callable[[], None], refused: Callable[[Refusal], None],
+    ) -> None:  # fmt: skip
         self._coordinator = coordinator
         self._epoch = epoch
         self._clock = clock
         self._closed = closed
+        self._refused = refused
         self._connections: dict[ConnectionId, AgentConnection] = {}
         self._ids = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
@@ -171,9 +176,16 @@ class CoordinatorChannel:
             message = await socket.receive(timeout=None if greeted else HELLO_SECONDS)
             if message.type is not WSMsgType.TEXT:
                 return
-            parsed = _parse(message.data)
-            if isinstance(parsed, str):
-                connection.send(Error(epoch=self._epoch, message=parsed))
+            parsed = parse_message(message.data)
+            if isinstance(parsed, Refusal):
+                connection.send(Error(epoch=self._epoch, message=parsed.message))
+                if parsed.is_failure:
+                    self._put(
+                        lambda now, parsed=parsed: self._coordinator.refuse(connection_id, caller.pod, parsed, now)
+                    )
+                    connection.close()
+                else:
+                    self._refused(parsed)
             elif not greeted and isinstance(parsed, Hello):
                 greeted = True
                 if caller.may_say(parsed):
@@ -204,6 +216,8 @@ class CoordinatorChannel:
             self._schedule()
 
     def _apply(self, output: CoordinatorOutput, routine: bool) -> None:
+        for refusal in output.refusals:
+            self._refused(refusal)
         if output.facts:
             self._on_facts(output.facts)
         for connection_id, message in output.sends:
@@ -230,8 +244,16 @@ class CoordinatorChannel:
 class AgentServer:
     """The agents' endpoint `/v1/jobs/{uid}/agents`, with the channels of all jobs of this operator."""
 
-    def __init__(self, authenticate: Authenticate, clock: Clock | None = None, timings: Timings = TIMINGS) -> None:
+    def __init__(
+        self,
+        authenticate: Authenticate,
+        clock: Clock | None = None,
+        timings: Timings = TIMINGS,
+        refused: Callable[[RefusalReason], None] = lambda reason: None,
+    ) -> None:
+        """`refused` counts refused messages."""
         self._authenticate = authenticate
+        self._refused = refused
         self._clock = clock or steady_clock()
         self._timings = timings
         self._channels: dict[str, CoordinatorChannel] = {}
@@ -245,7 +267,10 @@ class AgentServer:
     def open(self, job_uid: str, *, epoch: int, highest_number: int) -> CoordinatorChannel:
         """Start to coordinate a job. `highest_number`: highest generation number in its status."""
         coordinator = Coordinator(job_uid, epoch, highest_number, self._timings)
-        channel = CoordinatorChannel(coordinator, epoch, self._clock, closed=lambda: self._forget(job_uid, channel))
+        channel = CoordinatorChannel(
+            coordinator, epoch, self._clock,
+            closed=lambda: self._forget(job_uid, channel), refused=lambda refusal: self._count(job_uid, refusal),
+        )  # fmt: skip
         self._channels[job_uid] = channel
         self._shutdowns.pop(job_uid, None)
         return channel
@@ -294,7 +319,12 @@ class AgentServer:
             return None
         coordinator = Coordinator(job_uid, shutdown.epoch, 0, self._timings)
         coordinator.end(shutdown.reason, shutdown.message, self._clock())
-        return CoordinatorChannel(coordinator, shutdown.epoch, self._clock, closed=lambda: None)
+        return CoordinatorChannel(coordinator, shutdown.epoch, self._clock, lambda: None, lambda refusal: None)
+
+    def _count(self, job_uid: str, refusal: Refusal) -> None:
+        self._refused(refusal.reason)
+        if refusal.is_failure:
+            log.warning("worker treated as failed", job_uid=job_uid, pod=refusal.pod, error=refusal.message)
 
     def _forget(self, job_uid: str, channel: CoordinatorChannel) -> None:
         if self._channels.get(job_uid) is channel:
@@ -315,13 +345,3 @@ def _wrong_worker(caller: Caller, hello: Hello) -> str:
         f"the token belongs to slot {caller.slot}, attempt {caller.attempt}; hello states slot {hello.slot}, "
         f"attempt {hello.attempt}: start the agent with its own pod's values"
     )
-
-
-def _parse(text: str) -> AgentMessage | str:
-    """Return the message, or an error text."""
-    try:
-        return AGENT_MESSAGE.validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return f"invalid message: {where + ': ' if where else ''}{first['msg']}"

@@ -16,6 +16,8 @@ class Want:
     replicas: int
     min: int
     max: int
+    processes: int | None = None
+    """Training processes of each worker; None accepts any number."""
     replica_quantum: int = 1
     """Members per replica of the model: generations contain whole replicas, surplus agents wait."""
     shrink_after: float = 0.0

@@ -71,6 +71,7 @@ def _want(job: PretrainJob, verdict: LifecycleVerdict, pods: _PodPlan, observed:
         replicas=wanted_replicas(job),
         min=min_members(job),
         max=workers.max,
+        processes=workers.processes_per_worker or 1,
         replica_quantum=replica_quantum(job),
         shrink_after=workers.elastic.shrink_after.total_seconds(),
         running=verdict.runs,

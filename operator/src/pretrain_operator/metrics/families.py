@@ -180,10 +180,17 @@ QUEUE_OLDEST = Family(
 API_CALLS = Family("pretrain_operator_api_calls_total", "counter", "Calls of the API server", "calls", ("verb", "code"))
 AGENTS = Family("pretrain_operator_agents_connected", "gauge", "Agents connected", "agents")
 AGENTS_REFUSED = Family("pretrain_operator_agents_refused_total", "counter", "Refused agents", "agents", ("reason",))
+MESSAGES_REFUSED = Family(
+    "pretrain_operator_messages_refused_total",
+    "counter",
+    "Refused messages of workers. OutOfBounds and WrongProcesses: the worker is treated as failed",
+    "messages",
+    ("reason",),
+)
 LEADER = Family("pretrain_operator_leader", "gauge", "1 in the leading replica, 0 in a standby")
 _PROCESS = "pretrain_operator_process_"
 OPERATOR_FAMILIES = (
-    RECONCILE, QUEUE_DEPTH, QUEUE_OLDEST, API_CALLS, AGENTS, AGENTS_REFUSED, LEADER,
+    RECONCILE, QUEUE_DEPTH, QUEUE_OLDEST, API_CALLS, AGENTS, AGENTS_REFUSED, MESSAGES_REFUSED, LEADER,
     Family(f"{_PROCESS}start_time_seconds", "gauge", "Start time of the process", "unix seconds"),
     Family(f"{_PROCESS}cpu_seconds_total", "counter", "CPU time spent by the process", "seconds"),
     Family(f"{_PROCESS}resident_memory_bytes", "gauge", "Memory of the process", "bytes"),

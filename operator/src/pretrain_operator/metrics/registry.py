@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable
+from typing import get_args
 
+import structlog
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -21,11 +24,14 @@ from prometheus_client.registry import Collector
 
 from pretrain_api.status.job import JobStatus
 from pretrain_api.status.metrics import Family
+from pretrain_operator.coordinator.message_parser import RefusalReason
 from pretrain_operator.job.ports import JobListener
 from pretrain_operator.metrics import families
-from pretrain_operator.metrics.job import Distribution, JobSeries
+from pretrain_operator.metrics.job import Distribution, JobSeries, Sample
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+log = structlog.get_logger()
 
 
 class OperatorMetrics:
@@ -42,6 +48,9 @@ class OperatorMetrics:
         )
         self._api_calls = Counter(*families.API_CALLS.declaration, registry=registry)
         self._refused = Counter(*families.AGENTS_REFUSED.declaration, registry=registry)
+        self._messages_refused = Counter(*families.MESSAGES_REFUSED.declaration, registry=registry)
+        for reason in get_args(RefusalReason):
+            self._messages_refused.labels(reason)  # from 0, so that `increase` sees the first one
         self._leader = Gauge(*families.LEADER.declaration, registry=registry)
         self._agents = Gauge(*families.AGENTS.declaration, registry=registry)
         self._queue_depth = Gauge(*families.QUEUE_DEPTH.declaration, registry=registry)
@@ -69,6 +78,10 @@ class OperatorMetrics:
         """Count a refused agent by one of the few reasons that the code knows."""
         self._refused.labels(reason).inc()
 
+    def message_refused(self, reason: str) -> None:
+        """Count a refused message by one of the few reasons that the code knows."""
+        self._messages_refused.labels(reason).inc()
+
     def leading(self, acts: bool) -> None:
         """Record whether this replica is the leader."""
         self._leader.set(acts)
@@ -95,7 +108,7 @@ class _JobCollector(Collector):
         """Yield the metrics of all jobs, which may be added and removed in the event loop meanwhile."""
         found = {family: _empty(family) for family in families.JOB_FAMILIES}
         for job, series in tuple(self._jobs.items()):
-            for family, labels, value in series.samples():
+            for family, labels, value in _valid_samples(series):
                 metric = found[family]
                 if isinstance(value, Distribution):
                     assert isinstance(metric, HistogramMetricFamily)
@@ -107,6 +120,19 @@ class _JobCollector(Collector):
                     assert not isinstance(metric, HistogramMetricFamily)
                     metric.add_metric((*job, *labels), value)
         return found.values()
+
+
+def _valid_samples(series: JobSeries) -> list[Sample]:
+    """Return the samples of a job that can be exposed. A bad value must not hide the metrics of other jobs."""
+    valid: list[Sample] = []
+    try:
+        for family, labels, value in series.samples():
+            with contextlib.suppress(ArithmeticError, TypeError, ValueError):
+                shown = value if isinstance(value, Distribution) else float(value)
+                valid.append((family, tuple(label.encode(errors="replace").decode() for label in labels), shown))
+    except (ArithmeticError, TypeError, ValueError) as error:
+        log.warning("metrics of a job are incomplete", error=str(error))
+    return valid
 
 
 def _empty(family: Family) -> GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily:

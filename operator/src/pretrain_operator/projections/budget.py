@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -11,6 +10,7 @@ from pretrain_api.messages.protocol import Generation
 from pretrain_api.messages.reports import CheckpointRejected, Failed, Finished, Held, Saved
 from pretrain_api.messages.trainer_config import ExitCode
 from pretrain_api.spec import job as spec
+from pretrain_api.spec.patterns import compile_pattern
 from pretrain_api.spec.quantities import format_duration
 from pretrain_api.status.job import JobStatus
 from pretrain_operator.cluster import Event
@@ -175,7 +175,7 @@ def _matches(rule: spec.Rule, failure: Failed) -> bool:
         return failure.exit_code in rule.on_exit_codes
     if rule.on_reason is not None:
         return failure.reason == rule.on_reason
-    return rule.on_log is not None and re.search(rule.on_log, failure.message) is not None
+    return rule.on_log is not None and compile_pattern(rule.on_log).found_in(failure.message)
 
 
 def _agents(generation: Generation) -> frozenset[str]:

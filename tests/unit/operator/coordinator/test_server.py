@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 
 import aiohttp
@@ -10,6 +11,7 @@ import pytest
 from aiohttp import ClientWebSocketResponse, web
 from aiohttp.test_utils import TestClient, TestServer
 
+from pretrain_api.bounds import MAX_NUMBER
 from pretrain_api.messages import protocol, reports
 from pretrain_api.messages.protocol import COORDINATOR_MESSAGE, CoordinatorMessage, Heartbeat, Hello, Report, StoreReady
 from pretrain_operator.coordinator.authentication import AuthenticationFailure, Caller
@@ -54,8 +56,14 @@ async def authenticate(request: web.Request, uid: str) -> Caller | Authenticatio
 
 
 @pytest.fixture
-def server() -> AgentServer:
-    return AgentServer(authenticate)
+def refusals() -> list[str]:
+    """Reasons of the refused messages."""
+    return []
+
+
+@pytest.fixture
+def server(refusals: list[str]) -> AgentServer:
+    return AgentServer(authenticate, refused=refusals.append)
 
 
 @pytest.fixture
@@ -136,6 +144,131 @@ async def test_an_unknown_kind_is_answered_with_an_error_and_the_connection_stay
     assert isinstance(error, protocol.Error)
     assert "dance" in error.message
     assert not agent.socket.closed
+
+
+async def formed(server: AgentServer, client: Client, facts: list[CoordinatorFact]) -> tuple[Agent, Agent]:
+    """Return the two members of a running generation, each with its token."""
+    channel = a_channel(server, 2)
+    channel.on_facts(facts.extend)
+    first, second = await connect(client, 0, "0/0"), await connect(client, 1, "1/0")
+    await first.hears("host_store")
+    await first.say(StoreReady(number=1, port=1))
+    for agent in (first, second):
+        await agent.hears("generation")
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tokens", "9" * 400), ("tokens", "9" * 5000), ("step", "-1"), ("seconds", "1e30")],
+    ids=["400 digits", "5000 digits", "below zero", "long"],
+)
+async def test_a_report_out_of_bounds_is_refused_and_its_worker_has_failed(
+    server: AgentServer, client: Client, refusals: list[str], field: str, value: str
+) -> None:
+    facts: list[CoordinatorFact] = []
+    _, liar = await formed(server, client, facts)
+    report = Report(seq=1, generation=1, time=1.0, body=a_step(1)).model_dump(mode="json", by_alias=True)
+    report["body"][field] = "VALUE"
+
+    await liar.socket.send_str(json.dumps(report).replace('"VALUE"', value))
+    error = await liar.hears("error")
+    await liar.hangs_up()
+
+    assert isinstance(error, protocol.Error)
+    assert field in error.message or "out of range" in error.message
+    (ended,) = (fact for fact in facts if isinstance(fact, GenerationEnded))
+    assert (ended.cause, ended.slot) == ("RankFailed", 1)
+    assert error.message in ended.message
+    assert not any(isinstance(fact, Reported) for fact in facts)
+    assert refusals == ["OutOfBounds"]
+
+
+async def test_a_worker_that_failed_by_its_message_is_shut_down_whenever_it_returns(
+    server: AgentServer, client: Client
+) -> None:
+    facts: list[CoordinatorFact] = []
+    _, liar = await formed(server, client, facts)
+    await liar.socket.send_str('{"kind": "heartbeat", "step": 9223372036854775808}')
+    await liar.hangs_up()
+
+    back = await connect(client, 1, "1/0", agent_id="another")
+
+    shutdown = await back.hears("shutdown")
+    assert isinstance(shutdown, protocol.Shutdown)
+    assert shutdown.reason == "removed"
+    assert "step" in shutdown.message
+
+
+async def test_a_hello_with_an_absurd_number_of_processes_is_refused(
+    server: AgentServer, client: Client, refusals: list[str]
+) -> None:
+    channel = a_channel(server, 1)
+    socket = await client.ws_connect(f"/v1/jobs/{JOB}/agents", headers={"X-Token": "0/0"})
+    hello = Hello(job_uid=JOB, slot=0, attempt=0, agent_id="a", host="h").model_copy(update={"processes": 10**12})
+    await socket.send_str(hello.to_json())
+
+    error = await Agent(socket).hears("error")
+
+    assert isinstance(error, protocol.Error)
+    assert "processes" in error.message
+    assert channel.view().agents == ()
+    assert refusals == ["OutOfBounds"]
+
+
+async def test_a_hello_with_another_number_of_processes_than_the_job_s_is_refused(
+    server: AgentServer, client: Client, refusals: list[str]
+) -> None:
+    channel = server.open(JOB, epoch=7, highest_number=0)
+    channel.set_want(a_want(frozenset({(0, 0), (1, 0)}), replicas=2, processes=8))
+    right, wrong = await connect(client, 0, processes=8), await connect(client, 1, processes=4)
+
+    shutdown = await wrong.hears("shutdown")
+    await right.hears("joined")
+
+    assert isinstance(shutdown, protocol.Shutdown)
+    assert "hello.processes" in shutdown.message
+    assert [agent.slot for agent in channel.view().agents] == [0]
+    assert refusals == ["WrongProcesses"]
+
+
+async def test_a_running_worker_keeps_its_number_of_processes_when_the_job_s_changes(
+    server: AgentServer, client: Client
+) -> None:
+    members = (protocol.Member(rank=0, agent_id="a0", slot=0, attempt=0, host="h", processes=4),)
+    running = protocol.Generation(
+        number=3, job_uid=JOB, members=members, store_host="h", store_port=1, reason="Started"
+    )
+    channel = server.open(JOB, epoch=7, highest_number=3)
+    channel.set_want(a_want(frozenset({(0, 0)}), replicas=1, processes=8))
+
+    await (await connect(client, 0, processes=4, generation=running)).hears("joined")
+
+
+async def test_what_a_newer_peer_may_say_is_counted_and_harms_nobody(
+    server: AgentServer, client: Client, refusals: list[str]
+) -> None:
+    facts: list[CoordinatorFact] = []
+    _, newer = await formed(server, client, facts)
+
+    for text in ('{"kind": "dance"}', "not json", '{"kind": "heartbeat", "step": null}'):
+        await newer.socket.send_str(text)
+        await newer.hears("error")
+
+    assert refusals == ["UnknownKind", "Malformed", "Invalid"]
+    assert not any(isinstance(fact, GenerationEnded) for fact in facts)
+
+
+async def test_the_highest_number_that_a_worker_may_report_leaves_numbers_for_the_job(
+    server: AgentServer, client: Client
+) -> None:
+    a_channel(server, 1)
+    agent = await connect(client, 0, highest_number=MAX_NUMBER)
+
+    asked = await agent.hears("host_store")
+
+    assert isinstance(asked, protocol.HostStore)
+    assert asked.number < MAX_NUMBER
 
 
 async def test_unknown_fields_are_ignored(server: AgentServer, client: Client) -> None:

@@ -347,14 +347,18 @@ def test_a_container_that_cannot_hold_the_states_is_refused() -> None:
     assert "raise resources.limits.memory" in problem
 
 
-@pytest.mark.parametrize("memory", ["Infinity", "NaN", "sNaNM", "1e999999999", "1e99999999"])
-def test_a_memory_limit_that_is_no_finite_quantity_is_left_to_the_api_server(memory: str) -> None:
-    template = {"spec": {"containers": [{"name": "worker", "resources": {"limits": {"memory": memory}}}]}}
-    checkpoint = {**a_job_body()["spec"]["checkpoint"], "memory": {"everySteps": 5}}
+@pytest.mark.parametrize("memory", ["1e99999999", "1e-99999999", "9" * 30, "much", "Infinity", "NaN", "sNaNM"])
+def test_a_memory_limit_that_is_no_quantity_is_refused_before_it_is_computed(memory: str) -> None:
+    container = {"name": "worker", "resources": {"limits": {"memory": memory}}}
 
-    job = a_parsed_job(workers={"replicas": 3, "elastic": {"min": 3}, "template": template}, checkpoint=checkpoint)
+    assert "resources.limits.memory" in refused(template={"spec": {"containers": [container]}})
 
-    assert job.spec.checkpoint.memory is not None
+
+@pytest.mark.parametrize("gpus", [10**18, "9" * 100, 1000])
+def test_an_absurd_number_of_gpus_is_refused(gpus: object) -> None:
+    container = {"name": "worker", "resources": {"limits": {"nvidia.com/gpu": gpus}}}
+
+    assert "must be a whole number of GPUs, at most 999" in refused(template={"spec": {"containers": [container]}})
 
 
 @pytest.mark.parametrize("path", ["/tmp", "/dev/shm", "/var/cache/pretrain", "/var/cache/pretrain/"])

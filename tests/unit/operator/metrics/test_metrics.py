@@ -442,6 +442,7 @@ def test_the_operator_tells_of_itself(metrics: OperatorMetrics, shown: Shown) ->
     metrics.job("ml", "gpt2").reconciled(JobStatus(), 0.03)
     metrics.api_call("patch", "200")
     metrics.agent_refused("TokenExpired")
+    metrics.message_refused("OutOfBounds")
     metrics.leading(True)
     metrics.watch_agents(lambda: 12)
     metrics.watch_queue(lambda: 3, lambda: 0.5)
@@ -450,6 +451,7 @@ def test_the_operator_tells_of_itself(metrics: OperatorMetrics, shown: Shown) ->
     assert series["pretrain_operator_reconcile_seconds_count", ()] == 1
     assert series["pretrain_operator_api_calls_total", (("code", "200"), ("verb", "patch"))] == 1
     assert series["pretrain_operator_agents_refused_total", (("reason", "TokenExpired"),)] == 1
+    assert series["pretrain_operator_messages_refused_total", (("reason", "OutOfBounds"),)] == 1
     assert series["pretrain_operator_leader", ()] == 1
     assert series["pretrain_operator_agents_connected", ()] == 12
     assert series["pretrain_operator_queue_depth", ()] == 3
@@ -458,6 +460,24 @@ def test_the_operator_tells_of_itself(metrics: OperatorMetrics, shown: Shown) ->
 
     metrics.leading(False)
     assert shown.series()["pretrain_operator_leader", frozenset()] == 0
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"tokens": 10**400}, {"loss": 10**400}, {"validation_loss": {"\ud800": 1.0}}, {"validation_loss": {"a": None}},
+     {"step": "many"}],
+    ids=["tokens", "loss", "label", "none", "text"],
+)  # fmt: skip
+def test_a_bad_value_of_one_job_hides_no_metric_of_another(
+    metrics: OperatorMetrics, shown: Shown, bad: dict[str, Any]
+) -> None:
+    metrics.job("ml", "bad").reconciled(JobStatus(generation=1).model_copy(update=bad), 0.1)
+    metrics.job("ml", "good").reconciled(JobStatus(generation=1, step=7), 0.1)
+
+    series = shown.series()
+
+    assert series["pretrain_job_step", frozenset({("namespace", "ml"), ("name", "good")})] == 7
+    assert series["pretrain_job_generation", frozenset({("namespace", "ml"), ("name", "good")})] == 1
 
 
 def _worker_text(metrics: WorkerMetrics) -> str:
@@ -533,6 +553,7 @@ def test_what_is_shown_is_what_is_listed(metrics: OperatorMetrics, shown: Shown)
     listener.reconciled(busy, 0.1)
     metrics.api_call("get", "200")
     metrics.agent_refused("NoToken")
+    metrics.message_refused("OutOfBounds")
 
     labels: dict[str, set[str]] = {}
     for name, of in shown.series():

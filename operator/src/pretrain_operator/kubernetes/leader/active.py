@@ -57,7 +57,7 @@ class ActiveReplica:
         review = TokenReview(
             api, shared.pods, options.audience, lambda uid: self.jobs.namespace_of(uid), shared.metrics.agent_refused
         )
-        server = AgentServer(review, shared.clock)
+        server = AgentServer(review, shared.clock, refused=shared.metrics.message_refused)
         deps = Deps(
             api, shared.pods, shared.nodes, shared.settings, server, epoch, shared.metrics, shared.clock,
             options.progress_seconds, random.random,

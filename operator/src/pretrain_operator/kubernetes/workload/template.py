@@ -17,6 +17,7 @@ from pretrain_operator.kubernetes.workload.pods import WORKER
 
 AT = "spec.workers.template"
 GPU = "nvidia.com/gpu"
+MAX_GPUS = 999
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 OWN_VOLUMES = "pretrain-"
 """Prefix of the operator's volumes."""
@@ -157,8 +158,9 @@ class _Reader:
     def gpus(self, worker: Object, at: str) -> int:
         """Return the GPU limit of the container."""
         value = worker.get("resources", {}).get("limits", {}).get(GPU, 0)
-        if not _is_whole(value) and not (isinstance(value, str) and re.fullmatch(r"[0-9]{1,3}", value)):
-            self.problems.append(f"{at}.resources.limits.{GPU} must be a whole number of GPUs")
+        valid = value <= MAX_GPUS if _is_whole(value) else isinstance(value, str) and re.fullmatch(r"[0-9]{1,3}", value)
+        if not valid:
+            self.problems.append(f"{at}.resources.limits.{GPU} must be a whole number of GPUs, at most {MAX_GPUS}")
             return 0
         return int(value)
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, cast
 
-from kubernetes.utils.quantity import parse_quantity  # pyright: ignore[reportUnknownVariableType]
 from pydantic import ValidationError
 
 from pretrain_api.estimate.state_size import memory_checkpoint_bytes
@@ -19,6 +18,7 @@ from pretrain_api.spec.support import unsupported
 from pretrain_api.status.job import JobStatus
 from pretrain_operator.kubernetes.client.api import Object
 from pretrain_operator.kubernetes.workload.container import processes
+from pretrain_operator.kubernetes.workload.quantity import parse_quantity
 from pretrain_operator.kubernetes.workload.settings import PodSettings
 from pretrain_operator.kubernetes.workload.template import AT, Template, read_template
 
@@ -132,14 +132,15 @@ def _storage_problems(job: PretrainJob, template: Template) -> Iterator[str]:
 def _memory_problems(job: PretrainJob, template: Template) -> Iterator[str]:
     """Check snapshots in memory against the container's limit. A lower bound: the tokeniser's vocabulary may add."""
     written = template.worker.get("resources", {}).get("limits", {}).get("memory")
-    needed = memory_checkpoint_bytes(job.spec, vocabulary=1, processes=_processes(job))
-    if written is None or not needed:
+    if written is None:
         return
     try:
-        too_small = parse_quantity(written) < needed
-    except (ValueError, ArithmeticError):
-        return  # not a quantity: the API server refuses the pod
-    if too_small:
+        limit = parse_quantity(written)
+    except ValueError as error:
+        yield f"{AT}.spec.containers: resources.limits.memory {str(written)[:100]!r} is invalid: {error}"
+        return
+    needed = memory_checkpoint_bytes(job.spec, vocabulary=1, processes=_processes(job))
+    if limit < needed:
         yield (
             f"spec.checkpoint.memory: a worker keeps {needed / 2**30:,.1f} GiB of snapshots in memory, and its "
             f"container is limited to {written}: raise resources.limits.memory in {AT}, or remove checkpoint.memory"
