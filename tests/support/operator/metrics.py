@@ -111,6 +111,8 @@ class _Channel(FakeChannel):
     """Restores what was saved last."""
 
     saved: Saved | None = None
+    rolled_to = 0
+    """Number taken by the last rollback."""
 
     def say(self, body: ReportBody, slot: int = 0) -> None:
         if isinstance(body, Saved):
@@ -127,6 +129,11 @@ class _Cast:
     channel: _Channel
     metrics: OperatorMetrics
     workers: list[WorkerMetrics]
+
+    @property
+    def lineage_number(self) -> int:
+        """Number under which checkpoints are committed."""
+        return max(self.channel.rolled_to, self.world.number)
 
     def stir(self) -> None:
         """The next thing happens in the world; a generation that is new starts its ranks."""
@@ -163,7 +170,7 @@ class _Cast:
         self.metrics.api_call("patch", "200")
         self.metrics.agent_refused("TokenExpired")
         if step % 5 == 0:
-            saved = a_save(step, self.world.number).model_copy(update={"stages": STAGES, "bytes": 2**20})
+            saved = a_save(step, self.lineage_number).model_copy(update={"stages": STAGES, "bytes": 2**20})
             assert isinstance(saved, Saved)
             self.workers[0].record(0, saved)
             self.channel.say(saved)
@@ -179,11 +186,13 @@ class _Cast:
         self.channel.say(self.rolled_back(step))
 
     def rolled_back(self, step: int) -> RolledBack:
-        """A rollback that lost nothing, so that the steps of this run go on rising."""
+        """Take the next number, and lose no step, so that the steps of this run rise."""
         back = Rollback(
             generation=1000 + step, job_uid="uid", cause="LossSpike", step=step + 1, since=step - 3, to_step=step
         )
-        return RolledBack(number=back.generation, rollback=back, checkpoint=manifest_key(self.world.number, step))
+        checkpoint = manifest_key(self.lineage_number, step)
+        self.channel.rolled_to = back.generation
+        return RolledBack(number=back.generation, rollback=back, checkpoint=checkpoint)
 
 
 async def _train(run: ScrapedRun, stop: threading.Event, cast: _Cast) -> None:
