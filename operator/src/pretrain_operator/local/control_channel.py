@@ -13,6 +13,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, TypeAdapter
 
 from pretrain_api.base import Wire
+from pretrain_api.bounds import Text
 from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import JobStatus
 from pretrain_api.status.records import EvaluationResult, StepRecord
@@ -44,7 +45,7 @@ class RequestResult(Wire):
 
     kind: Literal["answer"] = "answer"
     id: int
-    error: str = ""
+    error: Text = ""
 
 
 SupervisorMessage = Annotated[ClusterView | RequestResult, Field(discriminator="kind")]
@@ -86,7 +87,7 @@ class Emit(Wire):
     kind: Literal["event"] = "event"
     type: Literal["Normal", "Warning"]
     reason: str
-    message: str
+    message: Text
 
 
 class RecordStep(Wire):
