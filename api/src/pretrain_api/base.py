@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, Self, cast
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
@@ -48,7 +49,7 @@ _OPPOSITE = {"ge": "gt", "le": "lt"}
 
 
 def _bound(schema: dict[str, Any]) -> None:
-    """Add the missing bounds to the schema of a message. Nested models are references and bound themselves."""
+    """Add the missing bounds to the schema of a field and of the values inside."""
     for name, value in _BOUNDS.get(schema["type"], {}).items():
         if _OPPOSITE.get(name) not in schema:
             schema.setdefault(name, value)
@@ -60,6 +61,13 @@ def _bound(schema: dict[str, Any]) -> None:
     if schema["type"] == "model-fields":
         for field in schema["fields"].values():
             _bound(field["schema"])
+
+
+def _fields_of(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the fields of a model's schema, which validators may wrap."""
+    while schema["type"] != "model-fields":
+        schema = schema["schema"]
+    return schema["fields"]
 
 
 class Wire(Frozen):
@@ -75,7 +83,9 @@ class Wire(Frozen):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Bound the fields of each message class."""
         schema = handler(source)
-        _bound(cast(dict[str, Any], handler.resolve_ref_schema(schema)))
+        for field in _fields_of(cast(dict[str, Any], handler.resolve_ref_schema(schema))).values():
+            field["schema"] = deepcopy(field["schema"])  # values inside keep their schemas elsewhere
+            _bound(field["schema"])
         return schema
 
 

@@ -7,7 +7,6 @@ import itertools
 import socket
 from collections.abc import Callable
 
-from pretrain_api.base import Wire
 from pretrain_api.messages.profile_request import read_request
 from pretrain_api.status.job import JobStatus
 from pretrain_api.status.records import EvaluationResult, StepRecord
@@ -16,6 +15,7 @@ from pretrain_operator.local.control_channel import (
     LINE_LIMIT,
     SUPERVISOR_MESSAGE,
     ClusterView,
+    ControlMessage,
     CreatePodRequest,
     DeletePodRequest,
     Emit,
@@ -111,7 +111,7 @@ class LocalCluster:
         self._writer.close()
         await self._writer.wait_closed()
 
-    async def _say(self, message: Wire) -> None:
+    async def _say(self, message: ControlMessage) -> None:
         write_message(self._writer, message)
         await self._writer.drain()
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
-from pretrain_api.base import Wire
-from pretrain_api.bounds import Text
+from pretrain_api.base import Frozen
 from pretrain_api.spec.job import PretrainJob
 from pretrain_api.status.job import JobStatus
 from pretrain_api.status.records import EvaluationResult, StepRecord
@@ -28,7 +27,13 @@ T = TypeVar("T")
 # --- supervisor to operator ------------------------------------------------------------------------------------------
 
 
-class ClusterView(Wire):
+class ControlMessage(Frozen):
+    """Message between two processes of one run, which trust each other. Ignores unknown fields."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class ClusterView(ControlMessage):
     """State of the local cluster."""
 
     kind: Literal["view"] = "view"
@@ -40,12 +45,12 @@ class ClusterView(Wire):
     status: JobStatus | None = Field(default=None, description="In the first view of a channel only")
 
 
-class RequestResult(Wire):
+class RequestResult(ControlMessage):
     """Result of a request; `error` is empty on success."""
 
     kind: Literal["answer"] = "answer"
     id: int
-    error: Text = ""
+    error: str = ""
 
 
 SupervisorMessage = Annotated[ClusterView | RequestResult, Field(discriminator="kind")]
@@ -55,7 +60,7 @@ SUPERVISOR_MESSAGE: TypeAdapter[SupervisorMessage] = TypeAdapter(SupervisorMessa
 # --- operator to supervisor ------------------------------------------------------------------------------------------
 
 
-class CreatePodRequest(Wire):
+class CreatePodRequest(ControlMessage):
     """Start a worker."""
 
     kind: Literal["create_pod"] = "create_pod"
@@ -64,7 +69,7 @@ class CreatePodRequest(Wire):
     attempt: int
 
 
-class DeletePodRequest(Wire):
+class DeletePodRequest(ControlMessage):
     """Stop a worker: SIGTERM, and SIGKILL after the grace period."""
 
     kind: Literal["delete_pod"] = "delete_pod"
@@ -74,30 +79,30 @@ class DeletePodRequest(Wire):
     grace_seconds: float
 
 
-class WriteStatus(Wire):
+class WriteStatus(ControlMessage):
     """Replace the job's status."""
 
     kind: Literal["status"] = "status"
     status: JobStatus
 
 
-class Emit(Wire):
+class Emit(ControlMessage):
     """Report an event to the user."""
 
     kind: Literal["event"] = "event"
     type: Literal["Normal", "Warning"]
     reason: str
-    message: Text
+    message: str
 
 
-class RecordStep(Wire):
+class RecordStep(ControlMessage):
     """Append a line to `metrics.jsonl`."""
 
     kind: Literal["step"] = "step"
     record: StepRecord
 
 
-class RecordEvaluation(Wire):
+class RecordEvaluation(ControlMessage):
     """Append a line to `evaluations.jsonl` or `samples.jsonl`."""
 
     kind: Literal["appraisal"] = "appraisal"
@@ -111,7 +116,7 @@ OperatorMessage = Annotated[
 OPERATOR_MESSAGE: TypeAdapter[OperatorMessage] = TypeAdapter(OperatorMessage)
 
 
-def write_message(writer: asyncio.StreamWriter, message: Wire) -> None:
+def write_message(writer: asyncio.StreamWriter, message: ControlMessage) -> None:
     """Queue a message; dropped if the peer is gone, which the reading side notices."""
     if not writer.is_closing():
         writer.write(message.to_json().encode() + b"\n")

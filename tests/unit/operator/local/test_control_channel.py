@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from pretrain_api.bounds import MAX_TEXT
-from pretrain_operator.local.control_channel import Emit, RequestResult
+from pretrain_api.status.job import Incident, JobStatus
+from pretrain_operator.local.control_channel import OPERATOR_MESSAGE, Emit, RequestResult, WriteStatus
+
+LONG = "x" * 100_000
 
 
-def test_long_texts_are_cut_and_end_nothing() -> None:
-    event = Emit(type="Warning", reason="RankFailed", message="x" * 100_000)
-    result = RequestResult(id=1, error="x" * 100_000)
+def test_long_texts_pass_whole() -> None:
+    incident = Incident(cause="RankFailed", step=1, time=0.0, message=LONG)
+    status = WriteStatus(status=JobStatus(incidents=(incident,)))
 
-    assert len(event.message) == len(result.error) == MAX_TEXT
+    assert OPERATOR_MESSAGE.validate_json(status.to_json()) == status
+    assert Emit(type="Warning", reason="RankFailed", message=LONG).message == LONG
+    assert RequestResult(id=1, error=LONG).error == LONG
