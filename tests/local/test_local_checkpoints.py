@@ -14,7 +14,7 @@ from support.worlds.local import TOLERANCE, Baseline, run
 
 SHORT = ("--set", "training.steps=50")
 LONGER = ("--set", "training.steps=70")
-BUCKET = "runs"
+BUCKET = "local-checkpoints"  # moto keeps buckets for the whole process: another test has "runs"
 
 
 @pytest.fixture(scope="session")
