@@ -58,7 +58,7 @@ def test_pods_made_from_an_old_job_s_config_map_have_the_same_configuration() ->
 
 @pytest.mark.bare
 def test_old_agents_read_what_a_new_coordinator_says(code: Path) -> None:
-    """What it says in the same case, and what it says with every field that it knows."""
+    """Return the minimal message of the case, and the one with every field."""
     before = [old for name, old in messages() if name == "CoordinatorMessage"]
     kinds = {old["kind"] for old in before}
     in_full = [filled(kind, full=True) for kind in coordinator_messages() if kind.model_fields["kind"].default in kinds]

@@ -29,7 +29,7 @@ def continued(finished: Finished) -> dict[int, float]:
 
 
 def as_before(before: Any, after: Any) -> bool:
-    """Whether a list begins with what it was before."""
+    """Tell whether a list begins with its former items."""
     return after[: len(before)] == before
 
 

@@ -175,7 +175,7 @@ async def adopt(town: Town) -> dict[str, Any]:
         (CONFIG_MAPS, old["configMaps"]), (NETWORK_POLICIES, old["networkPolicies"]), (LEASES, old["leases"])
     ):  # fmt: skip
         for item in items:
-            await town.api.create(resource, town.namespace, anew(item))
+            await town.api.create(resource, town.namespace, recreated(item))
     hellos = {(hello["slot"], hello["attempt"]): Hello.from_json(json.dumps(hello)) for hello in old["hellos"]}
     step = max(hello.step for hello in hellos.values())
     training = town.kubelet.training[name] = Training(until=100_000, total=10_000_000, step=step, saved=SAVED)
@@ -187,12 +187,12 @@ async def adopt(town: Town) -> dict[str, Any]:
         return Survivor(url, job_uid, worker, *others, said=said)
 
     town.kubelet.make_agent = make_agent
-    old["created"] = [await town.api.create(PODS, town.namespace, anew(pod)) for pod in old["pods"]]
+    old["created"] = [await town.api.create(PODS, town.namespace, recreated(pod)) for pod in old["pods"]]
     await until(lambda: len(training.present.get(FORMED, ())) == 3)
     return old
 
 
-def anew(item: Object) -> Object:
+def recreated(item: Object) -> Object:
     """An object without what the API server adds."""
     kept = ("name", "labels", "annotations", "ownerReferences")
     metadata = {part: item["metadata"][part] for part in kept if part in item["metadata"]}
